@@ -1,0 +1,1 @@
+"""Actuators: one module per knob, with guards, leases and signed commands."""

@@ -1,0 +1,1 @@
+"""Dashboards as code, the JSON made from it, and provisioning."""

@@ -1,0 +1,1 @@
+"""Pipeline: the one place where the parts are wired together."""

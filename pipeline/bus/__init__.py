@@ -1,0 +1,1 @@
+"""The bus: one Protocol, MQTT 5 and in-memory."""

@@ -1,0 +1,1 @@
+"""Planner: where guests should live and how hosts are divided."""

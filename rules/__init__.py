@@ -1,0 +1,1 @@
+"""Rules: the file format, signals over the stream, decisions on their edges."""

@@ -1,0 +1,1 @@
+"""From signals to wanted actions: matchers, arbiter, remedy ladder."""

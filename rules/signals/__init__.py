@@ -1,0 +1,1 @@
+"""Conditions over the stream: the columnar evaluator and its state machine."""

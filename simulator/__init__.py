@@ -1,0 +1,1 @@
+"""Simulator: the fleet model in virtual time."""

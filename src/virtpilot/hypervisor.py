@@ -1,0 +1,92 @@
+"""One host's hypervisor: the Protocol that libvirt and the simulator offer, and the libvirt side of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+
+class GuestState(StrEnum):
+    """A domain's state, as virDomainState names it."""
+
+    NOSTATE = "nostate"
+    RUNNING = "running"
+    BLOCKED = "blocked"
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"
+    SHUTOFF = "shutoff"
+    CRASHED = "crashed"
+    SUSPENDED = "pmsuspended"
+
+
+class GuestStats(msgspec.Struct, frozen=True):
+    """One guest as the hypervisor tells it: `stats` under the names of virConnectGetAllDomainStats."""
+
+    uuid: str
+    name: str
+    stats: Mapping[str, int | float | str | bool]
+    knobs: Mapping[str, int] = {}
+    tags: Mapping[str, str] = {}
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host is: its CPUs, memory in bytes, driver and versions."""
+
+    cpus: int
+    memory_bytes: int
+    driver: str
+    versions: dict[str, str] = {}
+
+
+class JobState(StrEnum):
+    """Where a long operation stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """A long operation's state; `progress` holds remaining and total bytes and the like where known."""
+
+    state: JobState
+    error: str = ""
+    progress: Mapping[str, float] = {}
+
+
+class Job(Protocol):
+    """A long operation that goes on by itself."""
+
+    def poll(self) -> JobStatus:
+        """Return where it stands, at once."""
+
+    def abort(self) -> None:
+        """Ask it to stop; poll tells when it has."""
+
+
+class Hypervisor(Protocol):
+    """One host's hypervisor: collectors read through it, actuators write through it. Raises HypervisorError."""
+
+    def facts(self) -> HostFacts:
+        """Return what the host is."""
+
+    def guests(self) -> Sequence[GuestStats]:
+        """Return all guests, shut-off ones too; one that vanishes meanwhile is left out."""
+
+    def state(self, guest: str) -> GuestState:
+        """Return a guest's state; raises GuestNotFound."""
+
+    def get_knob(self, guest: str, knob: str) -> int:
+        """Return a knob's live value; raises GuestNotFound or KnobUnsupported."""
+
+    def set_knob(self, guest: str, knob: str, value: int) -> None:
+        """Set a knob's live value; raises GuestNotFound or KnobUnsupported."""
+
+    def migrate(self, guest: str, uri: str) -> Job:
+        """Start a live migration to the libvirt at `uri`; raises GuestNotFound."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
