@@ -1,0 +1,43 @@
+# make demo       the main job on the embedded default (DEMO_SECONDS=N ends it by itself)
+# make test       every test, unit to lab            make test-all   the server-less ones on each Python there is
+# make check      ruff, mypy, import-linter, lengths make bench      the benchmarks, one JSON document
+# make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them)
+.PHONY: demo test test-all check lab lab-down bench format dashboards
+SHELL := /bin/bash
+BIN := .venv/bin
+
+demo:
+	@deploy/bootstrap.sh run
+	@exec $(BIN)/virtpilot demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS)) $(DEMO_ARGS)
+
+test:
+	@deploy/bootstrap.sh full
+	@exec $(BIN)/python -m pytest $(TEST_ARGS)
+
+test-all:
+	@exec deploy/test-all.sh $(TEST_ARGS)
+
+check:
+	@deploy/bootstrap.sh dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python deploy/check_lengths.py
+
+format:
+	@deploy/bootstrap.sh dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lab:
+	@deploy/bootstrap.sh full
+	@exec $(BIN)/python -m deploy.lab run $(if $(LAB_KEEP),--keep)
+
+lab-down:
+	@deploy/bootstrap.sh full
+	@exec $(BIN)/python -m deploy.lab down
+
+dashboards:
+	@deploy/bootstrap.sh dev
+	$(BIN)/python -m virtpilot.grafana grafana/json

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# bootstrap.sh run|dev|full: makes .venv ready, installing with apt-get what the system lacks (as root or through sudo).
+#   run   what `virtpilot demo` needs: no broker, no database, no hypervisor
+#   dev   run, and the checks and tests
+#   full  dev, and the real servers and libvirt for the tests against them (deploy/packages.txt)
+# A second run with nothing changed returns at once. PYTHON names another interpreter, VENV another folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+profile=${1:-run}
+python=${PYTHON:-python3}
+venv=${VENV:-.venv}
+log=$(mktemp "${TMPDIR:-/tmp}/virtpilot-bootstrap.XXXXXX")
+trap 'rm -f "$log"' EXIT
+
+say() { printf '%s\n' "virtpilot: $*" >&2; }
+
+quietly() {
+  "$@" >"$log" 2>&1 || { local rc=$?; tail -n 25 "$log" >&2; say "failed: $*"; exit "$rc"; }
+}
+
+apt_install() {
+  local sudo=()
+  if [ "$(id -u)" -ne 0 ]; then sudo=(sudo); fi
+  if ! command -v apt-get >/dev/null || { [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; }; then
+    say "missing on this system, please install: $*"
+    return 1
+  fi
+  say "installing with apt-get: $*"
+  quietly "${sudo[@]}" apt-get -o Acquire::Retries=3 update -qq
+  quietly "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends "$@"
+}
+
+# Debian names the venv and header packages by the interpreter's version; one built by hand brings its own.
+python_version() { "$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+has_python() { command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
+has_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
+has_headers() { [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; }
+# durable-rules comes as source only, for Python 3.11 and 3.12; libvirt-python is always built.
+needs_compiler() { [ "$profile" = full ] || "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; }
+
+system_for_run() {
+  local missing=()
+  has_python || { say "Python 3.11 or newer is needed, found: $("$python" --version 2>&1 || echo none)"; exit 1; }
+  has_venv || missing+=("python$(python_version)-venv")
+  if needs_compiler; then
+    command -v gcc >/dev/null || command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    has_headers || missing+=("python$(python_version)-dev")
+  fi
+  [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+}
+
+system_for_full() {
+  local missing=() package
+  while read -r package; do
+    dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+  done < <(sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' deploy/packages.txt)
+  [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}" || say "tests that need them will be skipped"
+}
+
+pip() { quietly "$venv/bin/python" -m pip --disable-pip-version-check --quiet --retries 5 "$@"; }
+
+install() {
+  local wanted=(--constraint constraints.txt --editable .)
+  pip install --constraint constraints.txt pip
+  [ "$profile" = run ] || wanted+=(--group dev)
+  pip install "${wanted[@]}"
+  if [ "$profile" = full ]; then
+    if pkg-config --exists libvirt 2>/dev/null; then
+      pip install --constraint constraints.txt --editable '.[libvirt]'
+    else
+      say "no libvirt headers: tests on the real driver will be skipped"
+    fi
+  fi
+}
+
+stamp() { cat pyproject.toml constraints.txt deploy/packages.txt deploy/bootstrap.sh "$python_path" 2>/dev/null | sha256sum | cut -c1-32; }
+
+python_path=$(command -v "$python" || true)
+[ "$profile" = full ] && system_for_full
+# A full set-up serves the smaller profiles too.
+for done_for in full dev run; do
+  if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.ready-$done_for" 2>/dev/null)" = "$(stamp)" ]; then exit 0; fi
+  [ "$done_for" = "$profile" ] && break
+done
+system_for_run
+python_path=$(command -v "$python")
+[ -x "$venv/bin/python" ] || { say "making $venv"; quietly "$python" -m venv "$venv"; }
+say "installing Python packages into $venv (once)"
+install
+stamp >"$venv/.ready-$profile"
