@@ -1,0 +1,1 @@
+"""What puts virtpilot on machines: the lab, the containers, the units."""

@@ -1,0 +1,79 @@
+#!/bin/sh
+# The lab guest's only process tree: loads the drivers, then burns CPU as told. BusyBox ash.
+# virtpilot.load=PERCENT on the kernel command line is the duty at boot. At run time the virtio-serial port takes
+# "load PERCENT [ID]" and answers with the same line once the burner has it.
+busybox mkdir -p /proc /sys /dev /run
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sysfs /sys
+busybox mount -t devtmpfs dev /dev 2>/dev/null
+while read -r module; do busybox insmod "/modules/$module"; done </modules/order
+
+load=0
+read -r words </proc/cmdline
+for word in $words; do
+  case $word in virtpilot.load=*) load=${word#*=} ;; esac
+done
+
+busybox mkfifo /run/orders
+exec 3<>/run/orders
+
+# Time in microseconds: "1795433539.486351" without its point.
+now() { time=$EPOCHREALTIME; time=${time%.*}${time#*.}; }
+
+# Periods of 100 ms of wall time: `load` ms of counting, the rest asleep, listening for orders.
+burn() {
+  while :; do
+    if [ "$load" -le 0 ]; then read -r load <&3; continue; fi
+    if read -r -t 0 _ <&3; then read -r load <&3; continue; fi
+    now; end=$((time + load * 1000))
+    while [ "$time" -lt "$end" ]; do
+      i=0; while [ $i -lt 100 ]; do i=$((i + 1)); done
+      now
+    done
+    rest=$((100 - load))
+    if [ $rest -gt 0 ]; then
+      [ $rest -ge 10 ] || rest=0$rest
+      if read -r -t 0.0$rest next <&3; then load=$next; fi
+    fi
+  done
+}
+
+online_cpus() {
+  for file in /sys/devices/system/cpu/cpu[0-9]*/online; do
+    [ -e "$file" ] || continue
+    read -r state <"$file"
+    [ "$state" = 1 ] || echo 1 >"$file"
+  done
+}
+
+# A port without a listener on the host's side reads as closed: look again in a while.
+listen() {
+  busybox mkfifo /run/never
+  exec 5<>/run/never
+  exec 4<>/dev/vport*p1
+  while :; do
+    if read -r verb value id <&4; then
+      case $verb in
+        load) echo "$value" >&3; echo "load $value $id" >&4 ;;
+      esac
+    else
+      read -r -t 0.5 _ <&5
+      online_cpus
+    fi
+  done
+}
+
+# The small disk is read now and then, so that there is disk traffic to measure.
+browse() {
+  exec 6<>/run/quiet
+  while [ -b /dev/vda ]; do
+    busybox dd if=/dev/vda of=/dev/null bs=64k count=4 iflag=direct 2>/dev/null
+    read -r -t 5 _ <&6
+  done
+}
+
+busybox mkfifo /run/quiet
+[ -d /sys/class/net/eth0 ] && busybox ip link set eth0 up
+burn &
+browse &
+listen

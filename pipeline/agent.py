@@ -1,0 +1,216 @@
+"""The agent of one host, stepped.
+
+    libvirt, /proc → collector → uplink (spool → bus metrics/<host>)     trimmed by bus stored/<host>
+    bus commands/<host> → verifier → executor (journal, knobs, migration) → bus outcomes/<host>
+
+Metrics need no controller: a lost broker fills the spool, a lost controller changes nothing here, and leases end by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import Annotated, Final
+
+import msgspec
+import structlog
+
+from virtpilot.actuators.command import Verifier
+from virtpilot.actuators.executor import Executor
+from virtpilot.clock import SECOND, Clock, seconds
+from virtpilot.collectors.collector import HostCollector
+from virtpilot.errors import CommandRefused, HypervisorError
+from virtpilot.hypervisor import HostFacts, Hypervisor
+from virtpilot.lineprotocol import encode_lines
+from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Stored
+from virtpilot.pipeline.uplink import Uplink
+from virtpilot.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+_POLL_S: Final = 0.2
+
+
+class AgentTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often the agent measures."""
+
+    tick_s: Annotated[float, msgspec.Meta(description="Seconds between two measurements.", ge=0.2, le=3600)] = 10.0
+
+
+class Agent:
+    """Collects, publishes, executes commands and keeps leases for one host."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        boot: str,
+        topics: Topics,
+        bus: Bus,
+        uplink: Uplink,
+        collector: HostCollector,
+        hypervisor: Hypervisor,
+        executor: Executor,
+        verifier: Verifier,
+        clock: Clock,
+        migration_uri: str,
+        timing: AgentTiming,
+    ) -> None:
+        self.host = host
+        self.uplink = uplink
+        self.collector = collector
+        self.executor = executor
+        self.commands_refused = 0
+        self.ticks = 0
+        self._boot = boot
+        self._topics = topics
+        self._bus = bus
+        self._hypervisor = hypervisor
+        self._verifier = verifier
+        self._clock = clock
+        self._migration_uri = migration_uri
+        self._tick_ns = seconds(timing.tick_s)
+        self._next_tick_ns = 0
+        self._announced = 0
+        self._facts: HostFacts | None = None
+        self._publishing: dict[str, Future[None]] = {}
+
+    def start(self) -> None:
+        """Subscribe and put right what an earlier run left: leases that have ended, operations cut short."""
+        self._bus.subscribe(self._topics.commands(self.host))
+        self._bus.subscribe(self._topics.stored(self.host))
+        self.executor.recover(self._clock.now_ns())
+        self._next_tick_ns = self._clock.monotonic_ns()
+
+    def step(self, timeout_s: float) -> None:
+        """Do what is due, then wait for a message for `timeout_s` seconds at most."""
+        now_ns = self._clock.now_ns()
+        if self._clock.monotonic_ns() >= self._next_tick_ns:
+            self._schedule()
+            self.tick(now_ns)
+        self.executor.poll(now_ns)
+        self.uplink.tick(now_ns)
+        self._announce(now_ns)
+        self._publish_outcomes()
+        delivery = self._bus.receive(timeout_s)
+        while delivery is not None:
+            self._handle(delivery, self._clock.now_ns())
+            delivery = self._bus.receive(0)
+        self._publish_outcomes()
+
+    def _schedule(self) -> None:
+        """Keep the beat; ticks that were missed are left out, not made up for."""
+        behind = self._clock.monotonic_ns() - self._next_tick_ns
+        self._next_tick_ns += (behind // self._tick_ns + 1) * self._tick_ns
+
+    def tick(self, now_ns: int) -> None:
+        """Measure once and hand the samples to the uplink."""
+        samples = self.collector.collect(now_ns)
+        self.ticks += 1
+        if samples:
+            self.uplink.send(encode_lines(samples), now_ns)
+
+    def _handle(self, delivery: Delivery, now_ns: int) -> None:
+        message = delivery.message
+        match self._topics.family_of(message.topic):
+            case "stored":
+                self._on_stored(message)
+            case "commands":
+                self._on_command(message, now_ns)
+        delivery.ack()
+
+    def _on_stored(self, message: Message) -> None:
+        try:
+            report = msgspec.json.decode(message.payload, type=Stored)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("report of stored samples is not readable", error=str(error))
+            return
+        if report.host == self.host:
+            self.uplink.on_stored(report)
+
+    def _on_command(self, message: Message, now_ns: int) -> None:
+        """Verify and execute; the journal holds whatever happens before the message is acknowledged."""
+        try:
+            command = self._verifier.open(message.payload, now_ns)
+        except CommandRefused as refused:
+            # No outcome: who sent it is not known, and an answer would let a forger write into the audit.
+            self.commands_refused += 1
+            log.warning("command refused", guard=refused.guard, reason=refused.reason)
+            return
+        self.executor.submit(command, now_ns)
+
+    def _announce(self, now_ns: int) -> None:
+        """Say that this host is here after each new connection: the last will may have said otherwise."""
+        generation = self._bus.generation
+        if generation in (0, self._announced):
+            return
+        facts = self._read_facts()
+        if facts is not None:
+            self._announced = generation
+            self._bus.publish(self._status(facts, now_ns))
+
+    def _read_facts(self) -> HostFacts | None:
+        if self._facts is None:
+            try:
+                self._facts = self._hypervisor.facts()
+            except HypervisorError as error:
+                log.info("hypervisor not there yet", error=str(error))
+        return self._facts
+
+    def _status(self, facts: HostFacts, now_ns: int) -> Message:
+        status = HostStatus(
+            host=self.host,
+            online=True,
+            at_ns=now_ns,
+            boot=self._boot,
+            cpus=facts.cpus,
+            memory_bytes=facts.memory_bytes,
+            migration_uri=self._migration_uri,
+            driver=facts.driver,
+            versions=facts.versions,
+        )
+        return Message(self._topics.status(self.host), msgspec.json.encode(status), retain=True)
+
+    def _publish_outcomes(self) -> None:
+        """Send each outcome until the broker has it; the journal remembers which ones it has not."""
+        for outcome_id, future in list(self._publishing.items()):
+            if future.done():
+                del self._publishing[outcome_id]
+                if future.exception() is None:
+                    self.executor.published(outcome_id)
+        if self._bus.generation == 0:
+            return
+        for outcome in self.executor.unpublished():
+            if outcome.id not in self._publishing:
+                self._publishing[outcome.id] = self._bus.publish(self._outcome(outcome))
+
+    def _outcome(self, outcome: Outcome) -> Message:
+        log.info("outcome", action=outcome.action, result=outcome.result, guest=outcome.guest, reason=outcome.reason)
+        return Message(self._topics.outcomes(self.host), msgspec.json.encode(outcome))
+
+    def run(self, stop: threading.Event) -> None:
+        """Step until `stop` is set, then close."""
+        self.start()
+        try:
+            while not stop.is_set():
+                until_tick = (self._next_tick_ns - self._clock.monotonic_ns()) / SECOND
+                self.step(min(max(until_tick, 0.0), _POLL_S))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Say goodbye in order; what is not sent stays in the spool and the journal."""
+        now_ns = self._clock.now_ns()
+        self._publish_outcomes()
+        gone = HostStatus(host=self.host, online=False, at_ns=now_ns, boot=self._boot)
+        self._bus.publish(Message(self._topics.status(self.host), msgspec.json.encode(gone), retain=True))
+        self._bus.close()
+        self.uplink.close()
+        self.executor.close()
+        self._hypervisor.close()
+
+
+def last_will(topics: Topics, host: str, boot: str, now_ns: int) -> Message:
+    """Return what the broker says for a host whose agent vanished."""
+    status = HostStatus(host=host, online=False, at_ns=now_ns, boot=boot)
+    return Message(topics.status(host), msgspec.json.encode(status), retain=True)

@@ -1,0 +1,275 @@
+"""The controller, stepped.
+
+    bus metrics/+ → wanted fields → evaluator → signals → bus signals/<rule>, alerts
+    signals, outcomes → decider → pilot (planner, guards) → bus decisions, commands/<host>
+    bus outcomes/+ → decider: effect measured, next rung → bus outcomes/<host>
+
+State is saved before a command leaves, so that a restart neither forgets nor repeats one.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from virtpilot.actuators.command import Signer
+from virtpilot.clock import SECOND, Clock, seconds
+from virtpilot.errors import StateError
+from virtpilot.lineprotocol import parse_wanted
+from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Message, Outcome, Signal
+from virtpilot.pipeline import state
+from virtpilot.pipeline.alerts import Alerts
+from virtpilot.pipeline.pilot import Pilot
+from virtpilot.pipeline.records import Record, RecordLog
+from virtpilot.pipeline.rulebook import Rulebook
+from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
+
+log = structlog.get_logger(__name__)
+
+_POLL_S: Final = 0.2
+T = TypeVar("T")
+
+
+class ControllerTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often the controller looks at what waits, and saves."""
+
+    tick_s: Annotated[float, msgspec.Meta(description="Seconds between looks at what waits.", gt=0, le=60)] = 1.0
+    save_s: Annotated[
+        float, msgspec.Meta(description="Seconds between saves of the signals' state (decisions are saved at once).", gt=0)
+    ] = 10.0
+
+
+class Counters(msgspec.Struct):
+    """What the controller did, for the exporter."""
+
+    messages: int = 0
+    samples: int = 0
+    bad_lines: int = 0
+    bad_messages: int = 0
+    signals: int = 0
+    accepted: int = 0
+    refused: dict[str, int] = {}
+    commands: int = 0
+    outcomes: dict[str, int] = {}
+    save_failures: int = 0
+
+
+class Controller:
+    """Turns the stream into signals, decisions and commands."""
+
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        bus: Bus,
+        rulebook: Rulebook,
+        pilot: Pilot,
+        signer: Signer,
+        alerts: Alerts,
+        records: RecordLog,
+        clock: Clock,
+        timing: ControllerTiming,
+        state_path: Path | None,
+    ) -> None:
+        self.counters = Counters()
+        self.records = records
+        self.pilot = pilot
+        self.rulebook = rulebook
+        self._topics = topics
+        self._bus = bus
+        self._signer = signer
+        self._alerts = alerts
+        self._clock = clock
+        self._timing = timing
+        self._state_path = state_path
+        self._outbox: dict[str, Command] = {}
+        self._sending: dict[str, Future[None]] = {}
+        self._next_tick_ns = 0
+        self._next_save_ns = 0
+
+    def start(self) -> None:
+        """Subscribe to what hosts say."""
+        for topic in (self._topics.metrics("+"), self._topics.status("+"), self._topics.outcomes("+")):
+            self._bus.subscribe(topic)
+
+    def restore(self, document: dict[str, Any]) -> None:
+        """Take up where an earlier run ended; its commands that were not sent go out now, if still in time."""
+        self.rulebook.restore(document["signals"])
+        self.pilot.decider.restore(document["decisions"])
+        self.pilot.guards.restore(document["guards"])
+        for status in msgspec.convert(document["statuses"], list[HostStatus]):
+            self.pilot.fleet.on_status(status)
+        self._outbox = {command.id: command for command in msgspec.convert(document["outbox"], list[Command])}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that a restart must not lose, JSON-able."""
+        document: dict[str, Any] = msgspec.to_builtins(
+            {"statuses": list(self.pilot.fleet.statuses.values()), "outbox": list(self._outbox.values())}
+        )
+        return document | {
+            "epoch": self.pilot.epoch,
+            "signals": self.rulebook.evaluator.snapshot(),
+            "decisions": self.pilot.decider.snapshot(),
+            "guards": self.pilot.guards.snapshot(),
+        }
+
+    def step(self, timeout_s: float) -> None:
+        """Do what is due, then handle the messages that are there, waiting `timeout_s` seconds at most."""
+        if self._clock.monotonic_ns() >= self._next_tick_ns:
+            self._next_tick_ns = self._clock.monotonic_ns() + seconds(self._timing.tick_s)
+            self.tick(self._clock.now_ns())
+        delivery = self._bus.receive(timeout_s)
+        while delivery is not None:
+            self._handle(delivery, self._clock.now_ns())
+            delivery = self._bus.receive(0)
+
+    def tick(self, now_ns: int) -> None:
+        """Notice what did not come, measure effects, decide, and save now and then."""
+        self.rulebook.watch(now_ns)
+        self._on_signals(self.rulebook.evaluator.tick(now_ns))
+        self._advance(now_ns)
+        self._alerts.tick(now_ns)
+        if self._clock.monotonic_ns() >= self._next_save_ns:
+            self._save()
+        self._send()
+
+    def _handle(self, delivery: Delivery, now_ns: int) -> None:
+        self.counters.messages += 1
+        message = delivery.message
+        match self._topics.family_of(message.topic):
+            case "metrics":
+                self._on_metrics(message, now_ns)
+            case "status":
+                self._on_status(message)
+            case "outcomes":
+                self._on_outcome(message, now_ns)
+        delivery.ack()
+
+    def _on_metrics(self, message: Message, now_ns: int) -> None:
+        parsed = parse_wanted(message.payload, self.rulebook.wanted)
+        self.counters.samples += len(parsed.samples)
+        if parsed.bad:
+            self.counters.bad_lines += len(parsed.bad)
+            log.warning("malformed lines", topic=message.topic, count=len(parsed.bad), first=parsed.bad[0].reason)
+        signals = self.rulebook.evaluator.feed(parsed.samples, self._message_id(message))
+        if signals:
+            self._on_signals(signals)
+            self._advance(now_ns)
+
+    def _message_id(self, message: Message) -> str:
+        properties = message.properties
+        host = self._topics.host_of(message.topic)
+        return f"{host}/{properties.get(BOOT_PROPERTY, '-')}/{properties.get(SEQUENCE_PROPERTY, '-')}"
+
+    def _on_status(self, message: Message) -> None:
+        status = self._decode(message, HostStatus)
+        if status is not None and status.host == self._topics.host_of(message.topic):
+            self.pilot.fleet.on_status(status)
+
+    def _on_outcome(self, message: Message, now_ns: int) -> None:
+        outcome = self._decode(message, Outcome)
+        # Own measurements come back on the same topic; the record log knows them, as it knows duplicates.
+        if outcome is None or not self._record(outcome):
+            return
+        self.pilot.on_outcome(outcome, now_ns)
+        self._advance(now_ns)
+        self._save()
+
+    def _decode(self, message: Message, type_: type[T]) -> T | None:
+        try:
+            return msgspec.json.decode(message.payload, type=type_)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.counters.bad_messages += 1
+            log.warning("message is not readable", topic=message.topic, error=str(error))
+            return None
+
+    def _on_signals(self, signals: list[Signal]) -> None:
+        for signal in signals:
+            if self._record(signal):
+                self.pilot.decider.on_signal(signal)
+                self._alerts.signal(signal)
+                self._publish(self._topics.signals(signal.rule), signal)
+
+    def _advance(self, now_ns: int) -> None:
+        """Measure effects and decide; nothing leaves before it is saved."""
+        for outcome in self.pilot.decider.measure(now_ns, self.rulebook.evaluator):
+            if self._record(outcome):
+                self._publish(self._topics.outcomes(outcome.host), outcome)
+        records = self.pilot.decide(now_ns)
+        fresh = [record for record in records if self._record(record)]
+        self._outbox |= {record.id: record for record in fresh if isinstance(record, Command)}
+        if fresh:
+            self._save()
+        for record in fresh:
+            if isinstance(record, Decision):
+                self._publish(self._topics.decisions, record)
+        self._send()
+
+    def _send(self) -> None:
+        """Publish each command until the broker has it or its time is over; agents know duplicates by id."""
+        for command_id, future in list(self._sending.items()):
+            if future.done():
+                del self._sending[command_id]
+                if future.exception() is None:
+                    self._outbox.pop(command_id, None)
+        now_ns = self._clock.now_ns()
+        for command in list(self._outbox.values()):
+            left_ns = command.not_after_ns - now_ns
+            if left_ns <= 0:
+                del self._outbox[command.id]
+            elif command.id not in self._sending and self._bus.generation:
+                payload = self._signer.seal(command)
+                expiry_s = max(1, left_ns // SECOND)
+                message = Message(self._topics.commands(command.host), payload, expiry_s=expiry_s)
+                self._sending[command.id] = self._bus.publish(message)
+
+    def _publish(self, topic: str, record: Record) -> None:
+        self._bus.publish(Message(topic, msgspec.json.encode(record)))
+
+    def _record(self, record: Record) -> bool:
+        if not self.records.add(record):
+            return False
+        counters = self.counters
+        match record:
+            case Signal():
+                counters.signals += 1
+            case Decision(accepted=True):
+                counters.accepted += 1
+            case Decision():
+                counters.refused[record.guard] = counters.refused.get(record.guard, 0) + 1
+            case Command():
+                counters.commands += 1
+            case Outcome():
+                counters.outcomes[record.result] = counters.outcomes.get(record.result, 0) + 1
+        return True
+
+    def _save(self) -> None:
+        self._next_save_ns = self._clock.monotonic_ns() + seconds(self._timing.save_s)
+        if self._state_path is None:
+            return
+        try:
+            state.save(self._state_path, self.snapshot())
+        except StateError as error:
+            self.counters.save_failures += 1
+            log.error("state not saved", error=str(error))
+
+    def run(self, stop: threading.Event) -> None:
+        """Step until `stop` is set, then close."""
+        self.start()
+        try:
+            while not stop.is_set():
+                self.step(_POLL_S)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Save, send what is in hand and leave in order."""
+        self._send()
+        self._save()
+        self._alerts.close(2.0)
+        self._bus.close()

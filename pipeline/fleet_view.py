@@ -1,0 +1,80 @@
+"""What the controller knows of the fleet: hosts and guests as the planner and the guards see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from virtpilot.model import HostStatus, Kind
+from virtpilot.planner.placement import GuestLoad, HostLoad
+from virtpilot.rules.signals.evaluator import Evaluator, Row
+
+log = structlog.get_logger(__name__)
+
+# What planner and guards read, whether or not a rule names it.
+ALSO: Final[Mapping[str, frozenset[str]]] = {
+    "host": frozenset({"cpu_usage_ratio", "cpus_count", "memory_total_bytes", "memory_available_bytes"}),
+    "vm": frozenset({"state_code", "cpu_usage_ratio", "cpu_steal_ratio", "vcpus_count", "memory_balloon_bytes"}),
+}
+
+
+class FleetView:
+    """The agents' retained statuses joined with the newest samples."""
+
+    def __init__(self, evaluator: Evaluator, fresh_ns: int) -> None:
+        self.evaluator = evaluator
+        self.statuses: dict[str, HostStatus] = {}
+        self._fresh_ns = fresh_ns
+
+    def on_status(self, status: HostStatus) -> None:
+        """Take a host's newest word; an agent that restarted may be heard after its own last will."""
+        self.statuses[status.host] = status
+
+    def guest(self, guest_id: str) -> Row | None:
+        """Return a guest's newest row, None where it is not known."""
+        return self.evaluator.latest(Kind.VM).get(guest_id)
+
+    def guest_load(self, row: Row) -> GuestLoad:
+        """Return what a guest uses and lacks now, in cores and bytes."""
+        vcpus = row.values.get("vcpus_count", 1.0)
+        used = row.values.get("cpu_usage_ratio", 0.0) * vcpus
+        return GuestLoad(
+            id=row.subject.id,
+            name=row.subject.name,
+            host=row.subject.host,
+            cpu_cores=used,
+            cpu_wanted_cores=used + row.values.get("cpu_steal_ratio", 0.0) * vcpus,
+            memory_bytes=int(row.values.get("memory_balloon_bytes", 0.0)),
+            vcpus=int(vcpus),
+            tags=dict(row.subject.tags),
+        )
+
+    def host_loads(self, now_ns: int, in_flight: Mapping[str, int]) -> list[HostLoad]:
+        """Return every host that has measured anything; `in_flight` counts migrations to or from each."""
+        loads = []
+        for name, row in sorted(self.evaluator.latest(Kind.HOST).items()):
+            values = row.values
+            if not {"cpus_count", "memory_total_bytes"} <= values.keys():
+                continue
+            status = self.statuses.get(name)
+            measured = {"cpu_usage_ratio", "memory_available_bytes"} <= values.keys()
+            loads.append(
+                HostLoad(
+                    name=name,
+                    cpus=int(values["cpus_count"]),
+                    cpu_used_cores=values.get("cpu_usage_ratio", 1.0) * values["cpus_count"],
+                    memory_total_bytes=int(values["memory_total_bytes"]),
+                    memory_available_bytes=int(values.get("memory_available_bytes", 0)),
+                    online=status is not None and status.online and bool(status.migration_uri),
+                    migrations_in_flight=in_flight.get(name, 0),
+                    fresh=measured and now_ns - row.time_ns <= self._fresh_ns,
+                )
+            )
+        return loads
+
+    def migration_uri(self, host: str) -> str:
+        """Return where a host takes guests; empty when it has not said."""
+        status = self.statuses.get(host)
+        return status.migration_uri if status is not None else ""

@@ -1,0 +1,162 @@
+"""From wanted remedies to signed commands: planner, guards, decision, command.
+
+    decider.wants → (arbiter's losers: refused) → plan the action → guards → Decision → Command → outbox
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from virtpilot.actuators.guard import GuardRequest, Guards
+from virtpilot.clock import seconds
+from virtpilot.model import Action, Command, Decision, Kind, Migrate, Outcome, ReleaseKnob, Result, SetKnob, record_id
+from virtpilot.pipeline.fleet_view import FleetView
+from virtpilot.planner.placement import NoMove, Reserve, best_target
+from virtpilot.rules.decisions.decider import Decider, Release, Want
+from virtpilot.rules.language.records import SetRemedy
+from virtpilot.rules.signals.evaluator import Row
+
+
+class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How commands are given."""
+
+    command_ttl_s: Annotated[
+        float, msgspec.Meta(description="A command not started within this time is never started.", ge=1, le=3600)
+    ] = 30.0
+
+
+class Refused(Exception):  # noqa: N818 - a verdict within this module, not an error
+    """The action cannot be planned; carries the guard's name and the reason."""
+
+    def __init__(self, guard: str, reason: str) -> None:
+        self.guard = guard
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Pilot:
+    """Decides on what the rules want, one decision a want, and keeps the count of what is in flight."""
+
+    def __init__(
+        self, *, fleet: FleetView, decider: Decider, guards: Guards, reserve: Reserve, options: PilotOptions, epoch: int
+    ) -> None:
+        self.fleet = fleet
+        self.decider = decider
+        self.guards = guards
+        self._reserve = reserve
+        self._ttl_ns = seconds(options.command_ttl_s)
+        self.epoch = epoch
+
+    def decide(self, now_ns: int) -> list[Decision | Command]:
+        """Return the new decisions, each accepted one followed by its command."""
+        records: list[Decision | Command] = []
+        winners, losers = self.decider.wants(now_ns)
+        for want, reason in losers:
+            records.append(self._refuse(want, "arbiter", reason, now_ns))
+        for want in winners:
+            records.extend(self._decide_one(want, now_ns))
+        for release in self.decider.releases(now_ns):
+            records.append(self._release(release, now_ns))
+        return records
+
+    def _decide_one(self, want: Want, now_ns: int) -> list[Decision | Command]:
+        row = self.fleet.guest(want.subject.id) if want.subject.kind is Kind.VM else None
+        try:
+            if row is None:
+                raise Refused("freshness", f"{want.subject.name or want.subject.id} is not measured any more")
+            action, reason = self._plan(want, row, now_ns)
+            request = self._request(want, row, action)
+            if (refusal := self.guards.check(request, now_ns)) is not None:
+                raise Refused(refusal.guard, refusal.reason)
+        except Refused as refused:
+            return [self._refuse(want, refused.guard, refused.reason, now_ns)]
+        decision = self._decision(want, now_ns, accepted=True, action=action, reason=reason)
+        command = self._command(decision.id, row.subject.host, action, want.rule, now_ns)
+        self.guards.started(request, command.id, now_ns)
+        self.decider.on_decision(decision, command, now_ns)
+        return [decision, command]
+
+    def _plan(self, want: Want, row: Row, now_ns: int) -> tuple[Action, str]:
+        """Return the action with the reason for it; raises Refused."""
+        if isinstance(want.remedy, SetRemedy):
+            return self._plan_set(want.remedy, row)
+        placement = best_target(
+            self.fleet.guest_load(row), self.fleet.host_loads(now_ns, self.guards.migrations()), self._reserve
+        )
+        if isinstance(placement, NoMove):
+            raise Refused("placement", placement.reason)
+        uri = self.fleet.migration_uri(placement.host)
+        return Migrate(guest=row.subject.id, target=placement.host, uri=uri), placement.reason
+
+    def _plan_set(self, remedy: SetRemedy, row: Row) -> tuple[Action, str]:
+        known = self.fleet.evaluator.knob(row.subject.id, remedy.knob)
+        if known is None:
+            raise Refused("freshness", f"the value of {remedy.knob} is not known yet")
+        current, _measured_ns = known
+        value = remedy.target(int(current), row)
+        if value == int(current):
+            raise Refused("limits", f"{remedy.knob} is at {value} already")
+        action = SetKnob(
+            guest=row.subject.id, knob=remedy.knob, value=value, expected=int(current), lease_s=remedy.lease_ns / 1e9
+        )
+        return action, f"{remedy.knob} {int(current)} → {value}"
+
+    def _request(self, want: Want, row: Row, action: Action) -> GuardRequest:
+        return GuardRequest(
+            mode=want.mode,
+            rule=want.rule,
+            cooldown_ns=want.cooldown_ns,
+            rung=want.rung,
+            guest=row.subject.id,
+            host=row.subject.host,
+            target=action.target if isinstance(action, Migrate) else "",
+            sample_ns=row.time_ns,
+            first_seen_ns=row.since_ns,
+            state_code=int(row.values.get("state_code", 1)),
+        )
+
+    def _decision(
+        self, want: Want, now_ns: int, *, accepted: bool, action: Action | None = None, guard: str = "", reason: str = ""
+    ) -> Decision:
+        return Decision(
+            id=record_id("dc", want.cause, want.rung, accepted, guard, now_ns),
+            cause=want.cause,
+            rule=want.rule,
+            subject=want.subject,
+            rung=want.rung,
+            priority=want.priority,
+            at_ns=now_ns,
+            accepted=accepted,
+            action=action,
+            guard=guard,
+            reason=reason,
+        )
+
+    def _refuse(self, want: Want, guard: str, reason: str, now_ns: int) -> Decision:
+        decision = self._decision(want, now_ns, accepted=False, guard=guard, reason=reason)
+        self.decider.on_decision(decision, None, now_ns)
+        return decision
+
+    def _release(self, release: Release, now_ns: int) -> Command:
+        action = ReleaseKnob(guest=release.guest, knob=release.knob)
+        return self._command(release.cause, release.host, action, release.rule, now_ns)
+
+    def _command(self, cause: str, host: str, action: Action, rule: str, now_ns: int) -> Command:
+        return Command(
+            id=record_id("cm", cause, host, msgspec.json.encode(action)),
+            cause=cause,
+            host=host,
+            action=action,
+            rule=rule,
+            issued_ns=now_ns,
+            not_after_ns=now_ns + self._ttl_ns,
+            epoch=self.epoch,
+        )
+
+    def on_outcome(self, outcome: Outcome, now_ns: int) -> None:
+        """Take an agent's word on a command: the guards free its place, the ladder goes on."""
+        if outcome.result in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
+            self.guards.finished(outcome.command, now_ns)
+        self.decider.on_outcome(outcome)

@@ -1,0 +1,111 @@
+"""The rules in force: loaded whole or not at all, reloaded when their files change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import structlog
+
+from virtpilot.clock import seconds
+from virtpilot.errors import RuleError
+from virtpilot.model import Mode
+from virtpilot.pipeline.fleet_view import ALSO
+from virtpilot.rules.language import RuleSet, load
+from virtpilot.rules.signals.evaluator import Evaluator
+
+log = structlog.get_logger(__name__)
+
+LIBRARY: Final = Path(__file__).resolve().parent.parent / "rules" / "library"
+_WATCH_NS: Final = seconds(2)
+
+
+class RuleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which rules are in force, and how far they may go."""
+
+    paths: Annotated[
+        list[str], msgspec.Meta(description="Rule files and folders; empty for the library that virtpilot ships.")
+    ] = []
+    modes: Annotated[
+        dict[str, Mode],
+        msgspec.Meta(description="A rule's mode in place of the one in its file; the name `*` stands for all others."),
+    ] = {}
+    matcher: Annotated[
+        str, msgspec.Meta(description="Second stage: auto, durable or small.", pattern="^(auto|durable|small)$")
+    ] = "auto"
+
+
+class Rulebook:
+    """Holds the rule set and its evaluator; a bad file never replaces a good one."""
+
+    def __init__(self, options: RuleOptions) -> None:
+        self._paths = [Path(path) for path in options.paths] or [LIBRARY]
+        self._modes = dict(options.modes)
+        self._stamp = self._files()
+        self._next_look_ns = 0
+        self.refusals = 0
+        self.problems: tuple[str, ...] = ()
+        self.ruleset = self._load()
+        self.evaluator = Evaluator(self.ruleset, also=ALSO)
+        self.wanted = self._wanted()
+        self.on_reload: Callable[[RuleSet, Evaluator], None] = lambda _ruleset, _evaluator: None
+
+    def _load(self) -> RuleSet:
+        ruleset = load(self._paths)
+        rules = tuple(
+            msgspec.structs.replace(rule, mode=self._modes.get(rule.name, self._modes.get("*", rule.mode)))
+            for rule in ruleset.rules
+        )
+        return msgspec.structs.replace(ruleset, rules=rules)
+
+    def _wanted(self) -> Mapping[str, frozenset[str]]:
+        wanted = dict(self.ruleset.wanted())
+        for measurement, fields in ALSO.items():
+            wanted[measurement] = wanted.get(measurement, frozenset()) | fields
+        wanted["knob"] = wanted.get("knob", frozenset()) | {"value_count"}
+        return wanted
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Take up the signals' state of an earlier run; rules that have changed since start afresh."""
+        self.evaluator.restore(snapshot)
+
+    def _files(self) -> Sequence[tuple[str, int, int]]:
+        """Return what tells a change: every rule file with its size and modification time."""
+        found = []
+        for path in self._paths:
+            for file in sorted(path.rglob("*.yaml")) if path.is_dir() else [path]:
+                try:
+                    status = file.stat()
+                except OSError:
+                    continue
+                found.append((str(file), status.st_size, status.st_mtime_ns))
+        return found
+
+    def watch(self, now_ns: int) -> None:
+        """Reload when a file has changed; refused whole, with all its errors, when it has mistakes."""
+        if now_ns < self._next_look_ns:
+            return
+        self._next_look_ns = now_ns + _WATCH_NS
+        stamp = self._files()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self.reload()
+
+    def reload(self) -> None:
+        """Load again; the signals of unchanged rules keep their state."""
+        try:
+            ruleset = self._load()
+        except RuleError as error:
+            self.refusals += 1
+            self.problems = tuple(map(str, error.problems))
+            log.error("rules refused, the last good ones stay", problems=self.problems)
+            return
+        self.problems = ()
+        evaluator = Evaluator(ruleset, also=ALSO)
+        evaluator.restore(self.evaluator.snapshot())
+        self.ruleset, self.evaluator = ruleset, evaluator
+        self.wanted = self._wanted()
+        self.on_reload(ruleset, evaluator)
+        log.info("rules loaded", rules=len(ruleset.rules))

@@ -1,0 +1,153 @@
+"""A simulated host's libvirt: the Hypervisor Protocol over the fleet model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable, KnobUnsupported
+from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.simulator.fault import Faults
+from virtpilot.simulator.migration import Migration, Migrations
+from virtpilot.simulator.stats import guest_stats
+from virtpilot.simulator.world import World
+
+_URI: Final = re.compile(r"qemu\+(?:tcp|tls|ssh)://(?:[^/@]+@)?([^/:?]+)(?::\d+)?/system")
+_SHARES: Final = "cpu_shares"
+_SHARES_RANGE: Final = range(2, 262_145)
+
+
+class RefusedJob:
+    """A migration that could not even begin."""
+
+    def __init__(self, error: str) -> None:
+        self._error = error
+
+    def poll(self) -> JobStatus:
+        """Return that it failed, and why."""
+        return JobStatus(JobState.FAILED, self._error)
+
+    def abort(self) -> None:
+        """Do nothing: it is over."""
+
+
+class MigrationJob:
+    """A migration under way."""
+
+    def __init__(self, migrations: Migrations, migration: Migration) -> None:
+        self._migrations, self._migration = migrations, migration
+
+    def poll(self) -> JobStatus:
+        """Return where it stands in virtual time."""
+        return self._migration.status()
+
+    def abort(self) -> None:
+        """Cancel it, as virDomainAbortJob does; the guest stays where it is."""
+        self._migrations.abort(self._migration, "operation aborted: migration job: canceled by client")
+
+
+class FleetHypervisor:
+    """One connection to one simulated host; raises what libvirt would: HypervisorError."""
+
+    def __init__(
+        self, world: World, migrations: Migrations, faults: Faults, host: int, *, deadline_s: float = 5.0
+    ) -> None:
+        self._world, self._migrations, self._faults = world, migrations, faults
+        self._host = host
+        self._deadline_s = deadline_s
+        self._closed = False
+
+    def facts(self) -> HostFacts:
+        """Return what the host is."""
+        self._answer()
+        spec = self._world.scenario.hosts[self._host]
+        return host_facts(spec.cpus, int(self._world.memory_bytes[self._host]))
+
+    def guests(self) -> Sequence[GuestStats]:
+        """Return all guests, shut-off ones too."""
+        self._answer()
+        here = np.flatnonzero(self._world.host == self._host).tolist()
+        return [guest_stats(self._world, guest) for guest in here]
+
+    def state(self, guest: str) -> GuestState:
+        """Return a guest's state; raises GuestNotFound."""
+        return self._world.state_of(self._find(guest))
+
+    def get_knob(self, guest: str, knob: str) -> int:
+        """Return a knob's live value; raises GuestNotFound or KnobUnsupported."""
+        return int(self._world.shares[self._find_knob(guest, knob)])
+
+    def set_knob(self, guest: str, knob: str, value: int) -> None:
+        """Set a knob's live value; raises GuestNotFound, KnobUnsupported, or HypervisorError out of its range."""
+        index = self._find_knob(guest, knob)
+        if value not in _SHARES_RANGE:
+            first, last = _SHARES_RANGE[0], _SHARES_RANGE[-1]
+            raise HypervisorError(f"invalid argument: shares '{value}' must be in range [{first}, {last}]")
+        self._world.shares[index] = value
+
+    def migrate(self, guest: str, uri: str) -> Job:
+        """Start a live migration to the host in `uri`; raises GuestNotFound. What stands in its way fails the job."""
+        index = self._find(guest)
+        error = self._obstacle(index, uri)
+        if error:
+            return RefusedJob(error)
+        return MigrationJob(self._migrations, self._migrations.start(index, self._target(uri)))
+
+    def close(self) -> None:
+        """Let go of the connection: calls raise HypervisorUnavailable from now on."""
+        self._closed = True
+
+    def _answer(self) -> None:
+        """Raise what a libvirt that is gone or slow makes a client raise."""
+        name = self._world.host_names[self._host]
+        if self._closed:
+            raise HypervisorUnavailable(f"{name}: the connection is closed")
+        if not self._faults.hypervisor_up(self._host):
+            raise HypervisorUnavailable(f"{name}: failed to connect socket: connection refused")
+        answer_s = float(self._faults.answer_s[self._host])
+        if answer_s > self._deadline_s:
+            raise HypervisorTimeout(f"{name}: no answer within {self._deadline_s:g} s")
+
+    def _find(self, guest: str) -> int:
+        self._answer()
+        index = self._world.guest_index.get(guest, -1)
+        if index < 0 or self._world.host[index] != self._host:
+            raise GuestNotFound(f"no domain with matching uuid '{guest}'")
+        return index
+
+    def _find_knob(self, guest: str, knob: str) -> int:
+        index = self._find(guest)
+        if knob != _SHARES:
+            raise KnobUnsupported(f"{guest} has no knob {knob!r}")
+        if self._world.state_of(index) is GuestState.SHUTOFF:
+            raise HypervisorError(f"requested operation is not valid: domain {guest} is not running")
+        return index
+
+    def _target(self, uri: str) -> int:
+        match = _URI.fullmatch(uri)
+        return self._world.host_index.get(match[1], -1) if match else -1
+
+    def _obstacle(self, guest: int, uri: str) -> str:
+        """Say why a migration cannot begin, as libvirt would, or ""."""
+        target = self._target(uri)
+        if target < 0:
+            return f"unable to connect to server at '{uri}': name or service not known"
+        if target == self._host:
+            return "internal error: attempt to migrate guest to the same host"
+        if self._world.state_of(guest) is GuestState.SHUTOFF:
+            return "requested operation is not valid: domain is not running"
+        if self._migrations.of(guest):
+            return "timed out during operation: cannot acquire state change lock: another migration is under way"
+        if not self._faults.hypervisor_up(target):
+            return f"unable to connect to server at '{uri}': connection refused"
+        if not (self._faults.link_up(self._host) and self._faults.link_up(target)):
+            return f"unable to connect to server at '{uri}': no route to host"
+        return ""
+
+
+def host_facts(cpus: int, memory_bytes: int) -> HostFacts:
+    """Return the facts of a simulated host."""
+    return HostFacts(cpus=cpus, memory_bytes=memory_bytes, driver="QEMU", versions={"simulator": "1"})

@@ -1,0 +1,421 @@
+r"""InfluxDB line protocol in both directions, for numeric samples with a nanosecond timestamp.
+
+Escaping as the reference parser has it: a backslash escapes a comma or space in a measurement, and an equals sign too
+in tag keys, tag values and field keys; before anything else it is itself. Hence no name and no tag value can end in a
+backslash, and none can hold a line feed: `encode` refuses both. In string field values only `\"` and `\\` are escapes.
+Source: https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+import structlog
+
+from virtpilot.errors import LineProtocolError
+from virtpilot.model import Sample
+
+MAX_LINE_CHARS: Final = 64 * 1024
+MAX_ITEMS: Final = 1000
+MAX_SHOWN_CHARS: Final = 200
+
+# No line shorter than this can hold more than MAX_ITEMS tags or fields: the shortest is `a=1,`.
+_SHORT_LINE: Final = 4 * MAX_ITEMS
+_CACHED_HEAD_CHARS: Final = 512
+_HINT_SLACK: Final = 48
+_INT64_MIN: Final = -(2**63)
+_INT64_MAX: Final = 2**63 - 1
+_UINT64_MAX: Final = 2**64 - 1
+_INT_CHARS: Final = 19
+_DIGITS: Final = frozenset("0123456789")
+_LEADS: Final = frozenset("+-.0123456789")
+_SIGNS: Final = frozenset("+-")
+
+# Atomic groups: once a backslash was taken as an escape, nothing takes it back.
+_MEASUREMENT: Final = re.compile(r"(?>\\[, ]|[^, \n])++")
+_KEY: Final = re.compile(r"(?>\\[,= ]|[^,= \n])++")
+_STRING: Final = re.compile(r'"((?>\\.|[^"\\])*+)"', re.DOTALL)
+_BARE: Final = re.compile(r'[^, "\n]++')
+_NUMBER: Final = re.compile(r"[-+]?(?:[0-9]++\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_ESCAPED_IN_MEASUREMENT: Final = re.compile(r"\\([, ])")
+_ESCAPED_IN_KEY: Final = re.compile(r"\\([,= ])")
+_UNSAFE_IN_MEASUREMENT: Final = re.compile(r"[, ]")
+_UNSAFE_IN_KEY: Final = re.compile(r"[,= ]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_BOOLEANS: Final = {
+    **dict.fromkeys(("t", "T", "true", "True", "TRUE"), 1),
+    **dict.fromkeys(("f", "F", "false", "False", "FALSE"), 0),
+}
+
+Wanted = Mapping[str, Collection[str]]
+_log = structlog.get_logger(__name__)
+
+
+class BadLine(msgspec.Struct, frozen=True):
+    """A malformed line: its number from 1, its text cut to 200 characters, and what is wrong with it."""
+
+    number: int
+    text: str
+    reason: str
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """What a payload holds: the samples in order, and the lines that are none."""
+
+    samples: list[Sample]
+    bad: list[BadLine]
+
+
+def encode(sample: Sample) -> str:
+    """Return a sample as one line without its line feed, tags sorted by key; raises LineProtocolError.
+
+    An empty tag value is left out: the store knows no difference between an empty tag and none.
+    """
+    if not sample.fields:
+        raise LineProtocolError("a sample needs a field")
+    if sample.measurement.startswith("#"):
+        raise LineProtocolError(f"measurement {sample.measurement!r} would be a comment")
+    tags = (f",{_key(key)}={_key(value)}" for key, value in sorted(sample.tags.items()) if value)
+    fields = ",".join([f"{_key(key)}={_number(key, value)}" for key, value in sample.fields.items()])
+    if not _INT64_MIN <= sample.time_ns <= _INT64_MAX:
+        raise LineProtocolError(f"time {sample.time_ns} does not fit 64 bits")
+    line = f"{_measurement(sample.measurement)}{''.join(tags)} {fields} {sample.time_ns}"
+    if not line.isascii() and _SURROGATE.search(line):
+        raise LineProtocolError(f"not Unicode text: {line[:MAX_SHOWN_CHARS]!r}")
+    if len(line) > MAX_LINE_CHARS:
+        raise LineProtocolError(f"a line of {len(line)} characters: {MAX_LINE_CHARS} at most")
+    return line
+
+
+def encode_lines(samples: Iterable[Sample]) -> bytes:
+    """Return samples as UTF-8 lines; what cannot be written is left out, item by item, and logged."""
+    lines: list[str] = []
+    for sample in samples:
+        try:
+            lines.append(encode(sample))
+        except LineProtocolError as error:
+            _log.warning("left out what line protocol cannot hold", measurement=sample.measurement, reason=str(error))
+            lines.extend(_what_can_be_encoded(sample))
+    return "".join([f"{line}\n" for line in lines]).encode()
+
+
+def parse_line(text: str) -> Sample:
+    """Return the sample of one line; raises LineProtocolError also where it holds no numeric field."""
+    sample = _parse_whole(text)
+    if sample is None:
+        raise LineProtocolError("no numeric field")
+    return sample
+
+
+def parse(payload: bytes) -> Parsed:
+    """Return all samples of a payload; strings are left out, booleans are 1 and 0, comments are skipped."""
+    return _parse_all(payload, _parse_whole)
+
+
+def parse_wanted(payload: bytes, wanted: Wanted) -> Parsed:
+    """Return the samples of the wanted measurements with their wanted fields only.
+
+    Made for speed: of what it does not read it does not notice mistakes, and samples of one series share their tags.
+    """
+    columns = {measurement: _Columns(names) for measurement, names in wanted.items()}
+
+    def scan(line: str) -> Sample | None:
+        head_end = line.find(" ")
+        fields_end = line.rfind(" ")
+        plain = head_end < fields_end == line.find(" ", head_end + 1) and '"' not in line and "\\" not in line
+        if not plain or head_end > _CACHED_HEAD_CHARS or len(line) >= _SHORT_LINE:
+            return _only(_parse_whole(line), wanted)
+        measurement, tags = _head(line[:head_end])
+        if measurement not in columns:
+            return None
+        found = columns[measurement].read(line, head_end + 1, fields_end)
+        return Sample(measurement, tags, found, _time(line[fields_end + 1 :])) if found else None
+
+    return _parse_all(payload, scan)
+
+
+class _Columns:
+    """The wanted fields of one measurement; each is looked for first near where the line before had it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        # What a field looks like after another one, and as the first one.
+        self._needles = [(name, f",{name}=", f"{name}=") for name in names]
+        self._hints = [0] * len(self._needles)
+
+    def read(self, line: str, start: int, end: int) -> dict[str, int | float]:
+        """Return the wanted fields of `line[start:end]`, a field set without spaces, quotes and backslashes."""
+        found: dict[str, int | float] = {}
+        hints = self._hints
+        for index, (name, inner, first) in enumerate(self._needles):
+            hint = hints[index]
+            at = line.find(inner, start + hint, end) if hint >= 0 else -1
+            if at < 0:
+                at = start - 1 if line.startswith(first, start) else line.find(inner, start, end) if hint else -1
+                if at < 0:
+                    hints[index] = 0
+                    continue
+            # -1 where it was the first one
+            hints[index] = max(at - start - _HINT_SLACK, 0) if at >= start else -1
+            value_at = at + len(inner)
+            value_end = line.find(",", value_at, end)
+            found[name] = _value(line[value_at : end if value_end < 0 else value_end])
+        return found
+
+
+def _parse_all(payload: bytes, scan: Callable[[str], Sample | None]) -> Parsed:
+    text = payload.decode(errors="surrogateescape")
+    dirty = not text.isascii() and _SURROGATE.search(text) is not None
+    samples: list[Sample] = []
+    bad: list[BadLine] = []
+    for number, line in _logical_lines(text):
+        if not line or line[0] == "#" or not (trimmed := line.strip(" \r")) or trimmed[0] == "#":
+            continue
+        try:
+            if dirty and _SURROGATE.search(line):
+                raise LineProtocolError("not UTF-8")
+            if (sample := scan(trimmed)) is not None:
+                samples.append(sample)
+        except LineProtocolError as error:
+            shown = line[:MAX_SHOWN_CHARS].encode(errors="surrogateescape").decode(errors="replace")
+            bad.append(BadLine(number, shown, str(error)))
+    return Parsed(samples, bad)
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield lines with their numbers; a line feed inside a string value does not end a line.
+
+    A string that is never closed ends with its line, so that it cannot swallow the rest.
+    """
+    if '"' not in text:
+        yield from enumerate(text.split("\n"), 1)
+        return
+    at, number = 0, 1
+    while at < len(text):
+        end = text.find("\n", at)
+        end = len(text) if end < 0 else end
+        if text.find('"', at, end) >= 0:
+            end = _end_with_strings(text, at, end)
+        yield number, text[at:end]
+        number += text.count("\n", at, end) + 1
+        at = end + 1
+
+
+def _end_with_strings(text: str, at: int, end: int) -> int:
+    start = at
+    while start < end and text[start] == " ":
+        start += 1
+    if text.startswith("#", start):
+        return end
+    try:
+        return _scan(text, start, start + MAX_LINE_CHARS)[1]
+    except LineProtocolError:
+        return end
+
+
+def _parse_whole(line: str) -> Sample | None:
+    """Return the sample of one line, None where all its fields are strings."""
+    if len(line) > MAX_LINE_CHARS:
+        raise LineProtocolError(f"a line of {len(line)} characters: {MAX_LINE_CHARS} at most")
+    sample, end = _scan(line, 0, len(line))
+    if end != len(line):
+        raise LineProtocolError(f"column {end + 1}: a line feed outside a string")
+    return sample
+
+
+def _scan(text: str, at: int, stop: int) -> tuple[Sample | None, int]:
+    """Return the sample that begins at `at`, and where its line ends."""
+    measurement, tags, at = _scan_head(text, at, stop)
+    at = _skip_spaces(text, at, stop, "fields")
+    fields, at = _scan_fields(text, at, stop)
+    at = _skip_spaces(text, at, stop, "a timestamp")
+    end = text.find("\n", at, stop)
+    end = min(stop, len(text)) if end < 0 else end
+    time_ns = _time(text[at:end].strip(" \r"))
+    return (Sample(measurement, tags, fields, time_ns) if fields else None), end
+
+
+def _skip_spaces(text: str, at: int, stop: int, expected: str) -> int:
+    start = at
+    while at < stop and text.startswith(" ", at):
+        at += 1
+    if at == start or at >= min(stop, len(text)) or text[at] == "\n":
+        raise LineProtocolError(f"column {at + 1}: expected {expected}")
+    return at
+
+
+def _scan_head(text: str, at: int, stop: int) -> tuple[str, dict[str, str], int]:
+    name = _MEASUREMENT.match(text, at, stop)
+    if name is None:
+        raise LineProtocolError(f"column {at + 1}: expected a measurement")
+    at = name.end()
+    tags: dict[str, str] = {}
+    while text.startswith(",", at, stop):
+        key, value, at = _scan_tag(text, at + 1, stop)
+        if key in tags:
+            raise LineProtocolError(f"tag {key!r} twice")
+        tags[key] = value
+        if len(tags) > MAX_ITEMS:
+            raise LineProtocolError(f"more than {MAX_ITEMS} tags")
+    return _ESCAPED_IN_MEASUREMENT.sub(r"\1", name[0]), tags, at
+
+
+def _scan_tag(text: str, at: int, stop: int) -> tuple[str, str, int]:
+    key, at = _scan_key(text, at, stop, "a tag key")
+    value = _KEY.match(text, at, stop)
+    if value is None:
+        raise LineProtocolError(f"column {at + 1}: expected a value for tag {key!r}")
+    return key, _unescaped(value[0]), value.end()
+
+
+def _scan_fields(text: str, at: int, stop: int) -> tuple[dict[str, int | float], int]:
+    fields: dict[str, int | float] = {}
+    seen: set[str] = set()
+    while True:
+        key, at = _scan_key(text, at, stop, "a field key")
+        if key in seen:
+            raise LineProtocolError(f"field {key!r} twice")
+        seen.add(key)
+        if len(seen) > MAX_ITEMS:
+            raise LineProtocolError(f"more than {MAX_ITEMS} fields")
+        if text.startswith('"', at, stop):
+            at = _skip_string(text, at, stop, key)
+        elif (value := _BARE.match(text, at, stop)) is not None:
+            fields[key] = _value(value[0])
+            at = value.end()
+        else:
+            raise LineProtocolError(f"column {at + 1}: expected a value for field {key!r}")
+        if not text.startswith(",", at, stop):
+            return fields, at
+        at += 1
+
+
+def _scan_key(text: str, at: int, stop: int, expected: str) -> tuple[str, int]:
+    key = _KEY.match(text, at, stop)
+    if key is None:
+        raise LineProtocolError(f"column {at + 1}: expected {expected}")
+    if not text.startswith("=", key.end(), stop):
+        raise LineProtocolError(f"column {key.end() + 1}: expected = after {key[0][:40]!r}")
+    return _unescaped(key[0]), key.end() + 1
+
+
+def _skip_string(text: str, at: int, stop: int, key: str) -> int:
+    string = _STRING.match(text, at, stop)
+    if string is None:
+        raise LineProtocolError(f"column {at + 1}: the string of field {key!r} is not closed")
+    return string.end()
+
+
+def _unescaped(key: str) -> str:
+    return _ESCAPED_IN_KEY.sub(r"\1", key) if "\\" in key else key
+
+
+@lru_cache(maxsize=65_536)
+def _head(text: str) -> tuple[str, dict[str, str]]:
+    """Return measurement and tags of a short head: the same few come with each tick."""
+    return _parse_head(text)
+
+
+def _parse_head(text: str) -> tuple[str, dict[str, str]]:
+    measurement, tags, end = _scan_head(text, 0, len(text))
+    if end != len(text):
+        raise LineProtocolError(f"column {end + 1}: expected a comma or a space")
+    return measurement, tags
+
+
+def _value(text: str) -> int | float:
+    """Return a field's number; booleans are 1 and 0."""
+    last = text[-1:]
+    if last == "i":
+        return _integer(text[:-1])
+    if last in _DIGITS and text[0] in _LEADS and text.isascii() and "_" not in text:
+        # `float` takes all that the protocol takes; what it takes beyond it does not come here.
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    return _rare_value(text)
+
+
+def _rare_value(text: str) -> int | float:
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if text[-1:] == "u" and text[:-1].isascii() and text[:-1].isdigit() and len(text) <= _INT_CHARS + 2:
+        number = int(text[:-1])
+        if number <= _UINT64_MAX:
+            return number
+    elif _NUMBER.fullmatch(text) and math.isfinite(real := float(text)):
+        return real
+    raise LineProtocolError(f"{text[:40]!r} is no number, boolean or string")
+
+
+def _integer(text: str) -> int:
+    digits = text[1:] if text[:1] in _SIGNS else text
+    if digits.isdigit() and digits.isascii() and len(digits) <= _INT_CHARS:
+        number = int(text)
+        if _INT64_MIN <= number <= _INT64_MAX:
+            return number
+    raise LineProtocolError(f"{text[:40]!r} is no integer of 64 bits")
+
+
+def _time(text: str) -> int:
+    try:
+        return _integer(text)
+    except LineProtocolError as error:
+        raise LineProtocolError(f"timestamp {error}") from None
+
+
+def _only(sample: Sample | None, wanted: Wanted) -> Sample | None:
+    if sample is None or (names := wanted.get(sample.measurement)) is None:
+        return None
+    fields = {name: sample.fields[name] for name in names if name in sample.fields}
+    return Sample(sample.measurement, sample.tags, fields, sample.time_ns) if fields else None
+
+
+def _measurement(text: str) -> str:
+    _check_name(text)
+    return _UNSAFE_IN_MEASUREMENT.sub(r"\\\g<0>", text)
+
+
+def _key(text: str) -> str:
+    _check_name(text)
+    return _UNSAFE_IN_KEY.sub(r"\\\g<0>", text)
+
+
+def _check_name(text: str) -> None:
+    if not text or text[-1] == "\\" or "\n" in text:
+        raise LineProtocolError(f"{text[:MAX_SHOWN_CHARS]!r} is empty, ends in a backslash or holds a line feed")
+
+
+def _number(key: str, value: int | float) -> str:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise LineProtocolError(f"field {key!r} is {value}")
+        return repr(float(value))
+    if _INT64_MIN <= value <= _INT64_MAX:
+        return f"{int(value)}i"
+    if 0 <= value <= _UINT64_MAX:
+        return f"{value}u"
+    raise LineProtocolError(f"field {key!r}: {value} does not fit 64 bits")
+
+
+def _what_can_be_encoded(sample: Sample) -> list[str]:
+    """Return the line of what is left of a sample without the tags and fields that cannot be written."""
+    tags = {key: value for key, value in sample.tags.items() if _encodes(Sample("m", {key: value}, {"f": 0}, 0))}
+    fields = {key: value for key, value in sample.fields.items() if _encodes(Sample("m", {}, {key: value}, 0))}
+    rest = Sample(sample.measurement, tags, fields, sample.time_ns)
+    return [encode(rest)] if _encodes(rest) else []
+
+
+def _encodes(sample: Sample) -> bool:
+    try:
+        encode(sample)
+    except LineProtocolError:
+        return False
+    return True
