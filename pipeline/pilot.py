@@ -12,7 +12,7 @@ import msgspec
 from virtpilot.actuators.guard import GuardRequest, Guards
 from virtpilot.clock import seconds
 from virtpilot.model import Action, Command, Decision, Kind, Migrate, Outcome, ReleaseKnob, Result, SetKnob, record_id
-from virtpilot.pipeline.fleet_view import FleetView
+from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.placement import NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider, Release, Want
 from virtpilot.rules.language.records import SetRemedy
@@ -40,7 +40,7 @@ class Pilot:
     """Decides on what the rules want, one decision a want, and keeps the count of what is in flight."""
 
     def __init__(
-        self, *, fleet: FleetView, decider: Decider, guards: Guards, reserve: Reserve, options: PilotOptions, epoch: int
+        self, *, fleet: MeasuredFleet, decider: Decider, guards: Guards, reserve: Reserve, options: PilotOptions, epoch: int
     ) -> None:
         self.fleet = fleet
         self.decider = decider

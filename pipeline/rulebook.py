@@ -12,7 +12,7 @@ import structlog
 from virtpilot.clock import seconds
 from virtpilot.errors import RuleError
 from virtpilot.model import Mode
-from virtpilot.pipeline.fleet_view import ALSO
+from virtpilot.pipeline.measured_fleet import ALSO
 from virtpilot.rules.language import RuleSet, load
 from virtpilot.rules.signals.evaluator import Evaluator
 

@@ -20,7 +20,7 @@ ALSO: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
-class FleetView:
+class MeasuredFleet:
     """The agents' retained statuses joined with the newest samples."""
 
     def __init__(self, evaluator: Evaluator, fresh_ns: int) -> None:

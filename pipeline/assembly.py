@@ -1,0 +1,181 @@
+"""How the processes are put together from their options: the wiring, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from virtpilot.actuators.command import Signer, Verifier, load_private, load_public
+from virtpilot.actuators.executor import Executor
+from virtpilot.actuators.guard import GuardOptions, Guards
+from virtpilot.actuators.journal import Journal
+from virtpilot.actuators.knob import Caps
+from virtpilot.clock import Clock, seconds
+from virtpilot.collectors.collector import HostCollector
+from virtpilot.collectors.proc import ProcFiles
+from virtpilot.hypervisor import Hypervisor
+from virtpilot.model import Bus, Message, Store
+from virtpilot.pipeline import state
+from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
+from virtpilot.pipeline.alerts import AlertOptions, Alerts
+from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
+from virtpilot.pipeline.config import AgentConfig, ControllerConfig, WriterConfig
+from virtpilot.pipeline.controller import Controller, ControllerTiming
+from virtpilot.pipeline.measured_fleet import MeasuredFleet
+from virtpilot.pipeline.pilot import Pilot, PilotOptions
+from virtpilot.pipeline.process import boot_id
+from virtpilot.pipeline.records import RecordLog
+from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
+from virtpilot.pipeline.spool import Spool, SpoolOptions
+from virtpilot.pipeline.store.file import FileStore
+from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.uplink import Uplink
+from virtpilot.pipeline.writer import Writer
+from virtpilot.planner.placement import Reserve
+from virtpilot.rules.decisions.decider import Decider
+from virtpilot.rules.decisions.matcher import choose
+from virtpilot.topics import Topics
+
+
+def agent(
+    *,
+    cluster: str,
+    host: str,
+    boot: str,
+    bus: Bus,
+    clock: Clock,
+    hypervisor: Hypervisor,
+    read_proc: Callable[[str], str],
+    cpus: frozenset[int],
+    folder: Path,
+    verifier: Verifier,
+    migration_uri: str,
+    timing: AgentTiming,
+    spool: SpoolOptions,
+    caps: Caps,
+    tags: Iterable[str],
+) -> Agent:
+    """Put an agent together from its parts."""
+    topics = Topics(cluster)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
+    collector = HostCollector(
+        hypervisor, read_proc, cluster=cluster, host=host, cpus=cpus, tag_names=frozenset(tags), leased=executor.leased
+    )
+    return Agent(
+        host=host,
+        boot=boot,
+        topics=topics,
+        bus=bus,
+        uplink=Uplink(bus, Spool(folder / "spool", boot, spool), topics, host),
+        collector=collector,
+        hypervisor=hypervisor,
+        executor=executor,
+        verifier=verifier,
+        clock=clock,
+        migration_uri=migration_uri,
+        timing=timing,
+    )
+
+
+def agent_from(config: AgentConfig, clock: Clock) -> Agent:
+    """Put the agent of this machine together; raises InputError for what the config names and is not there."""
+    from virtpilot.hypervisor import LibvirtHypervisor  # the libvirt extra: only a real agent needs it
+
+    host = config.host or socket.gethostname()
+    boot = boot_id()
+    topics = Topics(config.cluster)
+    options = config.hypervisor
+    return agent(
+        cluster=config.cluster,
+        host=host,
+        boot=boot,
+        bus=mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", last_will(topics, host, boot, clock.now_ns())),
+        clock=clock,
+        hypervisor=LibvirtHypervisor(options.uri, deadline_s=options.deadline_s, tag_names=frozenset(options.tags)),
+        read_proc=ProcFiles(Path(config.proc_folder)),
+        cpus=frozenset(os.sched_getaffinity(0)),
+        folder=Path(config.state_folder),
+        verifier=Verifier(load_public(map(Path, config.commands.public_key_files)), host),
+        migration_uri=options.migration_uri,
+        timing=config.timing,
+        spool=config.spool,
+        caps=config.caps,
+        tags=options.tags,
+    )
+
+
+def mqtt(options: MqttOptions, client_id: str, will: Message | None = None) -> MqttBus:
+    """Open a session on the broker; the broker need not be there yet."""
+    return MqttBus(options, client_id, will=will)
+
+
+def controller(
+    *,
+    cluster: str,
+    bus: Bus,
+    clock: Clock,
+    signer: Signer,
+    folder: Path | None,
+    rules: RuleOptions,
+    guards: GuardOptions,
+    reserve: Reserve,
+    pilot: PilotOptions,
+    alerts: AlertOptions,
+    timing: ControllerTiming,
+) -> Controller:
+    """Put a controller together and let it take up where it left; raises RuleError and StateError."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state_path = folder / "state.json" if folder is not None else None
+    saved = state.load(state_path) if state_path is not None else None
+    rulebook = Rulebook(rules)
+    fleet = MeasuredFleet(rulebook.evaluator, seconds(guards.max_sample_age_s))
+    decider = Decider(rulebook.ruleset, choose(rules.matcher))
+    # Newer than any epoch before it, also on a machine that has lost its state.
+    epoch = max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
+    made = Controller(
+        topics=Topics(cluster),
+        bus=bus,
+        rulebook=rulebook,
+        pilot=Pilot(
+            fleet=fleet, decider=decider, guards=Guards(guards), reserve=reserve, options=pilot, epoch=epoch
+        ),
+        signer=signer,
+        alerts=Alerts(alerts, clock, cluster),
+        records=RecordLog(folder / "records.jsonl" if folder is not None else None),
+        clock=clock,
+        timing=timing,
+        state_path=state_path,
+    )
+    if saved is not None:
+        made.restore(saved)
+    return made
+
+
+def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
+    """Put the controller of a cluster together."""
+    return controller(
+        cluster=config.cluster,
+        bus=mqtt(config.bus, f"virtpilot-{config.cluster}-controller"),
+        clock=clock,
+        signer=Signer(load_private(Path(config.commands.private_key_file))),
+        folder=Path(config.state_folder),
+        rules=config.rules,
+        guards=config.guards,
+        reserve=config.reserve,
+        pilot=config.pilot,
+        alerts=config.alerts,
+        timing=config.timing,
+    )
+
+
+def writer_from(config: WriterConfig, clock: Clock) -> Writer:
+    """Put a writer together."""
+    folder = Path(config.state_folder)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store: Store = FileStore(Path(config.file_store)) if config.file_store else InfluxStore(config.store, clock)
+    bus = mqtt(config.bus, f"virtpilot-{config.cluster}-writer-{config.name}")
+    return Writer(bus, store, Topics(config.cluster), clock, dead_letters=folder / "dead-letters")

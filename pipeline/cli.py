@@ -1,0 +1,154 @@
+"""The command line. Exit status: 0 done, 1 the thing asked about failed, 2 the input is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+
+from virtpilot import __version__
+from virtpilot.errors import InputError, VirtpilotError
+
+app = typer.Typer(
+    help="The automatic pilot for plain libvirt hosts.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+config_app = typer.Typer(help="Config files.", no_args_is_help=True)
+rules_app = typer.Typer(help="Rule files.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(rules_app, name="rules")
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", show_default=False)]
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"virtpilot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None:
+    """Say what there is."""
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(min=1, help="End after so many seconds of your time.")] = None,
+    headless: Annotated[bool, typer.Option(help="Plain lines in place of the live screen.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+    speed: Annotated[float, typer.Option(min=1, max=600, help="Virtual seconds in a second of your time.")] = 30.0,
+    scenario: Annotated[Path | None, typer.Option(help="Another scenario file.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the store and the logs in this folder.")] = None,
+) -> None:
+    """Run the main job on a simulated fleet: no broker, no database, no hypervisor."""
+    from virtpilot.pipeline import demo_run
+
+    document = demo_run.run(seconds, headless=headless, quiet=json, speed=speed, scenario=scenario, folder=keep)
+    if json:
+        _print_json(document)
+
+
+@app.command()
+def agent(config: ConfigFile = Path("/etc/virtpilot/agent.toml")) -> None:
+    """Run the agent of this host."""
+    from virtpilot.pipeline import serve
+
+    serve.agent(config)
+
+
+@app.command()
+def controller(config: ConfigFile = Path("/etc/virtpilot/controller.toml")) -> None:
+    """Run the controller of a cluster."""
+    from virtpilot.pipeline import serve
+
+    serve.controller(config)
+
+
+@app.command()
+def writer(config: ConfigFile = Path("/etc/virtpilot/writer.toml")) -> None:
+    """Run a writer: bus to store."""
+    from virtpilot.pipeline import serve
+
+    serve.writer(config)
+
+
+@app.command()
+def fleet(config: ConfigFile = Path("/etc/virtpilot/fleet.toml")) -> None:
+    """Run a simulated fleet whose agents speak to a real broker."""
+    from virtpilot.pipeline import serve
+
+    serve.fleet(config)
+
+
+@app.command()
+def keys(folder: Annotated[Path, typer.Argument(help="Where to; made if need be.")]) -> None:
+    """Make the key pair with which a controller signs and agents verify."""
+    from virtpilot.actuators.command import generate
+
+    private, public = generate(folder)
+    typer.echo(f"{private}: for the controller alone\n{public}: for every agent")
+
+
+@config_app.command("check")
+def config_check(
+    file: Path,
+    process: Annotated[str | None, typer.Option(help="agent, controller, writer or fleet; by the file's name.")] = None,
+) -> None:
+    """Check a config file, without touching the network; 2 with every mistake in it."""
+    from virtpilot.pipeline import settings
+
+    settings.load(file, _process_type(process or file.stem))
+    typer.echo(f"{file}: fine")
+
+
+@config_app.command("sample")
+def config_sample(process: str) -> None:
+    """Print a config file for a process with every option, its default and its meaning."""
+    from virtpilot.pipeline import settings
+
+    typer.echo(settings.sample(_process_type(process)), nl=False)
+
+
+def _process_type(name: str) -> type[Any]:
+    from virtpilot.pipeline.config import PROCESSES
+
+    if name not in PROCESSES:
+        raise typer.BadParameter(f"{name!r} is no process: {', '.join(PROCESSES)} (say --process)")
+    return PROCESSES[name]
+
+
+@rules_app.command("check")
+def rules_check(paths: Annotated[list[Path], typer.Argument(help="Rule files and folders.")]) -> None:
+    """Check rule files; 2 with every mistake in them, each with its place."""
+    from virtpilot.rules.language import load
+
+    ruleset = load(paths)
+    typer.echo(f"{len(ruleset.rules)} rules: fine")
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(message, err=True)
+    sys.exit(status)
+
+
+def main() -> None:
+    """Run a command and turn what went wrong into a message and an exit status."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except VirtpilotError as error:
+        _fail(f"virtpilot: {error}", 1)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing left to say, and no traceback at exit.
+        sys.stderr.close()
+        sys.exit(1)

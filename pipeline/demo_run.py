@@ -1,0 +1,89 @@
+"""Plays the demo on a terminal, as plain lines, or silently."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.live import Live
+
+from virtpilot.clock import SystemClock
+from virtpilot.pipeline.config import LogOptions
+from virtpilot.pipeline.demo import Demo
+from virtpilot.pipeline.process import set_up_logs, stopping
+from virtpilot.pipeline.screen import line, screen
+from virtpilot.pipeline.trail import Trail
+
+# Where nobody watches, a demo without an end would only be in the way.
+UNWATCHED_S: Final = 60.0
+
+
+def run(
+    seconds: float | None,
+    *,
+    headless: bool,
+    quiet: bool,
+    speed: float,
+    scenario: Path | None,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Play until `seconds` are over or Ctrl-C, and return what happened."""
+    set_up_logs(LogOptions(level="warning"))
+    console = Console()
+    watched = console.is_terminal and not headless and not quiet
+    if seconds is None and not watched:
+        seconds = UNWATCHED_S
+    with tempfile.TemporaryDirectory(prefix="virtpilot-demo.") as temporary, stopping() as stop:
+        demo = Demo(folder or Path(temporary), scenario)
+        try:
+            if watched:
+                _play_live(demo, console, seconds, stop, speed)
+            else:
+                _play_lines(demo, seconds, stop, speed, quiet=quiet)
+        finally:
+            demo.close()
+        if not quiet:
+            for trail in demo.trails():
+                sys.stdout.write(summary(trail))
+        return demo.document()
+
+
+def _play_live(demo: Demo, console: Console, seconds: float | None, stop: threading.Event, speed: float) -> None:
+    names = _names(demo)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        for _played in demo.play(seconds, stop, speed, SystemClock()):
+            lines = max(6, console.height - 7 - len(demo.fleet.hosts) - len(names))
+            live.update(screen(demo.fleet.view(), demo.controller.records.entries(), names, lines=lines), refresh=True)
+
+
+def _play_lines(demo: Demo, seconds: float | None, stop: threading.Event, speed: float, *, quiet: bool) -> None:
+    names = _names(demo)
+    shown = 0
+    for _played in demo.play(seconds, stop, speed, SystemClock()):
+        entries = list(demo.controller.records.entries())
+        if not quiet:
+            for entry in entries[shown:]:
+                sys.stdout.write(line(entry, names) + "\n")
+            sys.stdout.flush()
+        shown = len(entries)
+
+
+def _names(demo: Demo) -> dict[str, str]:
+    return {guest.uuid: guest.name for guest in demo.fleet.view().guests}
+
+
+def summary(trail: Trail) -> str:
+    """Return a trail as lines, each record under the one that caused it."""
+    verdict = "helped" if trail.helped else "not helped yet"
+    lines = [f"\n{trail.name}: {trail.rule}, {verdict}{', cleared' if trail.cleared else ''}"]
+    depth: dict[str | None, int] = {None: 0}
+    for step in trail.steps:
+        depth[step.id] = depth.get(step.cause, 0) + 1
+        result = f" [{step.result}]" if step.result else ""
+        reason = f": {step.reason}" if step.reason else ""
+        lines.append(f"{'  ' * depth[step.id]}{step.kind} {step.id}{result} {step.what}{reason}")
+    return "\n".join(lines) + "\n"
