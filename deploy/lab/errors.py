@@ -2,7 +2,8 @@
 
 LabError
 ├── LabMissing     this machine lacks something: a package, root, a second CPU
-└── LabBusy        a lab of this name is there already
+├── LabBusy        a lab of this name is there already
+└── GuestAway      no host runs the guest: not started, ended, or just changing over
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ class LabError(Exception):
 
 
 class LabMissing(LabError):
-    """This machine lacks what the lab needs; the text names it."""
+    """What the lab needs is not on this machine; the text names it."""
 
 
 class LabBusy(LabError):
     """A lab of this name is up already."""
+
+
+class GuestAway(LabError):
+    """No host runs the guest just now."""

@@ -50,7 +50,7 @@ online_cpus() {
 listen() {
   busybox mkfifo /run/never
   exec 5<>/run/never
-  exec 4<>/dev/vport*p1
+  for port in /dev/vport*p1; do exec 4<>"$port"; done  # a redirection does not expand patterns
   while :; do
     if read -r verb value id <&4; then
       case $verb in
@@ -74,6 +74,7 @@ browse() {
 
 busybox mkfifo /run/quiet
 [ -d /sys/class/net/eth0 ] && busybox ip link set eth0 up
+echo "virtpilot lab guest: up, load $load"
 burn &
 browse &
 listen

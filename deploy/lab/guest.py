@@ -13,7 +13,7 @@ from typing import Final
 from uuid import NAMESPACE_DNS, uuid5
 from xml.sax.saxutils import quoteattr
 
-from deploy.lab.errors import LabError
+from deploy.lab.errors import GuestAway
 from deploy.lab.host import Host
 from deploy.lab.image import Image
 from deploy.lab.wait import until
@@ -161,7 +161,7 @@ class Guest:
                 port.connect(str(self.host.path(port_path(self.name))))
                 port.sendall(f"{order}\n".encode())
                 return _answered(port, order)
-            except (OSError, LabError):  # not booted yet, or just moving: asked again until the deadline
+            except (OSError, GuestAway):  # not booted yet, or just moving: asked again until the deadline
                 return False
 
 

@@ -133,7 +133,12 @@ class Host:
         return child
 
     def run(
-        self, argv: Sequence[str], *, timeout_s: float = 30.0, cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 30.0,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> str:
         """Run a command on the host and return what it printed, errors too; raises LabError when it fails."""
         child = spawn(argv, self.group, target=self.pid, cwd=cwd, env=env, output=subprocess.PIPE)
@@ -205,6 +210,7 @@ class Host:
     def _write_folders(self, names: Mapping[str, IPv4Address]) -> None:
         for name in _PATHS.values():
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.path("/var/log/libvirt/qemu").mkdir(exist_ok=True)  # the guests' consoles
         hosts = "".join(f"{address} {name}\n" for name, address in names.items())
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
         words = {"address": str(self.address), "uuid": str(uuid5(NAMESPACE_DNS, f"{self.group.name}.virtpilot.dev"))}

@@ -12,6 +12,7 @@ from deploy.lab.command import output
 from deploy.lab.errors import LabError
 
 _CANDIDATES = [IPv4Network(f"10.{second}.{third}.0/24") for second in (77, 177, 211) for third in range(40, 60)]
+_LOOPBACK = "127.0.0.1"
 
 
 def free_network(routed: Sequence[IPv4Network]) -> IPv4Network:
@@ -25,16 +26,23 @@ def free_network(routed: Sequence[IPv4Network]) -> IPv4Network:
 def routed_networks() -> list[IPv4Network]:
     """Return the IPv4 networks that this machine has routes to."""
     routes = json.loads(output(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
-    return [IPv4Network(str(route["dst"]), strict=False) for route in routes if route.get("dst", "default") != "default"]
+    return [
+        IPv4Network(str(route["dst"]), strict=False) for route in routes if route.get("dst", "default") != "default"
+    ]
 
 
 def free_port(address: str) -> int:
-    """Return a TCP port that is free on `address` and on loopback just now."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind((address, 0))
-        port = int(one.getsockname()[1])
-        other.bind(("127.0.0.1", port))
-    return port
+    """Return a TCP port that is free just now, on `address` and on loopback."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind((address, 0))
+            port = int(one.getsockname()[1])
+            try:
+                if address != _LOOPBACK:
+                    other.bind((_LOOPBACK, port))
+            except OSError:  # taken on loopback: another one
+                continue
+            return port
 
 
 class Bridge:
@@ -46,7 +54,7 @@ class Bridge:
 
     @property
     def address(self) -> IPv4Address:
-        """This machine's address on the bridge."""
+        """The address of this machine on the bridge."""
         return self.network.broadcast_address - 1
 
     def host_address(self, number: int) -> IPv4Address:

@@ -1,4 +1,4 @@
-"""Talking to a host's libvirtd through virsh: the lab needs no binding, and checks do not go through virtpilot's code."""
+"""Talking to a host's libvirtd through virsh: no binding needed, and checks do not go through virtpilot's code."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Virsh:
         """Run one virsh command and return what it printed."""
         return self._run(["virsh", "--quiet", "--connect", self.uri, *words], timeout_s=timeout_s).strip()
 
-    def names(self) -> list[str]:
-        """Return the names of the guests that are active."""
-        return self("list", "--name").split()
+    def running(self) -> list[str]:
+        """Return the names of the running guests; one that is just arriving runs still on its source."""
+        return self("list", "--state-running", "--name").split()
 
     def define(self, xml: Path) -> None:
         """Define a guest from its XML file."""

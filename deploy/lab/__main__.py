@@ -1,0 +1,129 @@
+"""The lab's command: `python -m deploy.lab up|down|status|load|exec`. Exit status 0 done, 1 failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from deploy.lab import image, state
+from deploy.lab.errors import LabError
+from deploy.lab.lab import Lab, attach, bring_up, ended_by_signals
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(f"lab: {text}", file=sys.stderr, flush=True)
+
+
+def look_around(lab: Lab) -> str:
+    """Return how to look at a lab that is up."""
+    name = f" --name {lab.name}" if lab.name != "lab" else ""
+    here = f"python -m deploy.lab{name}"
+    uri = next(iter(lab.hosts.values())).uri
+    return "\n".join(
+        [
+            f"  virsh -c {uri} list                    what a host runs",
+            f"  {here} status                  where each guest is and what it waits for",
+            f"  {here} load web-1 70           change a guest's load",
+            f"  {here} exec host-1 -- top -b -n 1   run something on a host",
+            f"  mosquitto_sub -V mqttv5 -h {lab.broker_host} -p {lab.broker_port} -v -t 'virtpilot/#'",
+            f"  {lab.store_url}/vmui                   the store",
+            f"  {here} down                    remove it",
+        ]
+    )
+
+
+def up(options: argparse.Namespace) -> int:
+    """Bring the lab up and stay until a signal, or leave it up with --keep."""
+    with ended_by_signals(), bring_up(options.name, network=options.network, cache=options.cache, say=say) as lab:
+        if options.keep:
+            lab.keep()
+        say(f"up. To look around:\n{look_around(lab)}")
+        pause = threading.Event()
+        while not options.keep and lab.folder.exists():  # until a signal, or until another process took it down
+            pause.wait(1.0)
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    """Remove a lab, also what a killed one left."""
+    state.tear_down(options.name)
+    say(f"nothing of lab {options.name!r} is left")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print one JSON document about a lab that is up."""
+    lab = attach(options.name)
+    guests = {name: {"host": lab.where(name), **_vitals(lab.domstats(name))} for name in lab.guests}
+    hosts = {name: {"uri": host.uri, "cpu": host.cpu, "pid": host.pid} for name, host in lab.hosts.items()}
+    broker = f"{lab.broker_host}:{lab.broker_port}"
+    document = {"name": lab.name, "broker": broker, "store": lab.store_url, "hosts": hosts, "guests": guests}
+    print(json.dumps(document, indent=2))
+    return 0
+
+
+def _vitals(stats: dict[str, int | str]) -> dict[str, float]:
+    wanted = {"cpu.time": "cpu_time_s", "vcpu.0.delay": "cpu_delay_s"}
+    return {ours: int(stats[theirs]) / 1e9 for theirs, ours in wanted.items() if theirs in stats}
+
+
+def load(options: argparse.Namespace) -> int:
+    """Change a guest's load."""
+    attach(options.name).guest(options.guest).set_load(options.percent)
+    return 0
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run a command on a host; its exit status is ours."""
+    host = attach(options.name).hosts.get(options.host)
+    if host is None:
+        raise LabError(f"no host {options.host!r} in the lab")
+    return host.popen(options.command, cwd=Path("/")).wait()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deploy.lab", description="Two real libvirt hosts on one machine.")
+    parser.add_argument("--name", default="lab", help="the lab's name, when there is more than one (%(default)s)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, work: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text)
+        made.set_defaults(work=work)
+        return made
+
+    one = command("up", up, "bring the lab up and stay until Ctrl-C")
+    one.add_argument("--keep", action="store_true", help="return, and leave the lab up")
+    one.add_argument("--network", type=IPv4Network, help="a free /24 (default: found)")
+    one.add_argument("--cache", type=Path, default=image.DEFAULT_CACHE, help="folder of the guest image (%(default)s)")
+    command("down", down, "remove the lab, also what a killed one left")
+    command("status", status, "one JSON document about hosts and guests")
+    one = command("load", load, "change a guest's load")
+    one.add_argument("guest")
+    one.add_argument("percent", type=int, choices=range(101), metavar="0..100")
+    one = command("exec", execute, "run a command on a host")
+    one.add_argument("host")
+    one.add_argument("command", nargs="+", metavar="-- COMMAND")
+    return parser
+
+
+def main() -> int:
+    """Run one subcommand."""
+    options = _parser().parse_args()
+    try:
+        if os.geteuid():
+            raise LabError("the lab needs root")
+        return int(options.work(options))
+    except LabError as error:
+        say(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
