@@ -1,0 +1,119 @@
+"""Rule files from disk: all of them right, or every mistake in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import ruamel.yaml
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
+from ruamel.yaml.nodes import Node
+
+from virtpilot.errors import Problem, RuleError
+from virtpilot.rules.language.document import Reader
+from virtpilot.rules.language.records import Rule, RuleSet
+
+MAX_BYTES: Final = 1024 * 1024
+MAX_DEPTH: Final = 12
+MAX_PROBLEMS: Final = 200
+
+
+def load(paths: Iterable[Path]) -> RuleSet:
+    """Return the rules in files and folders (`*.yaml`, in order of name); raises RuleError with every problem."""
+    rules: list[Rule] = []
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for file in _files(paths, problems):
+        found, wrong = _read(file)
+        problems += wrong
+        for rule, node in found:
+            mark = node.start_mark
+            if rule.name in seen:
+                message = f"a rule named `{rule.name}` stands already at {seen[rule.name]}"
+                problems.append(Problem(str(file), mark.line + 1, mark.column + 1, message))
+            else:
+                seen[rule.name] = f"{file}:{mark.line + 1}"
+                rules.append(rule)
+    if problems:
+        raise RuleError(problems[:MAX_PROBLEMS])
+    return RuleSet(tuple(rules))
+
+
+def check(paths: Iterable[Path]) -> list[Problem]:
+    """Return every mistake in rule files and folders, none where `load` would take them."""
+    try:
+        load(paths)
+    except RuleError as error:
+        return list(error.problems)
+    return []
+
+
+def _files(paths: Iterable[Path], problems: list[Problem]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            found = [file for file in sorted(path.rglob("*.yaml")) if not file.name.endswith(".test.yaml")]
+            if not found:
+                problems.append(Problem(str(path), 0, 0, "no rule file (*.yaml) in this folder"))
+            yield from found
+        else:
+            yield path
+
+
+def _read(file: Path) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
+    try:
+        with file.open("rb") as handle:
+            raw = handle.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            return [], [Problem(str(file), 0, 0, f"larger than {MAX_BYTES // 1024} KiB")]
+        text = raw.decode()
+    except OSError as error:
+        return [], [Problem(str(file), 0, 0, f"cannot be read: {error.strerror}")]
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        return [], [Problem(str(file), line, 0, "not UTF-8")]
+    return parse(text, str(file))
+
+
+def parse(text: str, file: str) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
+    """Return the rules in YAML text, each with its name's node, and every problem in it."""
+    try:
+        if (problem := _unsafe(text, file)) is not None:
+            return [], [problem]
+        root = _yaml().compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        return [], [Problem(file, line, column, f"not YAML: {error.problem or error.context}")]
+    except (YAMLError, ValueError) as error:
+        return [], [Problem(file, 0, 0, f"not YAML: {str(error).splitlines()[0]}")]
+    reader = Reader(file)
+    rules = reader.rules(root)
+    return rules, reader.problems
+
+
+def _yaml() -> ruamel.yaml.YAML:
+    return ruamel.yaml.YAML(typ="safe", pure=True)
+
+
+def _unsafe(text: str, file: str) -> Problem | None:
+    """Look at the stream of events before any tree is built: no aliases, tags, second document or deep nesting."""
+    depth = documents = 0
+    for event in _yaml().parse(text):
+        message = ""
+        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
+            message = "anchors and aliases are not used in rule files"
+        elif getattr(event, "tag", None):
+            message = "tags (!…) are not used in rule files"
+        elif isinstance(event, CollectionStartEvent):
+            depth += 1
+            message = f"nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else ""
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, DocumentStartEvent):
+            documents += 1
+            message = "more than one document in the file" if documents > 1 else ""
+        if message:
+            return Problem(file, event.start_mark.line + 1, event.start_mark.column + 1, message)
+    return None

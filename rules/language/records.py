@@ -1,0 +1,108 @@
+"""The typed rules: what a checked rule file means."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from virtpilot.model import Kind, Mode
+from virtpilot.rules.language.expression import Condition, Formula, RowValues
+
+
+class NoData(StrEnum):
+    """What becomes of a signal whose inputs are missing."""
+
+    HOLD = "hold"
+    CLEAR = "clear"
+    FIRE = "fire"
+
+
+class Severity(StrEnum):
+    """How much a signal matters to a person."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+# libvirt's range of virDomainSetSchedulerParameters cpu_shares under cgroup v1.
+KNOBS: Final[dict[str, tuple[int, int]]] = {"cpu_shares": (2, 262_144)}
+
+
+class Expect(msgspec.Struct, frozen=True):
+    """The effect that a remedy must have: `condition` holds within `within_ns` after it was done."""
+
+    condition: Condition
+    within_ns: int
+
+
+class SetRemedy(msgspec.Struct, frozen=True):
+    """Set a knob of the guest to a value computed from its current one, for `lease_ns`."""
+
+    knob: str
+    formula: Formula
+    lease_ns: int
+    expect: Expect | None
+
+    def target(self, current: int, row: RowValues) -> int | None:
+        """Return the value to set, within the knob's limits; None where an input is missing."""
+        value = self.formula.value(row, float(current))
+        if value is None:
+            return None
+        low, high = KNOBS[self.knob]
+        return min(max(round(value), low), high)
+
+
+class MigrateRemedy(msgspec.Struct, frozen=True):
+    """Live-migrate the guest to the host that the planner finds best."""
+
+    expect: Expect | None
+
+
+Remedy = SetRemedy | MigrateRemedy
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule; durations in ns. `digest` changes with whatever changes its signal."""
+
+    name: str
+    on: Kind
+    when: Condition
+    digest: str
+    about: str = ""
+    where: Condition | None = None
+    for_ns: int = 0
+    clear: Condition | None = None
+    clear_for_ns: int = 0
+    no_data: NoData = NoData.HOLD
+    priority: int = 50
+    severity: Severity = Severity.WARNING
+    mode: Mode = Mode.OBSERVE
+    cooldown_ns: int = 0
+    remedies: tuple[Remedy, ...] = ()
+    notify: tuple[str, ...] = ()
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Return every condition of the rule, those of its remedies' expectations too."""
+        own = [self.when, self.where, self.clear, *(remedy.expect and remedy.expect.condition for remedy in self.remedies)]
+        return tuple(condition for condition in own if condition is not None)
+
+
+class RuleSet(msgspec.Struct, frozen=True):
+    """All rules in force, in the order of their files."""
+
+    rules: tuple[Rule, ...]
+
+    def wanted(self) -> dict[str, frozenset[str]]:
+        """Return the fields that some rule reads, by measurement."""
+        found: dict[str, set[str]] = {}
+        for rule in self.rules:
+            formulas = [remedy.formula for remedy in rule.remedies if isinstance(remedy, SetRemedy)]
+            for part in (*rule.conditions(), *formulas):
+                for measurement, field in part.fields:
+                    found.setdefault(measurement, set()).add(field)
+            if formulas:
+                found.setdefault("knob", set()).add("value_count")
+        return {measurement: frozenset(fields) for measurement, fields in found.items()}
