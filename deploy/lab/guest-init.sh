@@ -1,7 +1,7 @@
 #!/bin/sh
 # The lab guest's only process tree: loads the drivers, then burns CPU as told. BusyBox ash.
 # virtpilot.load=PERCENT on the kernel command line is the duty at boot. At run time the virtio-serial port takes
-# "load PERCENT [ID]" and answers with the same line once the burner has it.
+# "load PERCENT [ID]" and answers with the same line; "time" is answered with the guest's clock and uptime.
 busybox mkdir -p /proc /sys /dev /run
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
@@ -16,25 +16,27 @@ done
 
 busybox mkfifo /run/orders
 exec 3<>/run/orders
+busybox mkfifo /run/never
+exec 5<>/run/never
 
 # Time in microseconds: "1795433539.486351" without its point.
 now() { time=$EPOCHREALTIME; time=${time%.*}${time#*.}; }
 
-# Periods of 100 ms of wall time: `load` ms of counting, the rest asleep, listening for orders.
+# Sleeps for so many seconds without a new process: reads what nobody ever writes.
+nap() { read -r -t "$1" _ <&5; }
+
+# Periods of 100 ms of wall time: `load` ms of counting, the rest asleep. Orders are read without a time limit, which
+# could end between two characters of one.
 burn() {
   while :; do
-    if [ "$load" -le 0 ]; then read -r load <&3; continue; fi
-    if read -r -t 0 _ <&3; then read -r load <&3; continue; fi
+    if [ "$load" -le 0 ] || read -r -t 0 _ <&3; then read -r load <&3; continue; fi
     now; end=$((time + load * 1000))
     while [ "$time" -lt "$end" ]; do
       i=0; while [ $i -lt 100 ]; do i=$((i + 1)); done
       now
     done
     rest=$((100 - load))
-    if [ $rest -gt 0 ]; then
-      [ $rest -ge 10 ] || rest=0$rest
-      if read -r -t 0.0$rest next <&3; then load=$next; fi
-    fi
+    if [ $rest -ge 10 ]; then nap 0.0$rest; elif [ $rest -gt 0 ]; then nap 0.00$rest; fi
   done
 }
 
@@ -48,16 +50,20 @@ online_cpus() {
 
 # A port without a listener on the host's side reads as closed: look again in a while.
 listen() {
-  busybox mkfifo /run/never
-  exec 5<>/run/never
   for port in /dev/vport*p1; do exec 4<>"$port"; done  # a redirection does not expand patterns
   while :; do
     if read -r verb value id <&4; then
       case $verb in
-        load) echo "$value" >&3; echo "load $value $id" >&4 ;;
+        load)
+          case $value in
+            '' | *[!0-9]* | ????*) echo "refused $value $id" >&4 ;;
+            *) echo "$value" >&3; echo "load $value $id" >&4 ;;
+          esac
+          ;;
+        time) read -r up _ </proc/uptime; echo "time $EPOCHREALTIME $up" >&4 ;;
       esac
     else
-      read -r -t 0.5 _ <&5
+      nap 0.5
       online_cpus
     fi
   done
@@ -65,14 +71,12 @@ listen() {
 
 # The small disk is read now and then, so that there is disk traffic to measure.
 browse() {
-  exec 6<>/run/quiet
   while [ -b /dev/vda ]; do
     busybox dd if=/dev/vda of=/dev/null bs=64k count=4 iflag=direct 2>/dev/null
-    read -r -t 5 _ <&6
+    nap 5
   done
 }
 
-busybox mkfifo /run/quiet
 [ -d /sys/class/net/eth0 ] && busybox ip link set eth0 up
 echo "virtpilot lab guest: up, load $load"
 burn &

@@ -156,7 +156,7 @@ class Guest:
 
     def _asked(self, order: str) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as port:
-            port.settimeout(5.0)
+            port.settimeout(2.0)  # an order may get lost while the guest moves: asked again soon
             try:
                 port.connect(str(self.host.path(port_path(self.name))))
                 port.sendall(f"{order}\n".encode())
