@@ -21,15 +21,29 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EXPECT: Final = re.compile(r"(?s)(.+?)\s+within\s+(\S+)\s*")
 MAX_RULES: Final = 5_000
 MAX_REMEDIES: Final = 8
-_RULE_KEYS: Final = (
-    "name about on where when for clear clear_for no_data priority severity mode cooldown remedies notify"
-).split()
+_RULE_KEYS: Final = [
+    "name",
+    "about",
+    "on",
+    "where",
+    "when",
+    "for",
+    "clear",
+    "clear_for",
+    "no_data",
+    "priority",
+    "severity",
+    "mode",
+    "cooldown",
+    "remedies",
+    "notify",
+]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 
-class _Mistake(Exception):  # noqa: N818 - stays within this module
+class _Mistake(Exception):
     """Ends the reading of one value; the problem has been noted."""
 
 
@@ -91,8 +105,8 @@ class Reader:
             "severity": get("severity", lambda n: self._choice(n, Severity), Severity.WARNING),
             "mode": get("mode", lambda n: self._choice(n, Mode), Mode.OBSERVE),
             "cooldown_ns": get("cooldown", self._duration, 0),
-            "remedies": get("remedies", lambda n: self._remedies(n, on), ()),
-            "notify": get("notify", self._names, ()),
+            "remedies": get("remedies", lambda n: self._remedies(n, on), tuple[Remedy, ...]()),
+            "notify": get("notify", self._names, tuple[str, ...]()),
         }
         if len(self.problems) > before or when is None:
             return None
@@ -200,7 +214,9 @@ class Reader:
             raise self._mistake(node, "a single value is needed here")
         return str(node.value)
 
-    def _mapping(self, node: Node, allowed: Iterator[str] | tuple[str, ...] | list[str], what: str) -> dict[str, Node] | None:
+    def _mapping(
+        self, node: Node, allowed: Iterator[str] | tuple[str, ...] | list[str], what: str
+    ) -> dict[str, Node] | None:
         if not isinstance(node, MappingNode):
             self._note(node, f"{what} is a mapping of keys to values")
             return None

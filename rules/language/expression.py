@@ -60,6 +60,11 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }  # fmt: skip
 
 
+_ARITHMETIC: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": np.divide,
+}  # fmt: skip
+
+
 class ExpressionError(Exception):
     """A mistake in an expression; `column` counts from 0 within its text."""
 
@@ -301,8 +306,10 @@ class _Compiler:
 
 
 def _arithmetic(sign: str, left: _Node, right: _Node, unit: Unit | None) -> _Node:
-    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": np.divide}[sign]
-    return _Node("number", unit, lambda columns, current: apply(left.value(columns, current), right.value(columns, current)))
+    apply = _ARITHMETIC[sign]
+    return _Node(
+        "number", unit, lambda columns, current: apply(left.value(columns, current), right.value(columns, current))
+    )
 
 
 def _plain(node: _Node) -> bool:

@@ -86,7 +86,12 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def conditions(self) -> tuple[Condition, ...]:
         """Return every condition of the rule, those of its remedies' expectations too."""
-        own = [self.when, self.where, self.clear, *(remedy.expect and remedy.expect.condition for remedy in self.remedies)]
+        own = [
+            self.when,
+            self.where,
+            self.clear,
+            *(remedy.expect and remedy.expect.condition for remedy in self.remedies),
+        ]
         return tuple(condition for condition in own if condition is not None)
 
 
@@ -100,9 +105,9 @@ class RuleSet(msgspec.Struct, frozen=True):
         found: dict[str, set[str]] = {}
         for rule in self.rules:
             formulas = [remedy.formula for remedy in rule.remedies if isinstance(remedy, SetRemedy)]
-            for part in (*rule.conditions(), *formulas):
-                for measurement, field in part.fields:
-                    found.setdefault(measurement, set()).add(field)
+            read = [part.fields for part in rule.conditions()] + [part.fields for part in formulas]
+            for measurement, field in (pair for fields in read for pair in fields):
+                found.setdefault(measurement, set()).add(field)
             if formulas:
                 found.setdefault("knob", set()).add("value_count")
         return {measurement: frozenset(fields) for measurement, fields in found.items()}
