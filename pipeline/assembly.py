@@ -62,7 +62,7 @@ def agent(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
     collector = HostCollector(
-        hypervisor, read_proc, cluster=cluster, host=host, cpus=cpus, tag_names=frozenset(tags), leased=executor.leased
+        hypervisor, read_proc, cluster=cluster, host=host, cpus=cpus, monotonic_ns=clock.monotonic_ns, leased=executor.leased
     )
     return Agent(
         host=host,
