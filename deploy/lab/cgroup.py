@@ -45,6 +45,8 @@ def parse_hierarchies(mountinfo: str, known: frozenset[str]) -> list[Hierarchy]:
             found.setdefault("", Hierarchy(path, 2, "", frozenset()))
         elif source[0] == "cgroup":
             names = [word for word in source[2].split(",") if word in known or word.startswith("name=")]
+            if not names:
+                continue
             options = ",".join(["none", *names] if names[0].startswith("name=") else names)
             found.setdefault(options, Hierarchy(path, 1, options, frozenset(names)))
     return list(found.values())
