@@ -1,0 +1,374 @@
+"""The second stage: signals and outcomes in; wanted remedies, measured effects and knobs to give back out.
+
+on_signal, on_outcome ──▶ ladders ──facts──▶ matcher ──consequences──▶ arbiter ──▶ wants
+▲                                                      │
+└── measure (the effect, by samples after it) ◀── on_decision
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from virtpilot.clock import seconds
+from virtpilot.errors import StateError
+from virtpilot.model import Command, Decision, Migrate, Outcome, Result, Signal
+from virtpilot.rules.decisions.agenda import Agenda, Key
+from virtpilot.rules.decisions.arbiter import Lease, arbitrate
+from virtpilot.rules.decisions.effect import Verdict, judge, lost, measured, read
+from virtpilot.rules.decisions.flights import Flight, Flights
+from virtpilot.rules.decisions.ladder import Ladder, Phase
+from virtpilot.rules.decisions.matcher import Matcher
+from virtpilot.rules.decisions.want import (
+    Exhausted,
+    Measurements,
+    Release,
+    Want,
+    knob_of,
+    relative_change,
+    signature,
+)
+from virtpilot.rules.language.records import Remedy, Rule, RuleSet, SetRemedy
+
+__all__ = ["Decider", "DecisionOptions", "Exhausted", "Release", "Want"]
+
+_VERSION: Final = 1
+
+
+class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the second stage waits and remembers."""
+
+    set_grace_s: Annotated[
+        float, msgspec.Meta(description="Wait for a knob's outcome after its command's end.", ge=0, le=3600)
+    ] = 15.0
+    migrate_grace_s: Annotated[
+        float, msgspec.Meta(description="Wait for a migration's outcome after its command's end.", ge=0, le=86_400)
+    ] = 1800.0
+    release_grace_s: Annotated[
+        float, msgspec.Meta(description="Wait for a knob to be given back before the next remedy.", ge=0, le=3600)
+    ] = 10.0
+    forget_after_s: Annotated[
+        float, msgspec.Meta(description="Forget a rule's state on a subject that is quiet or has gone.", ge=60)
+    ] = 3600.0
+
+
+class _Snapshot(msgspec.Struct, forbid_unknown_fields=True):
+    """The state on disk."""
+
+    version: int
+    rules: dict[str, tuple[str, str]]
+    ladders: list[Ladder]
+    flights: list[Flight]
+    leases: list[tuple[str, str, Lease]]
+    releases: list[Release]
+    exhausted: list[Exhausted]
+    changes: list[tuple[str, str, float]] = []
+
+
+class Decider:
+    """Keeps a ladder for each rule and subject, and wants only what the matcher concludes from their facts."""
+
+    def __init__(self, ruleset: RuleSet, matcher: Matcher, options: DecisionOptions | None = None) -> None:
+        self.options = options or DecisionOptions()
+        self._matcher = matcher
+        self._agenda = Agenda(matcher)
+        self._flights = Flights()
+        self._ladders: dict[Key, Ladder] = {}
+        self._leases: dict[tuple[str, str], Lease] = {}
+        self._releases: list[Release] = []
+        self._exhausted: list[Exhausted] = []
+        self._changes: dict[Key, float] = {}
+        self._by_command: dict[str, Key] = {}
+        self._set_rules(ruleset)
+
+    @property
+    def matcher(self) -> str:
+        """Which matcher runs, for `status`."""
+        return self._matcher.name
+
+    def on_signal(self, signal: Signal) -> None:
+        """Take a signal's transition; duplicates and older ones change nothing."""
+        rule = self._rules.get(signal.rule)
+        if rule is None or not rule.remedies:
+            return
+        key = (signal.rule, signal.subject.id)
+        known = self._ladders.get(key)
+        self._put(key, (known or Ladder(rule=signal.rule, subject=signal.subject)).signalled(signal))
+
+    def on_decision(self, decision: Decision, command: Command | None, now_ns: int) -> bool:
+        """Take what was decided on a want; True where it is news.
+
+        A refusal for a reason (numbers aside) that was said before on this rung is no news: publish it not again.
+        """
+        key = (decision.rule, decision.subject.id)
+        ladder = self._ladders.get(key)
+        if ladder is None or ladder.phase is not Phase.WANTING or (ladder.rung, ladder.cause) != _about(decision):
+            return False
+        if command is None:
+            ladder, news = ladder.refused(decision.guard, decision.reason)
+            self._put(key, ladder)
+            return news
+        grace = self.options.migrate_grace_s if isinstance(command.action, Migrate) else self.options.set_grace_s
+        until_ns = command.not_after_ns + seconds(grace)
+        self._flights.add(Flight(subject=decision.subject.id, command=command.id, until_ns=until_ns))
+        self._put(key, ladder.commanded(command, until_ns, now_ns))
+        return True
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Take an agent's word on a command, or a measured effect that comes back; duplicates change nothing."""
+        landed = self._flights.landed(outcome)
+        if outcome.command in self._by_command:
+            self._take(self._by_command[outcome.command], outcome)
+        if outcome.result is Result.REVERTED:
+            self._leases = {slot: lease for slot, lease in self._leases.items() if lease.command != outcome.command}
+        self._rest(landed)
+
+    def wants(self, now_ns: int) -> tuple[tuple[Want, ...], list[tuple[Want, str]]]:
+        """Return what is wanted now, and what lost to another owner of the knob or guest with the reason."""
+        self._pass(now_ns)
+        wanted = [self._want(key, rung) for key, rung in self._agenda.wanted()]
+        return arbitrate(wanted, self._leases, self._change_of, self._order)
+
+    def measure(self, now_ns: int, evaluator: Measurements) -> list[Outcome]:
+        """Return the effects that are known now, and a failure for each command whose outcome never came."""
+        outcomes = []
+        for key, ladder in list(self._ladders.items()):
+            match ladder.phase:
+                case Phase.COMMANDED if now_ns > ladder.until_ns:
+                    outcomes.append(self._lost(key, ladder, now_ns))
+                case Phase.MEASURING:
+                    outcomes += self._effect(key, ladder, now_ns, evaluator)
+                case Phase.WANTING:
+                    self._look(key, ladder, evaluator)
+                case Phase.QUIET | Phase.FINISHED if self._forgettable(ladder, now_ns, evaluator):
+                    self._drop(key)
+        return outcomes
+
+    def releases(self, now_ns: int) -> list[Release]:  # noqa: ARG002 - the contract's: each call has the time
+        """Return the knobs to give back now, each once."""
+        due, self._releases = self._releases, []
+        return due
+
+    def exhausted(self) -> list[Exhausted]:
+        """Return the ladders that came to their end with the signal still firing, each once."""
+        said, self._exhausted = self._exhausted, []
+        return said
+
+    def reload(self, ruleset: RuleSet) -> None:
+        """Take other rules; a rule whose signal and remedies stay the same keeps its state, others start afresh."""
+        old = self._signatures
+        self._set_rules(ruleset)
+        for key, ladder in list(self._ladders.items()):
+            self._keep_or_reset(key, ladder, old.get(key[0]))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the whole state, JSON-able."""
+        state = _Snapshot(
+            version=_VERSION,
+            rules=self._signatures,
+            ladders=list(self._ladders.values()),
+            flights=list(self._flights),
+            leases=[(guest, knob, lease) for (guest, knob), lease in self._leases.items()],
+            releases=self._releases,
+            exhausted=self._exhausted,
+            changes=[(*key, change) for key, change in self._changes.items() if math.isfinite(change)],
+        )
+        document: dict[str, Any] = msgspec.to_builtins(state)
+        return document
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Take up a snapshot's state; rules that have changed since start afresh. Raises StateError."""
+        try:
+            state = msgspec.convert(snapshot, _Snapshot)
+        except msgspec.ValidationError as error:
+            raise StateError(f"decisions: {error}") from error
+        if state.version != _VERSION:
+            raise StateError(f"decisions: version {state.version} is not known")
+        self._flights = Flights()
+        for flight in state.flights:
+            self._flights.add(flight)
+        self._leases = {(guest, knob): lease for guest, knob, lease in state.leases}
+        self._releases, self._exhausted = state.releases, state.exhausted
+        self._changes = {(rule, subject): change for rule, subject, change in state.changes}
+        self._ladders = {(ladder.rule, ladder.subject.id): ladder for ladder in state.ladders}
+        self._by_command = {ladder.command: key for key, ladder in self._ladders.items() if ladder.command}
+        self._load_agenda()
+        for key, ladder in list(self._ladders.items()):
+            self._keep_or_reset(key, ladder, state.rules.get(key[0]))
+
+    def _set_rules(self, ruleset: RuleSet) -> None:
+        self._rules: dict[str, Rule] = {rule.name: rule for rule in ruleset.rules}
+        self._order = {rule.name: place for place, rule in enumerate(ruleset.rules)}
+        self._signatures = {rule.name: signature(rule) for rule in ruleset.rules}
+        self._load_agenda()
+
+    def _load_agenda(self) -> None:
+        self._agenda.load((rule.name, rule.priority, len(rule.remedies)) for rule in self._rules.values())
+
+    def _keep_or_reset(self, key: Key, ladder: Ladder, old: tuple[str, str] | None) -> None:
+        new = self._signatures.get(key[0])
+        if old is None or new is None or old[0] != new[0] or not self._rules[key[0]].remedies:
+            # its signal starts afresh too, and will say so
+            self._drop(key)
+        elif old[1] != new[1]:
+            self._put(key, ladder.restarted())
+        else:
+            self._settle(key, ladder)
+
+    def _put(self, key: Key, ladder: Ladder) -> None:
+        known = self._ladders.get(key)
+        if ladder is known or (known is None and ladder.phase is Phase.QUIET):
+            return
+        if known is not None and known.command != ladder.command:
+            self._by_command.pop(known.command, None)
+        if ladder.command:
+            self._by_command[ladder.command] = key
+        self._ladders[key] = ladder
+        if ladder.phase is not Phase.WANTING:
+            self._changes.pop(key, None)
+        self._settle(key, ladder)
+
+    def _settle(self, key: Key, ladder: Ladder) -> None:
+        rung = ladder.rung if ladder.phase is Phase.WANTING and ladder.firing else None
+        self._agenda.settle(key, rung, idle=not self._flights.busy(key[1]))
+
+    def _rest(self, subjects: Iterable[str]) -> None:
+        for subject in subjects:
+            self._agenda.rest(subject, idle=not self._flights.busy(subject))
+
+    def _drop(self, key: Key) -> None:
+        ladder = self._ladders.pop(key)
+        self._by_command.pop(ladder.command, None)
+        self._changes.pop(key, None)
+        self._agenda.settle(key, None, idle=not self._flights.busy(key[1]))
+
+    def _take(self, key: Key, outcome: Outcome) -> None:
+        ladder, remedy = self._ladders[key], self._remedy(key)
+        rungs = len(self._rules[key[0]].remedies)
+        moved = ladder.answered(outcome, rungs, measurable=remedy.expect is not None)
+        if moved is ladder:
+            return
+        if outcome.result is Result.DONE and isinstance(remedy, SetRemedy):
+            self._leases[key[1], remedy.knob] = Lease(
+                rule=ladder.rule,
+                priority=self._rules[key[0]].priority,
+                command=ladder.command,
+                until_ns=outcome.at_ns + remedy.lease_ns,
+            )
+        if outcome.result is Result.INEFFECTIVE:
+            self._give_back(ladder, remedy, outcome)
+        self._advance(key, moved)
+
+    def _advance(self, key: Key, ladder: Ladder) -> None:
+        if ladder.note == "exhausted":
+            ended = Exhausted(
+                cause=ladder.cause,
+                rule=ladder.rule,
+                subject=ladder.subject,
+                rung=ladder.rung,
+                priority=self._rules[key[0]].priority,
+                at_ns=ladder.since_ns,
+            )
+            self._exhausted.append(ended)
+        self._put(key, ladder)
+
+    def _give_back(self, ladder: Ladder, remedy: Remedy, outcome: Outcome) -> None:
+        """Queue a knob's release, unless it is another rule's by now or its lease has ended."""
+        if not isinstance(remedy, SetRemedy):
+            return
+        slot = (ladder.subject.id, remedy.knob)
+        owner = self._leases.get(slot)
+        ended = owner is None and ladder.phase is Phase.MEASURING
+        if ended or (owner is not None and owner.command != ladder.command):
+            return
+        self._leases.pop(slot, None)
+        self._releases.append(
+            Release(
+                cause=outcome.id,
+                command=ladder.command,
+                rule=ladder.rule,
+                guest=ladder.subject.id,
+                knob=remedy.knob,
+                host=ladder.host,
+            )
+        )
+        until_ns = outcome.at_ns + seconds(self.options.release_grace_s)
+        self._flights.add(
+            Flight(subject=ladder.subject.id, command=ladder.command, until_ns=until_ns, release=True),
+        )
+
+    def _lost(self, key: Key, ladder: Ladder, now_ns: int) -> Outcome:
+        remedy = self._remedy(key)
+        outcome = lost(ladder, remedy, now_ns)
+        self._flights.end(ladder.command)
+        self._give_back(ladder, remedy, outcome)
+        self._advance(key, ladder.climbed(outcome.id, len(self._rules[key[0]].remedies), now_ns))
+        return outcome
+
+    def _effect(self, key: Key, ladder: Ladder, now_ns: int, evaluator: Measurements) -> list[Outcome]:
+        rule, remedy = self._rules[key[0]], self._remedy(key)
+        verdict = judge(ladder, remedy.expect, now_ns, evaluator) if remedy.expect else Verdict.MOOT
+        if verdict is Verdict.OPEN:
+            return []
+        if verdict is Verdict.MOOT:
+            self._advance(key, ladder.ended("", now_ns))
+            return []
+        row = evaluator.row(ladder.subject.kind, key[1])
+        fresh = row is not None and row.time_ns > ladder.done_ns
+        after = read(rule, remedy, key[1], evaluator) if fresh else {}
+        result = Result.EFFECTIVE if verdict is Verdict.EFFECTIVE else Result.INEFFECTIVE
+        outcome = measured(ladder, remedy, result, now_ns, after)
+        self._take(key, outcome)
+        return [outcome]
+
+    def _look(self, key: Key, ladder: Ladder, evaluator: Measurements) -> None:
+        """Keep what a decision is based on up to date while a remedy is wanted."""
+        remedy = self._remedy(key)
+        self._changes[key] = relative_change(remedy, ladder.subject, evaluator)
+        inputs = read(self._rules[key[0]], remedy, key[1], evaluator)
+        if inputs and inputs != ladder.inputs:
+            self._ladders[key] = msgspec.structs.replace(ladder, inputs=inputs)
+
+    def _forgettable(self, ladder: Ladder, now_ns: int, evaluator: Measurements) -> bool:
+        if now_ns - max(ladder.since_ns, ladder.signal_ns) <= seconds(self.options.forget_after_s):
+            return False
+        return ladder.phase is Phase.QUIET or evaluator.row(ladder.subject.kind, ladder.subject.id) is None
+
+    def _pass(self, now_ns: int) -> None:
+        """Let time pass: overdue operations, leases that ended, cooldowns that are over."""
+        self._rest(self._flights.expire(now_ns))
+        self._leases = {slot: lease for slot, lease in self._leases.items() if lease.until_ns > now_ns}
+        for key, ladder in list(self._ladders.items()):
+            if ladder.phase is Phase.FINISHED:
+                self._put(key, ladder.cooled(self._rules[key[0]].cooldown_ns, now_ns))
+
+    def _remedy(self, key: Key) -> Remedy:
+        return self._rules[key[0]].remedies[self._ladders[key].rung]
+
+    def _want(self, key: Key, rung: int) -> Want:
+        rule, ladder = self._rules[key[0]], self._ladders[key]
+        remedy = rule.remedies[rung]
+        return Want(
+            cause=ladder.cause,
+            rule=rule.name,
+            subject=ladder.subject,
+            rung=rung,
+            attempt=ladder.attempt,
+            remedy=remedy,
+            priority=rule.priority,
+            knob=knob_of(remedy),
+            severity=rule.severity,
+            mode=rule.mode,
+            cooldown_ns=rule.cooldown_ns,
+            blocked=any(not said.startswith("arbiter:") for said in ladder.said),
+        )
+
+    def _change_of(self, want: Want) -> float:
+        return self._changes.get((want.rule, want.subject.id), math.inf)
+
+
+def _about(decision: Decision) -> tuple[int, str]:
+    return decision.rung, decision.cause

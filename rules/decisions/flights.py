@@ -1,0 +1,75 @@
+"""What is in flight on each subject: commands without an outcome yet, and knobs on their way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from virtpilot.model import Outcome, Result
+
+
+class Flight(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation on a subject: the command it belongs to; at `until_ns` nobody waits for its end any longer."""
+
+    subject: str
+    command: str
+    until_ns: int
+    release: bool = False
+
+
+class Flights:
+    """The operations whose end is awaited; while a subject has one, nothing is begun there."""
+
+    def __init__(self) -> None:
+        self._flights: dict[tuple[str, bool], Flight] = {}
+        self._count: dict[str, int] = {}
+
+    def busy(self, subject: str) -> bool:
+        """Tell whether anything is in flight on a subject."""
+        return subject in self._count
+
+    def add(self, flight: Flight) -> None:
+        """Begin to wait for an operation's end."""
+        key = (flight.command, flight.release)
+        if key not in self._flights:
+            self._count[flight.subject] = self._count.get(flight.subject, 0) + 1
+        self._flights[key] = flight
+
+    def landed(self, outcome: Outcome) -> set[str]:
+        """Take an agent's outcome and return the subjects concerned.
+
+        It ends its command, and a release when it says so or is of another command.
+
+        The decider does not know a release's own command; that a knob is back, or that nothing could be given back, is
+        told of the same guest.
+        """
+        if outcome.result not in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
+            return set()
+        ended = {self._end((outcome.command, False))}
+        for key, flight in list(self._flights.items()):
+            returned = outcome.result is Result.REVERTED or outcome.command != flight.command
+            if flight.release and flight.subject == outcome.guest and returned:
+                ended.add(self._end(key))
+        return ended - {""}
+
+    def expire(self, now_ns: int) -> list[str]:
+        """Stop waiting for what is overdue and return the subjects concerned."""
+        overdue = [key for key, flight in self._flights.items() if now_ns > flight.until_ns]
+        return [self._end(key) for key in overdue]
+
+    def end(self, command: str) -> None:
+        """Stop waiting for a command."""
+        self._end((command, False))
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(self._flights.values())
+
+    def _end(self, key: tuple[str, bool]) -> str:
+        flight = self._flights.pop(key, None)
+        if flight is None:
+            return ""
+        self._count[flight.subject] -= 1
+        if not self._count[flight.subject]:
+            del self._count[flight.subject]
+        return flight.subject

@@ -1,0 +1,111 @@
+"""The records of the second stage: a remedy that is wanted, a knob to give back, a ladder at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from virtpilot.model import Kind, Mode, Subject
+from virtpilot.rules.language.expression import Condition
+from virtpilot.rules.language.records import Remedy, Rule, SetRemedy
+
+PLACEMENT: Final = "placement"
+
+
+class Want(msgspec.Struct, frozen=True, kw_only=True):
+    """A remedy that a rule wants for a subject now; `cause`, `rung` and `attempt` tell it from every other want.
+
+    `blocked` says that a guard has refused it before, so that it does not keep others from the guest.
+    """
+
+    cause: str
+    rule: str
+    subject: Subject
+    rung: int
+    attempt: int
+    remedy: Remedy
+    priority: int
+    knob: str
+    severity: str
+    mode: Mode
+    cooldown_ns: int
+    blocked: bool = False
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A leased knob to give back now: `command` set it on `host`, and the outcome `cause` is why it goes."""
+
+    cause: str
+    command: str
+    rule: str
+    guest: str
+    knob: str
+    host: str
+
+
+class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule's last rung did not help and its signal still fires; `cause` is the outcome of that rung."""
+
+    cause: str
+    rule: str
+    subject: Subject
+    rung: int
+    priority: int
+    at_ns: int
+
+
+class Measurements(Protocol):
+    """What the second stage asks the signals' evaluator."""
+
+    def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
+        """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
+
+    def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
+        """Return the values that a condition reads just now; empty where the subject is not known."""
+
+    def row(self, kind: Kind, subject_id: str) -> Measured | None:
+        """Return a subject as last measured, None where it is not known."""
+
+    def knob(self, guest: str, knob: str) -> tuple[float, int] | None:
+        """Return a knob's measured value and its time, None where it is not known."""
+
+
+class Measured(Protocol):
+    """A subject as last measured."""
+
+    @property
+    def time_ns(self) -> int:
+        """When it was measured."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Return its fields, and its host's as `host.<field>`."""
+
+
+def knob_of(remedy: Remedy) -> str:
+    """Return what a remedy changes: the knob's name, or the guest's placement."""
+    return remedy.knob if isinstance(remedy, SetRemedy) else PLACEMENT
+
+
+def relative_change(remedy: Remedy, subject: Subject, evaluator: Measurements) -> float:
+    """Return how far a remedy takes its knob from its value now, as a share of it; infinite where that is not known."""
+    if not isinstance(remedy, SetRemedy):
+        return math.inf
+    known, row = evaluator.knob(subject.id, remedy.knob), evaluator.row(subject.kind, subject.id)
+    if known is None or row is None:
+        return math.inf
+    target = remedy.target(int(known[0]), row.values)
+    return math.inf if target is None else abs(target - known[0]) / max(abs(known[0]), 1.0)
+
+
+def signature(rule: Rule) -> tuple[str, str]:
+    """Return what tells a rule's signal, and its remedies, from others; compiled parts are known by their texts."""
+    remedies = []
+    for remedy in rule.remedies:
+        expect = remedy.expect and (remedy.expect.condition.text, remedy.expect.within_ns)
+        own = (remedy.formula.text, remedy.lease_ns) if isinstance(remedy, SetRemedy) else ()
+        remedies.append((knob_of(remedy), own, expect))
+    return rule.digest, repr(remedies)
