@@ -3,7 +3,7 @@
     libvirt, /proc → collector → uplink (spool → bus metrics/<host>)     trimmed by bus stored/<host>
     bus commands/<host> → verifier → executor (journal, knobs, migration) → bus outcomes/<host>
 
-Metrics need no controller: a lost broker fills the spool, a lost controller changes nothing here, and leases end by themselves.
+Metrics need no controller: a lost broker fills the spool, a lost controller changes nothing, leases end by themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Final
 
 import msgspec
 import structlog
+from virtpilot.pipeline.uplink import Uplink
 
 from virtpilot.actuators.command import Verifier
 from virtpilot.actuators.executor import Executor
@@ -23,7 +24,6 @@ from virtpilot.errors import CommandRefused, HypervisorError
 from virtpilot.hypervisor import HostFacts, Hypervisor
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Stored
-from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -61,6 +61,7 @@ class Agent:
         self.collector = collector
         self.executor = executor
         self.commands_refused = 0
+        self.samples = 0
         self.ticks = 0
         self._boot = boot
         self._topics = topics
@@ -74,6 +75,11 @@ class Agent:
         self._announced = 0
         self._facts: HostFacts | None = None
         self._publishing: dict[str, Future[None]] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there just now."""
+        return self._bus.generation > 0
 
     def start(self) -> None:
         """Subscribe and put right what an earlier run left: leases that have ended, operations cut short."""
@@ -107,6 +113,7 @@ class Agent:
         """Measure once and hand the samples to the uplink."""
         samples = self.collector.collect(now_ns)
         self.ticks += 1
+        self.samples += len(samples)
         if samples:
             self.uplink.send(encode_lines(samples), now_ns)
 

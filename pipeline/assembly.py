@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+
+from virtpilot.pipeline.spool import Spool, SpoolOptions
+from virtpilot.pipeline.store.file import FileStore
+from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.uplink import Uplink
+from virtpilot.pipeline.writer import Writer
 
 from virtpilot.actuators.command import Signer, Verifier, load_private, load_public
 from virtpilot.actuators.executor import Executor
@@ -20,7 +26,8 @@ from virtpilot.model import Bus, Message, Store
 from virtpilot.pipeline import state
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.alerts import AlertOptions, Alerts
-from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
+from virtpilot.pipeline.bus.mqtt import MqttBus
+from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.config import AgentConfig, ControllerConfig, WriterConfig
 from virtpilot.pipeline.controller import Controller, ControllerTiming
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
@@ -28,11 +35,6 @@ from virtpilot.pipeline.pilot import Pilot, PilotOptions
 from virtpilot.pipeline.process import boot_id
 from virtpilot.pipeline.records import RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
-from virtpilot.pipeline.spool import Spool, SpoolOptions
-from virtpilot.pipeline.store.file import FileStore
-from virtpilot.pipeline.store.influx import InfluxStore
-from virtpilot.pipeline.uplink import Uplink
-from virtpilot.pipeline.writer import Writer
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import choose
@@ -55,14 +57,19 @@ def agent(
     timing: AgentTiming,
     spool: SpoolOptions,
     caps: Caps,
-    tags: Iterable[str],
 ) -> Agent:
     """Put an agent together from its parts."""
     topics = Topics(cluster)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
     collector = HostCollector(
-        hypervisor, read_proc, cluster=cluster, host=host, cpus=cpus, monotonic_ns=clock.monotonic_ns, leased=executor.leased
+        hypervisor,
+        read_proc,
+        cluster=cluster,
+        host=host,
+        cpus=cpus,
+        monotonic_ns=clock.monotonic_ns,
+        leased=executor.leased,
     )
     return Agent(
         host=host,
@@ -82,7 +89,7 @@ def agent(
 
 def agent_from(config: AgentConfig, clock: Clock) -> Agent:
     """Put the agent of this machine together; raises InputError for what the config names and is not there."""
-    from virtpilot.hypervisor import LibvirtHypervisor  # the libvirt extra: only a real agent needs it
+    from virtpilot.libvirt_host import LibvirtHypervisor  # the libvirt extra: only a real agent needs it
 
     host = config.host or socket.gethostname()
     boot = boot_id()
@@ -94,7 +101,9 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
         boot=boot,
         bus=mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", last_will(topics, host, boot, clock.now_ns())),
         clock=clock,
-        hypervisor=LibvirtHypervisor(options.uri, deadline_s=options.deadline_s, tag_names=frozenset(options.tags)),
+        hypervisor=LibvirtHypervisor(
+            options.uri, clock=clock, deadline_s=options.deadline_s, tag_names=frozenset(options.tags)
+        ),
         read_proc=ProcFiles(Path(config.proc_folder)),
         cpus=frozenset(os.sched_getaffinity(0)),
         folder=Path(config.state_folder),
@@ -103,7 +112,6 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
         timing=config.timing,
         spool=config.spool,
         caps=config.caps,
-        tags=options.tags,
     )
 
 
@@ -140,9 +148,7 @@ def controller(
         topics=Topics(cluster),
         bus=bus,
         rulebook=rulebook,
-        pilot=Pilot(
-            fleet=fleet, decider=decider, guards=Guards(guards), reserve=reserve, options=pilot, epoch=epoch
-        ),
+        pilot=Pilot(fleet=fleet, decider=decider, guards=Guards(guards), reserve=reserve, options=pilot, epoch=epoch),
         signer=signer,
         alerts=Alerts(alerts, clock, cluster),
         records=RecordLog(folder / "records.jsonl" if folder is not None else None),

@@ -6,18 +6,18 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
+from virtpilot.pipeline.spool import SpoolOptions
+from virtpilot.pipeline.store.influx import StoreOptions
 
 from virtpilot.actuators.guard import GuardOptions
 from virtpilot.actuators.knob import Caps
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.alerts import AlertOptions
-from virtpilot.pipeline.bus.mqtt import MqttOptions
+from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.exporter import ExporterOptions
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
-from virtpilot.pipeline.spool import SpoolOptions
-from virtpilot.pipeline.store.influx import StoreOptions
 from virtpilot.planner.placement import Reserve
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -39,7 +39,9 @@ class HypervisorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     migration_uri: Annotated[
         str, Meta(description="Where other hosts' libvirt reaches this one for live migration; empty: takes no guests.")
     ] = ""
-    deadline_s: Annotated[float, Meta(description="A libvirt call without an answer is left behind after this.", gt=0)] = 5.0
+    deadline_s: Annotated[
+        float, Meta(description="A libvirt call without an answer is left behind after this.", gt=0)
+    ] = 5.0
     tags: Annotated[
         list[str], Meta(description="Attributes of the guests' metadata element that become tags of their samples.")
     ] = ["tier", "role", "team"]
@@ -52,7 +54,8 @@ class AgentKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may command this host."""
 
     public_key_files: Annotated[
-        list[str], Meta(description="Public keys of the controllers to obey; two while a key is rotated, none: observe only.")
+        list[str],
+        Meta(description="Public keys of the controllers to obey; two while a key is rotated, none: observe only."),
     ] = []
 
 
@@ -60,7 +63,10 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`virtpilot agent`: one per host."""
 
     cluster: Cluster
-    host: Annotated[Name, Meta(description="This host's name in topics and tags; empty: the machine's own.")] | Literal[""] = ""
+    host: (
+        Annotated[Name, Meta(description="This host's name in topics and tags; empty: the machine's own.")]
+        | Literal[""]
+    ) = ""
     state_folder: StateFolder = "/var/lib/virtpilot/agent"
     proc_folder: Annotated[str, Meta(description="Where the host's proc file system is.")] = "/proc"
     timing: AgentTiming = AgentTiming()
@@ -102,10 +108,13 @@ class WriterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`virtpilot writer`: bus to store; several share the load."""
 
     cluster: Cluster
-    name: Annotated[Name, Meta(description="This writer's name, one of its own for each writer of a cluster.")] = "writer-1"
+    name: Annotated[Name, Meta(description="This writer's name, one of its own for each writer of a cluster.")] = (
+        "writer-1"
+    )
     state_folder: StateFolder = "/var/lib/virtpilot/writer"
     file_store: Annotated[
-        str, Meta(description="A folder for line-protocol segments in place of the store below; empty: the store below.")
+        str,
+        Meta(description="A folder for line-protocol segments in place of the store below; empty: the store below."),
     ] = ""
     store: StoreOptions = StoreOptions()
     bus: MqttOptions = MqttOptions()

@@ -40,7 +40,8 @@ class ControllerTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tick_s: Annotated[float, msgspec.Meta(description="Seconds between looks at what waits.", gt=0, le=60)] = 1.0
     save_s: Annotated[
-        float, msgspec.Meta(description="Seconds between saves of the signals' state (decisions are saved at once).", gt=0)
+        float,
+        msgspec.Meta(description="Seconds between saves of the signals' state (decisions are saved at once).", gt=0),
     ] = 10.0
 
 
@@ -92,6 +93,11 @@ class Controller:
         self._next_tick_ns = 0
         self._next_save_ns = 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there just now."""
+        return self._bus.generation > 0
+
     def start(self) -> None:
         """Subscribe to what hosts say."""
         for topic in (self._topics.metrics("+"), self._topics.status("+"), self._topics.outcomes("+")):
@@ -102,6 +108,7 @@ class Controller:
         self.rulebook.restore(document["signals"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])
+        self._alerts.resume(msgspec.convert(document["alerts"], list[Signal]))
         for status in msgspec.convert(document["statuses"], list[HostStatus]):
             self.pilot.fleet.on_status(status)
         self._outbox = {command.id: command for command in msgspec.convert(document["outbox"], list[Command])}
@@ -116,6 +123,7 @@ class Controller:
             "signals": self.rulebook.evaluator.snapshot(),
             "decisions": self.pilot.decider.snapshot(),
             "guards": self.pilot.guards.snapshot(),
+            "alerts": msgspec.to_builtins(self._alerts.firing()),
         }
 
     def step(self, timeout_s: float) -> None:
@@ -199,6 +207,8 @@ class Controller:
         """Measure effects and decide; nothing leaves before it is saved."""
         for outcome in self.pilot.decider.measure(now_ns, self.rulebook.evaluator):
             if self._record(outcome):
+                # A command whose outcome never came must not hold its place for ever.
+                self.pilot.guards.finished(outcome.command, now_ns)
                 self._publish(self._topics.outcomes(outcome.host), outcome)
         records = self.pilot.decide(now_ns)
         fresh = [record for record in records if self._record(record)]

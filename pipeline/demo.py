@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from virtpilot.pipeline.spool import SpoolOptions
+from virtpilot.pipeline.store.file import FileStore
+from virtpilot.pipeline.writer import Writer
 
 from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.actuators.guard import GuardOptions
@@ -24,9 +27,6 @@ from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
-from virtpilot.pipeline.spool import SpoolOptions
-from virtpilot.pipeline.store.file import FileStore
-from virtpilot.pipeline.writer import Writer
 from virtpilot.planner.placement import Reserve
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
@@ -158,5 +158,4 @@ def simulated_agent(
         timing=AgentTiming(tick_s=TICK_S),
         spool=SpoolOptions(fsync=False),
         caps=Caps(),
-        tags=["tier"],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -34,7 +34,7 @@ class MeasuredFleet:
 
     def guest(self, guest_id: str) -> Row | None:
         """Return a guest's newest row, None where it is not known."""
-        return self.evaluator.latest(Kind.VM).get(guest_id)
+        return self.evaluator.row(Kind.VM, guest_id)
 
     def guest_load(self, row: Row) -> GuestLoad:
         """Return what a guest uses and lacks now, in cores and bytes."""
@@ -51,9 +51,19 @@ class MeasuredFleet:
             tags=dict(row.subject.tags),
         )
 
-    def host_loads(self, now_ns: int, in_flight: Mapping[str, int]) -> list[HostLoad]:
-        """Return every host that has measured anything; `in_flight` counts migrations to or from each."""
+    def host_loads(
+        self, now_ns: int, in_flight: Mapping[str, int], incoming: Iterable[tuple[str, str]]
+    ) -> list[HostLoad]:
+        """Return every host that has measured anything.
+
+        `in_flight` counts migrations to or from each; `incoming` are the (guest, target) under way: promised load.
+        """
         loads = []
+        coming: dict[str, list[GuestLoad]] = {}
+        for guest_id, target in incoming:
+            row = self.guest(guest_id)
+            if row is not None and row.subject.host != target:
+                coming.setdefault(target, []).append(self.guest_load(row))
         for name, row in sorted(self.evaluator.latest(Kind.HOST).items()):
             values = row.values
             if not {"cpus_count", "memory_total_bytes"} <= values.keys():
@@ -69,6 +79,8 @@ class MeasuredFleet:
                     memory_available_bytes=int(values.get("memory_available_bytes", 0)),
                     online=status is not None and status.online and bool(status.migration_uri),
                     migrations_in_flight=in_flight.get(name, 0),
+                    incoming_cores=sum(guest.cpu_wanted_cores for guest in coming.get(name, ())),
+                    incoming_memory_bytes=sum(guest.memory_bytes for guest in coming.get(name, ())),
                     fresh=measured and now_ns - row.time_ns <= self._fresh_ns,
                 )
             )

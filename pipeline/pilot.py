@@ -1,6 +1,6 @@
 """From wanted remedies to signed commands: planner, guards, decision, command.
 
-    decider.wants → (arbiter's losers: refused) → plan the action → guards → Decision → Command → outbox
+decider.wants → (arbiter's losers: refused) → plan the action → guards → Decision → Command → outbox
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from virtpilot.clock import seconds
 from virtpilot.model import Action, Command, Decision, Kind, Migrate, Outcome, ReleaseKnob, Result, SetKnob, record_id
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.placement import NoMove, Reserve, best_target
-from virtpilot.rules.decisions.decider import Decider, Release, Want
+from virtpilot.rules.decisions.decider import Decider
+from virtpilot.rules.decisions.want import Exhausted, Release, Want
 from virtpilot.rules.language.records import SetRemedy
 from virtpilot.rules.signals.evaluator import Row
 
@@ -27,7 +28,7 @@ class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 30.0
 
 
-class Refused(Exception):  # noqa: N818 - a verdict within this module, not an error
+class Refused(Exception):
     """The action cannot be planned; carries the guard's name and the reason."""
 
     def __init__(self, guard: str, reason: str) -> None:
@@ -40,7 +41,14 @@ class Pilot:
     """Decides on what the rules want, one decision a want, and keeps the count of what is in flight."""
 
     def __init__(
-        self, *, fleet: MeasuredFleet, decider: Decider, guards: Guards, reserve: Reserve, options: PilotOptions, epoch: int
+        self,
+        *,
+        fleet: MeasuredFleet,
+        decider: Decider,
+        guards: Guards,
+        reserve: Reserve,
+        options: PilotOptions,
+        epoch: int,
     ) -> None:
         self.fleet = fleet
         self.decider = decider
@@ -54,11 +62,11 @@ class Pilot:
         records: list[Decision | Command] = []
         winners, losers = self.decider.wants(now_ns)
         for want, reason in losers:
-            records.append(self._refuse(want, "arbiter", reason, now_ns))
+            records += self._refuse(want, "arbiter", reason, now_ns)
         for want in winners:
-            records.extend(self._decide_one(want, now_ns))
-        for release in self.decider.releases(now_ns):
-            records.append(self._release(release, now_ns))
+            records += self._decide_one(want, now_ns)
+        records += [self._release(release, now_ns) for release in self.decider.releases(now_ns)]
+        records += [_at_its_end(ladder) for ladder in self.decider.exhausted()]
         return records
 
     def _decide_one(self, want: Want, now_ns: int) -> list[Decision | Command]:
@@ -71,7 +79,7 @@ class Pilot:
             if (refusal := self.guards.check(request, now_ns)) is not None:
                 raise Refused(refusal.guard, refusal.reason)
         except Refused as refused:
-            return [self._refuse(want, refused.guard, refused.reason, now_ns)]
+            return self._refuse(want, refused.guard, refused.reason, now_ns)
         decision = self._decision(want, now_ns, accepted=True, action=action, reason=reason)
         command = self._command(decision.id, row.subject.host, action, want.rule, now_ns)
         self.guards.started(request, command.id, now_ns)
@@ -82,9 +90,8 @@ class Pilot:
         """Return the action with the reason for it; raises Refused."""
         if isinstance(want.remedy, SetRemedy):
             return self._plan_set(want.remedy, row)
-        placement = best_target(
-            self.fleet.guest_load(row), self.fleet.host_loads(now_ns, self.guards.migrations()), self._reserve
-        )
+        hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self.guards.incoming())
+        placement = best_target(self.fleet.guest_load(row), hosts, self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
         uri = self.fleet.migration_uri(placement.host)
@@ -95,7 +102,9 @@ class Pilot:
         if known is None:
             raise Refused("freshness", f"the value of {remedy.knob} is not known yet")
         current, _measured_ns = known
-        value = remedy.target(int(current), row)
+        value = remedy.target(int(current), row.values)
+        if value is None:
+            raise Refused("freshness", f"an input of `{remedy.formula.text}` is missing")
         if value == int(current):
             raise Refused("limits", f"{remedy.knob} is at {value} already")
         action = SetKnob(
@@ -118,7 +127,14 @@ class Pilot:
         )
 
     def _decision(
-        self, want: Want, now_ns: int, *, accepted: bool, action: Action | None = None, guard: str = "", reason: str = ""
+        self,
+        want: Want,
+        now_ns: int,
+        *,
+        accepted: bool,
+        action: Action | None = None,
+        guard: str = "",
+        reason: str = "",
     ) -> Decision:
         return Decision(
             id=record_id("dc", want.cause, want.rung, accepted, guard, now_ns),
@@ -134,10 +150,10 @@ class Pilot:
             reason=reason,
         )
 
-    def _refuse(self, want: Want, guard: str, reason: str, now_ns: int) -> Decision:
+    def _refuse(self, want: Want, guard: str, reason: str, now_ns: int) -> list[Decision | Command]:
+        """Refuse a want; said once per reason, however often it is tried."""
         decision = self._decision(want, now_ns, accepted=False, guard=guard, reason=reason)
-        self.decider.on_decision(decision, None, now_ns)
-        return decision
+        return [decision] if self.decider.on_decision(decision, None, now_ns) else []
 
     def _release(self, release: Release, now_ns: int) -> Command:
         action = ReleaseKnob(guest=release.guest, knob=release.knob)
@@ -160,3 +176,19 @@ class Pilot:
         if outcome.result in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
             self.guards.finished(outcome.command, now_ns)
         self.decider.on_outcome(outcome)
+
+
+def _at_its_end(ladder: Exhausted) -> Decision:
+    """Return what tells that a rule has no remedy left."""
+    return Decision(
+        id=record_id("dc", ladder.cause, ladder.rung, "exhausted"),
+        cause=ladder.cause,
+        rule=ladder.rule,
+        subject=ladder.subject,
+        rung=ladder.rung,
+        priority=ladder.priority,
+        at_ns=ladder.at_ns,
+        accepted=False,
+        guard="exhausted",
+        reason="no remedy is left and the signal still fires",
+    )

@@ -21,7 +21,9 @@ def set_up_logs(options: LogOptions) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if options.json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     structlog.configure(
         processors=[

@@ -81,7 +81,11 @@ def _clock(at_ns: int) -> str:
 
 def _event(entry: Entry, names: dict[str, str]) -> tuple[Text, Text, Text]:
     style, what = _words(entry, names)
-    return Text(_clock(entry.at_ns), "dim"), Text(entry.kind, style), Text(what, style, no_wrap=True, overflow="ellipsis")
+    return (
+        Text(_clock(entry.at_ns), "dim"),
+        Text(entry.kind, style),
+        Text(what, style, no_wrap=True, overflow="ellipsis"),
+    )
 
 
 def _words(entry: Entry, names: dict[str, str]) -> tuple[str, str]:

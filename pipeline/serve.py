@@ -1,0 +1,167 @@
+"""The long-running processes: config, parts, exporter, and an orderly end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from virtpilot.pipeline.writer import Writer
+
+from virtpilot.actuators.command import Verifier, load_public
+from virtpilot.actuators.knob import Caps
+from virtpilot.clock import SECOND, Clock, SystemClock
+from virtpilot.pipeline import assembly, settings
+from virtpilot.pipeline.agent import Agent, last_will
+from virtpilot.pipeline.config import AgentConfig, ControllerConfig, FleetConfig, WriterConfig
+from virtpilot.pipeline.controller import Controller
+from virtpilot.pipeline.exporter import Exporter, ExporterOptions
+from virtpilot.pipeline.process import boot_id, set_up_logs, stopping
+from virtpilot.simulator import scenario
+from virtpilot.simulator.fleet import Fleet
+from virtpilot.topics import Topics
+
+_FLEET_STEP_S = 0.5
+
+
+def agent(path: Path) -> None:
+    """Run the agent of this host until it is told to stop."""
+    config = settings.load(path, AgentConfig)
+    set_up_logs(config.log)
+    made = assembly.agent_from(config, SystemClock())
+    _run(made.run, watch_agent(config.exporter, made))
+
+
+def controller(path: Path) -> None:
+    """Run the controller of a cluster until it is told to stop."""
+    config = settings.load(path, ControllerConfig)
+    set_up_logs(config.log)
+    made = assembly.controller_from(config, SystemClock())
+    _run(made.run, watch_controller(config.exporter, made))
+
+
+def writer(path: Path) -> None:
+    """Run a writer until it is told to stop."""
+    config = settings.load(path, WriterConfig)
+    set_up_logs(config.log)
+    made = assembly.writer_from(config, SystemClock())
+    _run(made.run, watch_writer(config.exporter, made))
+
+
+def _run(work: Callable[[threading.Event], None], exporter: Exporter) -> None:
+    with stopping() as stop:
+        try:
+            work(stop)
+        finally:
+            exporter.close()
+
+
+def watch_agent(options: ExporterOptions, made: Agent) -> Exporter:
+    """Export what an agent knows of itself."""
+    exporter = Exporter(options)
+    exporter.watch("virtpilot_agent_ticks_total", "Measurements made.", "counter", lambda: made.ticks)
+    exporter.watch("virtpilot_agent_samples_total", "Samples measured.", "counter", lambda: made.samples)
+    exporter.watch(
+        "virtpilot_agent_failures_total", "Sources that could not be read.", "counter", lambda: made.collector.failures
+    )
+    exporter.watch(
+        "virtpilot_agent_commands_refused_total", "Commands not verified.", "counter", lambda: made.commands_refused
+    )
+    exporter.watch("virtpilot_agent_leases_count", "Knobs held just now.", "gauge", lambda: len(made.executor.leases()))
+    uplink = made.uplink
+    exporter.watch(
+        "virtpilot_spool_messages_count", "Messages not reported stored yet.", "gauge", lambda: uplink.pending
+    )
+    exporter.watch("virtpilot_spool_published_total", "Messages published.", "counter", lambda: uplink.published)
+    exporter.watch("virtpilot_spool_resent_total", "Messages published again.", "counter", lambda: uplink.resent)
+    exporter.watch("virtpilot_spool_dropped_total", "Messages lost to a full spool.", "counter", lambda: uplink.dropped)
+    exporter.check("bus", lambda: made.connected)
+    return exporter
+
+
+def watch_controller(options: ExporterOptions, made: Controller) -> Exporter:
+    """Export what a controller knows of itself."""
+    exporter = Exporter(options)
+    counters = made.counters
+    exporter.watch("virtpilot_controller_messages_total", "Messages handled.", "counter", lambda: counters.messages)
+    exporter.watch("virtpilot_controller_samples_total", "Samples evaluated.", "counter", lambda: counters.samples)
+    exporter.watch("virtpilot_controller_bad_lines_total", "Malformed lines.", "counter", lambda: counters.bad_lines)
+    exporter.watch(
+        "virtpilot_controller_bad_messages_total", "Unreadable messages.", "counter", lambda: counters.bad_messages
+    )
+    exporter.watch("virtpilot_signals_total", "Signal transitions.", "counter", lambda: counters.signals)
+    exporter.watch("virtpilot_decisions_accepted_total", "Decisions accepted.", "counter", lambda: counters.accepted)
+    exporter.watch(
+        "virtpilot_decisions_refused_total", "Decisions refused.", "counter", lambda: dict(counters.refused), "guard"
+    )
+    exporter.watch("virtpilot_commands_total", "Commands given.", "counter", lambda: counters.commands)
+    exporter.watch("virtpilot_outcomes_total", "Outcomes.", "counter", lambda: dict(counters.outcomes), "result")
+    exporter.watch("virtpilot_rules_count", "Rules in force.", "gauge", lambda: len(made.rulebook.ruleset.rules))
+    exporter.watch("virtpilot_rules_refused_total", "Rule files refused.", "counter", lambda: made.rulebook.refusals)
+    exporter.watch("virtpilot_state_save_failures_total", "State not saved.", "counter", lambda: counters.save_failures)
+    exporter.check("bus", lambda: made.connected)
+    exporter.check("rules", lambda: not made.rulebook.problems)
+    return exporter
+
+
+def watch_writer(options: ExporterOptions, made: Writer) -> Exporter:
+    """Export what a writer knows of itself."""
+    exporter = Exporter(options)
+    exporter.watch("virtpilot_writer_messages_total", "Messages stored.", "counter", lambda: made.written)
+    exporter.watch(
+        "virtpilot_writer_retries_total", "Attempts that the store did not take.", "counter", lambda: made.retries
+    )
+    exporter.watch("virtpilot_writer_dead_lines_total", "Lines put aside.", "counter", lambda: made.dead_lines)
+    return exporter
+
+
+def fleet(path: Path) -> None:
+    """Run a simulated fleet: its time is the machine's, its agents speak to the broker like real ones."""
+    config = settings.load(path, FleetConfig)
+    set_up_logs(config.log)
+    clock = SystemClock()
+    fleet_path = Path(config.scenario) if config.scenario else scenario.demo_path()
+    simulated = Fleet(scenario.load(fleet_path), clock.now_ns())
+    agents = [_simulated(config, simulated, host, clock) for host in simulated.hosts]
+    exporter = Exporter(config.exporter)
+    with stopping() as stop:
+        try:
+            _play(simulated, agents, clock, stop)
+        finally:
+            for made in agents:
+                made.close()
+            exporter.close()
+
+
+def _simulated(config: FleetConfig, simulated: Fleet, host: str, clock: Clock) -> Agent:
+    boot = boot_id()
+    will = last_will(Topics(config.cluster), host, boot, clock.now_ns())
+    return assembly.agent(
+        cluster=config.cluster,
+        host=host,
+        boot=boot,
+        bus=assembly.mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", will),
+        clock=clock,
+        hypervisor=simulated.hypervisor(host),
+        read_proc=simulated.proc(host),
+        cpus=frozenset(range(simulated.facts(host).cpus)),
+        folder=Path(config.state_folder) / host,
+        verifier=Verifier(load_public(map(Path, config.commands.public_key_files)), host),
+        migration_uri=simulated.migration_uri(host),
+        timing=config.timing,
+        spool=config.spool,
+        caps=Caps(),
+    )
+
+
+def _play(simulated: Fleet, agents: list[Agent], clock: Clock, stop: threading.Event) -> None:
+    for made in agents:
+        made.start()
+    former_ns = clock.monotonic_ns()
+    while not stop.wait(_FLEET_STEP_S):
+        now_ns = clock.monotonic_ns()
+        simulated.advance((now_ns - former_ns) / SECOND)
+        former_ns = now_ns
+        for made in agents:
+            if simulated.online(made.host):
+                made.step(0)
