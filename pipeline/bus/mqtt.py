@@ -1,0 +1,320 @@
+"""The bus over MQTT 5 through paho-mqtt: persistent session, acknowledged by hand, reconnecting for ever.
+
+One network thread per client runs paho's loop. What was published and not yet acknowledged by the broker is sent again
+by paho after a reconnect; what was received and not yet acknowledged here is sent again by the broker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
+from typing import Any, Final
+
+import structlog
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from virtpilot.errors import BusError
+from virtpilot.model import Message
+from virtpilot.pipeline.backoff import Backoff
+from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, shared
+from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
+
+__all__ = ["MqttBus", "MqttDelivery", "MqttOptions"]
+
+_QOS: Final = 1
+_LOOP_S: Final = 1.0
+_SUBSCRIBE_S: Final = 5.0
+_log = structlog.get_logger(__name__)
+
+
+class MqttDelivery:
+    """A message from the broker, bound to the connection that it came through."""
+
+    def __init__(self, bus: MqttBus, message: Message, generation: int, mid: int) -> None:
+        self._bus = bus
+        self._message = message
+        self.generation = generation
+        self.mid = mid
+
+    @property
+    def message(self) -> Message:
+        """The message."""
+        return self._message
+
+    def ack(self) -> None:
+        """Acknowledge: the work that the message asked for is safe. Calling it twice is harmless."""
+        mid, self.mid = self.mid, 0
+        if mid:
+            self._bus.acknowledge(mid, self.generation)
+
+
+class MqttBus:
+    """A client of an MQTT 5 broker, which need not be there yet; raises ConfigError for secrets or keys not there."""
+
+    def __init__(self, options: MqttOptions, client_id: str, will: Message | None = None) -> None:
+        self.refused = 0
+        self._options = options
+        self._changed = threading.Condition()
+        # The number of the connection that there is just now, and the same once all is subscribed on it; else 0.
+        self._line = 0
+        self._generation = 0
+        self._connections = 0
+        self._closing = threading.Event()
+        self._received: deque[MqttDelivery] = deque()
+        self._patterns: dict[str, None] = {}
+        self._asked: dict[int, str] = {}
+        self._confirmed: set[str] = set()
+        self._sent: dict[int, Future[None]] = {}
+        self._backoff = Backoff(options.reconnect_min_s, options.reconnect_max_s)
+        self._log = _log.bind(client=client_id, broker=f"{options.host}:{options.port}")
+        self._client = self._dressed(new_client(options, client_id))
+        if will is not None:
+            properties = _properties(will, PacketTypes.WILLMESSAGE)
+            self._client.will_set(will.topic, will.payload, _QOS, will.retain, properties)
+        self._thread = threading.Thread(target=self._run, name=f"mqtt-{client_id}", daemon=True)
+        self._thread.start()
+
+    def _dressed(self, client: Client) -> Client:
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        # Only the network thread may write to the socket: with this callback set, paho leaves it to its loop.
+        client.on_socket_register_write = _leave_it_to_the_loop
+        return client
+
+    @property
+    def generation(self) -> int:
+        """How often a connection was made, 0 while there is none."""
+        return self._generation
+
+    def publish(self, message: Message) -> Future[None]:
+        """Send; the future is done when the broker has it, or fails with BusError."""
+        mine = _future()
+        reason = "the connection is closed" if self._closing.is_set() else check_message(message)
+        if not reason:
+            info = self._client.publish(
+                message.topic, message.payload, _QOS, message.retain, _properties(message, PacketTypes.PUBLISH)
+            )
+            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                return self._awaiting(info.mid, mine)
+            reason = f"{self._options.max_outgoing} messages are waiting for the broker already"
+        mine.set_exception(BusError(reason))
+        return mine
+
+    def _awaiting(self, mid: int, mine: Future[None]) -> Future[None]:
+        """Return the future of a message; the broker's answer may have been here first."""
+        future = self._sent.setdefault(mid, mine)
+        if future is not mine:
+            self._sent.pop(mid, None)
+        return future
+
+    def subscribe(self, pattern: str, group: str | None = None) -> None:
+        """Receive what matches (`+` and `#` wildcards); a group shares the load among its members.
+
+        Where the broker is there, waits until it has answered, 5 seconds at most.
+        """
+        wanted = shared(pattern, group)
+        with self._changed:
+            self._patterns[wanted] = None
+            if self._line:
+                self._ask(wanted)
+                self._changed.wait_for(lambda: wanted not in self._asked.values(), _SUBSCRIBE_S)
+
+    def _ask(self, pattern: str) -> None:
+        _, mid = self._client.subscribe(pattern, options=SubscribeOptions(qos=_QOS))
+        if mid is not None:
+            self._asked[mid] = pattern
+
+    def receive(self, timeout_s: float) -> MqttDelivery | None:
+        """Return the next message, or None after `timeout_s` seconds without one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._received or self._closing.is_set(), timeout_s)
+            return self._received.popleft() if self._received else None
+
+    def acknowledge(self, mid: int, generation: int) -> None:
+        """Tell the broker that a message is dealt with; one of an earlier connection comes again."""
+        with self._changed:
+            if generation == self._line:
+                self._client.ack(mid, _QOS)
+
+    def close(self) -> None:
+        """Leave in order: no last will, and what was published goes out first, within `close_timeout_s` seconds."""
+        if self._closing.is_set():
+            return
+        wait_for_futures(list(self._sent.values()), self._options.close_timeout_s)
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
+        self._client.disconnect()
+        self._thread.join(self._options.close_timeout_s)
+        for future in list(self._sent.values()):
+            if not future.done():
+                future.set_exception(BusError("the connection was closed before the broker had it"))
+        self._sent.clear()
+
+    # The network thread.
+
+    def _run(self) -> None:
+        self._client.connect_async(
+            self._options.host, self._options.port, self._options.keepalive_s, **_session(self._options)
+        )
+        while not self._closing.is_set():
+            try:
+                if self._client.reconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                    self._serve()
+            except OSError as error:
+                self._log.info("broker not there", error=str(error))
+            except Exception:  # noqa: BLE001 # see below
+                # Whatever paho makes of packets that are none: this thread must not end by it.
+                self._log.exception("connection given up")
+            self._lost()
+            if not self._closing.is_set():
+                self._closing.wait(self._backoff.next_s())
+
+    def _serve(self) -> None:
+        """Run paho's loop until the connection is gone."""
+        while self._client.loop(_LOOP_S) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            if self._closing.is_set():
+                # Again, where `close` said so before there was a connection.
+                self._client.disconnect()
+
+    def _lost(self) -> None:
+        with self._changed:
+            self._line = self._generation = 0
+            self._asked.clear()
+            self._changed.notify_all()
+
+    def _on_connect(
+        self, _client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            self._log.warning("broker refuses the connection", reason=str(reason))
+            return
+        with self._changed:
+            if flags.session_present:
+                # The broker gives these again.
+                self._received.clear()
+            else:
+                self._confirmed.clear()
+            self._backoff.reset()
+            self._connections += 1
+            self._line = self._connections
+            for pattern in self._patterns:
+                if pattern not in self._confirmed:
+                    self._ask(pattern)
+            if not self._asked:
+                self._generation = self._line
+            self._changed.notify_all()
+        self._log.info("connected", session_present=flags.session_present)
+        allowed = getattr(properties, "ReceiveMaximum", 65_535)
+        if allowed < self._options.max_inflight:
+            # paho does not heed it, and a broker may close the connection over it.
+            self._log.warning("broker takes fewer messages at once: lower max_inflight", allowed=allowed)
+
+    def _on_subscribe(
+        self, _client: Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Properties | None
+    ) -> None:
+        with self._changed:
+            pattern = self._asked.pop(mid, None)
+            if pattern is None:
+                return
+            if any(reason.is_failure for reason in reasons):
+                self._log.error("broker refuses the subscription", pattern=pattern, reason=str(reasons[0]))
+            else:
+                self._confirmed.add(pattern)
+            if not self._asked and not self._generation:
+                # Only now is everything subscribed that was before: a message sent from here on is received.
+                self._generation = self._line
+            self._changed.notify_all()
+
+    def _on_disconnect(
+        self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        self._lost()
+        if not self._closing.is_set():
+            self._log.warning("connection lost", reason=str(reason))
+
+    def _on_publish(
+        self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        early = _future()
+        future = self._sent.setdefault(mid, early)
+        if future is not early:
+            self._sent.pop(mid, None)
+        if future.done():
+            return
+        if reason.is_failure:
+            future.set_exception(BusError(f"the broker refuses: {reason}"))
+        else:
+            future.set_result(None)
+
+    def _on_message(self, client: Client, _data: Any, received: MQTTMessage) -> None:
+        message = _message(received)
+        with self._changed:
+            crowded = received.qos == 0 and len(self._received) >= 2 * self._options.receive_maximum
+            if message is None or crowded:
+                self.refused += 1
+                # Acknowledged: what cannot be taken must not come again and again.
+                if received.qos:
+                    client.ack(received.mid, received.qos)
+                return
+            self._received.append(MqttDelivery(self, message, self._line, received.mid if received.qos else 0))
+            self._changed.notify_all()
+
+
+def _future() -> Future[None]:
+    """Return a future that nobody can cancel: the message is on its way."""
+    future: Future[None] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _leave_it_to_the_loop(_client: Client, _data: Any, _socket: Any) -> None:
+    pass
+
+
+def _session(options: MqttOptions) -> dict[str, Any]:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's own gap
+    properties.SessionExpiryInterval = options.session_expiry_s
+    properties.ReceiveMaximum = options.receive_maximum
+    # Room for the topic and the properties: what is larger the broker keeps to itself.
+    properties.MaximumPacketSize = MAX_PAYLOAD_BYTES * 2
+    return {"clean_start": False, "properties": properties}
+
+
+def _properties(message: Message, packet: int) -> Properties | None:
+    if not message.properties and message.expiry_s is None:
+        return None
+    properties = Properties(packet)  # type: ignore[no-untyped-call] # paho's own gap
+    if message.properties:
+        properties.UserProperty = list(message.properties.items())
+    if message.expiry_s is not None:
+        properties.MessageExpiryInterval = message.expiry_s
+    return properties
+
+
+def _message(received: MQTTMessage) -> Message | None:
+    """Return what came as a message, None where it is too large or its topic is no text."""
+    if len(received.payload) > MAX_PAYLOAD_BYTES:
+        return None
+    try:
+        topic = received.topic
+    except UnicodeDecodeError:
+        return None
+    given = received.properties
+    return Message(
+        topic,
+        bytes(received.payload),
+        properties=dict(getattr(given, "UserProperty", ())),
+        retain=bool(received.retain),
+        expiry_s=getattr(given, "MessageExpiryInterval", None),
+    )

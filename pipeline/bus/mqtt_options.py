@@ -1,0 +1,78 @@
+"""How to reach an MQTT 5 broker: the options, and a paho client made of them."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from virtpilot.errors import ConfigError, Problem
+from virtpilot.pipeline.settings import read_secret
+
+
+class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The broker and how to speak to it."""
+
+    host: Annotated[str, Meta(description="The broker's name or address.", min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(description="The broker's port; with TLS usually 8883.", ge=1, le=65535)] = 1883
+    tls: Annotated[bool, Meta(description="Speak TLS and check the broker's certificate.")] = False
+    ca_file: Annotated[str, Meta(description="Authorities to trust, PEM; empty: those of the system.")] = ""
+    cert_file: Annotated[str, Meta(description="This client's certificate, PEM; empty: none.")] = ""
+    key_file: Annotated[str, Meta(description="The key of that certificate, PEM.")] = ""
+    username: Annotated[str, Meta(description="User name; empty: none.")] = ""
+    password_file: Annotated[str, Meta(description="A file that holds the password alone.")] = ""
+    keepalive_s: Annotated[int, Meta(description="Seconds of silence after which a ping is due.", ge=5, le=3600)] = 20
+    session_expiry_s: Annotated[
+        int,
+        Meta(description="Seconds that the broker keeps the session of a client that is gone.", ge=0, le=0xFFFFFFFF),
+    ] = 86_400
+    receive_maximum: Annotated[
+        int, Meta(description="Messages that may be here unacknowledged: the broker waits beyond.", ge=1, le=65_535)
+    ] = 200
+    max_inflight: Annotated[
+        int,
+        Meta(description="Messages that may be at the broker unacknowledged.", ge=1, le=65_535),
+    ] = 20
+    max_outgoing: Annotated[
+        int, Meta(description="Messages that may wait for the broker here; more are refused.", ge=1, le=60_000)
+    ] = 10_000
+    connect_timeout_s: Annotated[float, Meta(description="Seconds for a connection to come about.", gt=0, le=600)] = 5.0
+    reconnect_min_s: Annotated[float, Meta(description="Seconds before the first new try.", gt=0, le=600)] = 0.5
+    reconnect_max_s: Annotated[float, Meta(description="Seconds between tries at most.", gt=0, le=3600)] = 30.0
+    close_timeout_s: Annotated[float, Meta(description="Seconds to send the rest at the end.", gt=0, le=60)] = 2.0
+
+
+def new_client(options: MqttOptions, client_id: str) -> Client:
+    """Return a paho client that is not connected yet; raises ConfigError for keys or secrets that are not there."""
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        protocol=MQTTProtocolVersion.MQTTv5,
+        manual_ack=True,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = options.connect_timeout_s
+    client.max_inflight_messages = options.max_inflight
+    client.max_queued_messages = options.max_outgoing
+    if options.username:
+        password = Path(options.password_file) if options.password_file else None
+        client.username_pw_set(options.username, read_secret(password, None, name="password_file"))
+    if options.tls:
+        client.tls_set_context(_tls(options))
+    return client
+
+
+def _tls(options: MqttOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file or None)
+        if options.cert_file:
+            context.load_cert_chain(options.cert_file, options.key_file or None)
+    except (OSError, ssl.SSLError) as error:
+        files = " ".join(filter(None, (options.ca_file, options.cert_file, options.key_file)))
+        raise ConfigError([Problem(files, 0, 0, f"TLS: {error}")]) from error
+    return context
