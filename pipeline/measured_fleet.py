@@ -9,7 +9,8 @@ import structlog
 
 from virtpilot.model import HostStatus, Kind
 from virtpilot.planner.placement import GuestLoad, HostLoad
-from virtpilot.rules.signals.evaluator import Evaluator, Row
+from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.table import Row
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from virtpilot.planner.placement import NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want
 from virtpilot.rules.language.records import SetRemedy
-from virtpilot.rules.signals.evaluator import Row
+from virtpilot.rules.signals.table import Row
 
 
 class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import structlog
@@ -32,9 +32,9 @@ class RuleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, Mode],
         msgspec.Meta(description="A rule's mode in place of the one in its file; the name `*` stands for all others."),
     ] = {}
-    matcher: Annotated[
-        str, msgspec.Meta(description="Second stage: auto, durable or small.", pattern="^(auto|durable|small)$")
-    ] = "auto"
+    matcher: Annotated[Literal["auto", "durable", "small"], msgspec.Meta(description="The second stage's matcher.")] = (
+        "auto"
+    )
 
 
 class Rulebook:

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from virtpilot.pipeline.writer import Writer
-
 from virtpilot.actuators.command import Verifier, load_public
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND, Clock, SystemClock
@@ -17,6 +15,7 @@ from virtpilot.pipeline.config import AgentConfig, ControllerConfig, FleetConfig
 from virtpilot.pipeline.controller import Controller
 from virtpilot.pipeline.exporter import Exporter, ExporterOptions
 from virtpilot.pipeline.process import boot_id, set_up_logs, stopping
+from virtpilot.pipeline.writer import Writer
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics
