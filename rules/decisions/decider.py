@@ -113,7 +113,7 @@ class Decider:
             return news
         grace = self.options.migrate_grace_s if isinstance(command.action, Migrate) else self.options.set_grace_s
         until_ns = command.not_after_ns + seconds(grace)
-        self._flights.add(Flight(subject=decision.subject.id, command=command.id, until_ns=until_ns))
+        self._flights.add(Flight(subject=decision.subject.id, command=command.id, since_ns=now_ns, until_ns=until_ns))
         self._put(key, ladder.commanded(command, until_ns, now_ns))
         return True
 
@@ -143,8 +143,8 @@ class Decider:
                     outcomes += self._effect(key, ladder, now_ns, evaluator)
                 case Phase.WANTING:
                     self._look(key, ladder, evaluator)
-                case Phase.QUIET | Phase.FINISHED if self._forgettable(ladder, now_ns, evaluator):
-                    self._drop(key)
+            if ladder.idle and now_ns - ladder.signal_ns > seconds(self.options.forget_after_s):
+                self._forget(key, now_ns, evaluator)
         return outcomes
 
     def releases(self, now_ns: int) -> list[Release]:  # noqa: ARG002 - the contract's: each call has the time
@@ -295,9 +295,14 @@ class Decider:
                 host=ladder.host,
             )
         )
-        until_ns = outcome.at_ns + seconds(self.options.release_grace_s)
         self._flights.add(
-            Flight(subject=ladder.subject.id, command=ladder.command, until_ns=until_ns, release=True),
+            Flight(
+                subject=ladder.subject.id,
+                command=ladder.command,
+                since_ns=outcome.at_ns,
+                until_ns=outcome.at_ns + seconds(self.options.release_grace_s),
+                release=True,
+            )
         )
 
     def _lost(self, key: Key, ladder: Ladder, now_ns: int) -> Outcome:
@@ -332,10 +337,15 @@ class Decider:
         if inputs and inputs != ladder.inputs:
             self._ladders[key] = msgspec.structs.replace(ladder, inputs=inputs)
 
-    def _forgettable(self, ladder: Ladder, now_ns: int, evaluator: Measurements) -> bool:
-        if now_ns - max(ladder.since_ns, ladder.signal_ns) <= seconds(self.options.forget_after_s):
-            return False
-        return ladder.phase is Phase.QUIET or evaluator.row(ladder.subject.kind, ladder.subject.id) is None
+    def _forget(self, key: Key, now_ns: int, evaluator: Measurements) -> None:
+        """Drop a ladder that is quiet, or whose subject has been away for long."""
+        ladder = self._ladders[key]
+        away = evaluator.row(ladder.subject.kind, ladder.subject.id) is None
+        away_ns = (ladder.away_ns or now_ns) if away else 0
+        if ladder.phase is Phase.QUIET or (away and now_ns - away_ns > seconds(self.options.forget_after_s)):
+            self._drop(key)
+        elif away_ns != ladder.away_ns:
+            self._ladders[key] = msgspec.structs.replace(ladder, away_ns=away_ns)
 
     def _pass(self, now_ns: int) -> None:
         """Let time pass: overdue operations, leases that ended, cooldowns that are over."""

@@ -10,10 +10,11 @@ from virtpilot.model import Outcome, Result
 
 
 class Flight(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation on a subject: the command it belongs to; at `until_ns` nobody waits for its end any longer."""
+    """An operation on a subject: the command it belongs to; after `until_ns` nobody waits for its end any longer."""
 
     subject: str
     command: str
+    since_ns: int
     until_ns: int
     release: bool = False
 
@@ -39,7 +40,7 @@ class Flights:
     def landed(self, outcome: Outcome) -> set[str]:
         """Take an agent's outcome and return the subjects concerned.
 
-        It ends its command, and a release when it says so or is of another command.
+        It ends its command, and a release when it is not older and says so or is of another command.
 
         The decider does not know a release's own command; that a knob is back, or that nothing could be given back, is
         told of the same guest.
@@ -49,7 +50,8 @@ class Flights:
         ended = {self._end((outcome.command, False))}
         for key, flight in list(self._flights.items()):
             returned = outcome.result is Result.REVERTED or outcome.command != flight.command
-            if flight.release and flight.subject == outcome.guest and returned:
+            newer = outcome.at_ns >= flight.since_ns
+            if flight.release and flight.subject == outcome.guest and returned and newer:
                 ended.add(self._end(key))
         return ended - {""}
 

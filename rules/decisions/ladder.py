@@ -58,6 +58,7 @@ class Ladder(msgspec.Struct, frozen=True, kw_only=True):
     before: dict[str, float] = {}
     done: str = ""
     done_ns: int = 0
+    away_ns: int = 0
 
     @property
     def firing(self) -> bool:
@@ -68,6 +69,11 @@ class Ladder(msgspec.Struct, frozen=True, kw_only=True):
     def over(self) -> bool:
         """Whether the signal has ended."""
         return self.state in {SignalState.INACTIVE, SignalState.PENDING}
+
+    @property
+    def idle(self) -> bool:
+        """Whether no command is out and no effect is awaited."""
+        return self.phase not in {Phase.COMMANDED, Phase.MEASURING}
 
     def signalled(self, signal: Signal) -> Ladder:
         """Take a transition of the signal; an older one or the same again changes nothing."""
@@ -176,4 +182,5 @@ def _quiet(ladder: Ladder) -> Ladder:
         since_ns=ladder.signal_ns,
         state=ladder.state,
         inputs=ladder.inputs,
+        away_ns=ladder.away_ns,
     )

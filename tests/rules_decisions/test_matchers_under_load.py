@@ -1,0 +1,133 @@
+"""Many facts: no growth, no collision, no limit of the engine within reach."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+from tests.rules_decisions.matchers import HAS_DURABLE, NAMES, firing, firing_and_idle, idle
+
+from virtpilot.rules.decisions.durable import REFRESH_AFTER_MATCHES, DurableMatcher, Sequence32, fnv1a
+from virtpilot.rules.decisions.matcher import Name, choose
+from virtpilot.rules.decisions.shard import MAX_CONDITIONS, MAX_CONDITIONS_OF_ONE_KIND, pack
+
+needs_durable = pytest.mark.skipif(not HAS_DURABLE, reason="durable-rules does not import here")
+
+
+def resident_kib() -> int:
+    gc.collect()
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_rules_on_a_thousand_subjects_each_tell_once(name: Name) -> None:
+    matcher = choose(name)
+    matcher.load(firing_and_idle(rules=100))
+    total = 0
+    # a controller keeps facts only of what fires: fifty subjects at a time here, each with all of its rules
+    for first in range(1, 1001, 50):
+        wave = range(first, first + 50)
+        facts = [firing(rule, 0, subject) for subject in wave for rule in range(1, 101)]
+        facts += [idle(subject) for subject in wave]
+        for known in facts:
+            matcher.assert_fact(known)
+        told = matcher.consequences()
+        assert len({(one.production.name, one.value("subject")) for one in told}) == len(told) == 5000
+        total += len(told)
+        for known in facts:
+            matcher.retract_fact(known)
+    assert total == 100_000
+    assert not matcher.consequences()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_thousand_facts_leave_no_memory_behind(name: Name) -> None:
+    matcher = choose(name)
+    matcher.load(firing_and_idle(rules=6))
+
+    def story(rounds: range) -> None:
+        for round_ in rounds:
+            subject = 1 + round_ % 20
+            known = [idle(subject), firing(1 + round_ % 6, round_ % 2, subject)]
+            for fact in known:
+                matcher.assert_fact(fact)
+            assert len(matcher.consequences()) == 1
+            for fact in known:
+                matcher.retract_fact(fact)
+
+    story(range(5_000))
+    before = resident_kib()
+    story(range(5_000, 50_000))
+    assert resident_kib() - before < 2_048
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fact_that_stays_while_its_partner_comes_and_goes_does_not_grow(name: Name) -> None:
+    matcher = choose(name)
+    matcher.load(firing_and_idle(rules=1))
+    matcher.assert_fact(firing(1, 0, 1))
+
+    def toggle(times: int) -> None:
+        for _ in range(times):
+            matcher.assert_fact(idle(1))
+            assert len(matcher.consequences()) == 1
+            matcher.retract_fact(idle(1))
+
+    toggle(4 * REFRESH_AFTER_MATCHES)
+    before = resident_kib()
+    toggle(20_000)
+    assert resident_kib() - before < 512
+
+
+def test_rulesets_are_cut_to_what_the_engine_bears() -> None:
+    productions = firing_and_idle(rules=100, rungs=3)
+    shards = pack(productions)
+    assert [production for shard in shards for production in shard] == productions
+    for shard in shards:
+        kinds = [condition.kind for production in shard for condition in production.conditions]
+        assert len(kinds) <= MAX_CONDITIONS
+        assert max(map(kinds.count, set(kinds))) <= MAX_CONDITIONS_OF_ONE_KIND
+
+
+# fnv1a("40189") == fnv1a("797186"): the first such pair that counting meets
+EARLIER, LATER = 40_189, 797_186
+
+
+def test_no_two_numbers_in_use_have_one_hash() -> None:
+    assert fnv1a(str(EARLIER)) == fnv1a(str(LATER))
+    numbers = Sequence32()
+    numbers._last = EARLIER - 1
+    assert numbers.take() == EARLIER
+    numbers._last = LATER - 1
+    assert numbers.take() != LATER
+    numbers.give(EARLIER)
+    numbers._last = LATER - 1
+    assert numbers.take() == LATER
+
+
+@needs_durable
+def test_a_fact_is_kept_apart_from_one_that_the_engine_would_take_for_it() -> None:
+    matcher = DurableMatcher()
+    matcher.load(firing_and_idle(rules=1))
+    matcher._numbers._last = EARLIER - 1
+    matcher.assert_fact(firing(1, 0, 1))
+    matcher._numbers._last = LATER - 1
+    matcher.assert_fact(firing(1, 0, 2))
+    matcher.retract_fact(firing(1, 0, 2))
+    matcher.assert_fact(idle(1))
+    assert [one.value("subject") for one in matcher.consequences()] == [1]
+
+
+@needs_durable
+def test_the_engine_is_given_the_same_ruleset_once_however_often_it_is_loaded() -> None:
+    matcher = DurableMatcher()
+    for _ in range(3):
+        matcher.load(firing_and_idle(rules=2))
+        matcher.assert_fact(firing(1, 0, 1))
+        matcher.assert_fact(idle(1))
+        assert len(matcher.consequences()) == 1
+        matcher.load(firing_and_idle(rules=1))
+        assert not matcher.consequences()
+    assert len(matcher._built) == 2
