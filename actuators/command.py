@@ -1,152 +1,261 @@
-"""Commands that nobody can forge: Ed25519 (RFC 8032) over the exact bytes that travel, bound to one host and a time."""
+"""Signed commands: Ed25519 over the exact bytes of the inner document, as they travel.
+
+    {"key": "<key id>", "signature": "<base64>", "command": {…the signed bytes, a model.Command…}}
+
+The signature is over a prefix (so that nothing signed for another purpose can pass as a command) and the bytes of the
+value of "command". They are taken out of the envelope as they are and never serialised again: there is one reading of
+them. Replays and superseded epochs are the executor's to refuse: it has the journal.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
+import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Any, Final
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, ConfigError, Problem
-from virtpilot.model import Command
+from virtpilot.model import Command, Migrate, ReleaseKnob, SetKnob
 
-MAX_BYTES: Final = 64 * 1024
-MAX_CLOCK_SKEW_S: Final = 5.0
-# What is signed for one purpose must never pass for another.
-_DOMAIN: Final = b"virtpilot command 1\x00"
+MAX_PAYLOAD_BYTES: Final = 64 * 1024
+MAX_VALIDITY_S: Final = 3600.0
+PRIVATE_NAME: Final = "controller.key"
+PUBLIC_NAME: Final = "controller.pub"
+_PREFIX: Final = b"virtpilot command v1\n"
+_WILDCARDS: Final = frozenset("*+#")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_URI: Final = re.compile(r"[a-z][a-z0-9+]{0,30}://[!-~]{0,1000}")
+_ACTIONS: Final[Mapping[str, type[SetKnob | ReleaseKnob | Migrate]]] = {
+    str(kind.__struct_config__.tag): kind for kind in (SetKnob, ReleaseKnob, Migrate)
+}
+_INT64: Final = 2**63
 
 
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: Annotated[str, msgspec.Meta(max_length=64)]
-    body: str
-    signature: Annotated[str, msgspec.Meta(max_length=128)]
+class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What travels: the signed bytes with the signature and the id of the key that made it."""
+
+    key: str
+    signature: str
+    command: msgspec.Raw
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """Return the short name of a public key: the first 16 hex digits of its SHA-256."""
+    return sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 class Signer:
-    """Seals commands with a controller's private key."""
+    """Signs commands with one private key."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
         self.key_id = key_id(key.public_key())
 
     def seal(self, command: Command) -> bytes:
-        """Return a command as it travels."""
-        body = msgspec.json.encode(command)
-        signature = base64.b64encode(self._key.sign(_DOMAIN + body)).decode()
-        return msgspec.json.encode(_Envelope(self.key_id, body.decode(), signature))
+        """Return the payload that carries a command."""
+        inner = msgspec.json.encode(command)
+        signature = base64.b64encode(self._key.sign(_PREFIX + inner)).decode()
+        return msgspec.json.encode(Envelope(self.key_id, signature, msgspec.Raw(inner)))
 
 
 class Verifier:
-    """Opens what is for this host, signed by a known key and still in time."""
+    """Opens what arrives for one host; several public keys may be valid while keys are exchanged."""
 
     def __init__(
-        self, keys: Mapping[str, Ed25519PublicKey], host: str, max_clock_skew_s: float = MAX_CLOCK_SKEW_S
+        self, public_keys: Mapping[str, Ed25519PublicKey], host: str, *, max_clock_skew_s: float = 5.0
     ) -> None:
-        self._keys = dict(keys)
+        self._keys = dict(public_keys)
         self._host = host
         self._skew_ns = seconds(max_clock_skew_s)
 
     def open(self, payload: bytes, now_ns: int) -> Command:
-        """Return the command in a payload; raises CommandRefused with the guard that stopped it."""
-        if len(payload) > MAX_BYTES:
-            raise CommandRefused("size", f"{len(payload)} bytes, {MAX_BYTES} at most")
-        body = self._verified(payload)
-        try:
-            command = msgspec.json.decode(body, type=Command)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise CommandRefused("form", f"not a command: {error}") from None
-        if command.host != self._host:
-            raise CommandRefused("host", f"for {command.host[:128]!r}, this is {self._host!r}")
-        if now_ns > command.not_after_ns:
-            raise CommandRefused("expired", f"{(now_ns - command.not_after_ns) / SECOND:.1f} s too late")
-        if command.issued_ns - now_ns > self._skew_ns:
-            raise CommandRefused("clock", f"issued {(command.issued_ns - now_ns) / SECOND:.1f} s in the future")
+        """Return the command in a payload; raises CommandRefused with the guard that it failed."""
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise CommandRefused("size", f"{len(payload)} bytes, {MAX_PAYLOAD_BYTES} at most")
+        envelope = _envelope(payload)
+        inner = bytes(envelope.command)
+        self._check_signature(envelope, inner)
+        # From here on the sender is known; still, a faulty one must not get through.
+        command = _command(inner)
+        self._check_host(command)
+        self._check_time(command, now_ns)
+        _check_values(command)
         return command
 
-    def _verified(self, payload: bytes) -> bytes:
-        try:
-            envelope = msgspec.json.decode(payload, type=_Envelope)
-            signature = base64.b64decode(envelope.signature, validate=True)
-        except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
-            raise CommandRefused("form", f"not an envelope: {error}") from None
+    def _check_signature(self, envelope: Envelope, inner: bytes) -> None:
         key = self._keys.get(envelope.key)
         if key is None:
-            raise CommandRefused("key", "signed with a key that is not known here")
-        body = envelope.body.encode("utf-8", "surrogatepass")
+            raise CommandRefused("key", f"no public key {envelope.key[:32]!r} here")
         try:
-            key.verify(signature, _DOMAIN + body)
-        except InvalidSignature:
-            raise CommandRefused("signature", "the signature does not fit the command") from None
-        return body
+            signature = base64.b64decode(envelope.signature.encode(), validate=True)
+            key.verify(signature, _PREFIX + inner)
+        except (InvalidSignature, binascii.Error, ValueError):
+            raise CommandRefused("signature", f"not signed by key {envelope.key}") from None
+
+    def _check_host(self, command: Command) -> None:
+        if not command.host or _WILDCARDS & set(command.host):
+            raise CommandRefused("wildcard-host", f"a command is for one host, not for {command.host!r}")
+        if command.host != self._host:
+            raise CommandRefused("host", f"it is for {command.host[:128]!r}, this is {self._host}")
+
+    def _check_time(self, command: Command, now_ns: int) -> None:
+        if command.not_after_ns < now_ns:
+            late_s = (now_ns - command.not_after_ns) / SECOND
+            raise CommandRefused("expired", f"it expired {late_s:.1f} s ago")
+        if command.issued_ns > now_ns + self._skew_ns:
+            ahead_s = (command.issued_ns - now_ns) / SECOND
+            limit_s = self._skew_ns / SECOND
+            raise CommandRefused(
+                "future", f"it was issued {ahead_s:.1f} s in the future, {limit_s:g} s are let through"
+            )
+        if not 0 < command.not_after_ns - command.issued_ns <= seconds(MAX_VALIDITY_S):
+            raise CommandRefused("value", f"a command is valid for more than 0 and at most {MAX_VALIDITY_S:g} s")
 
 
-def key_id(key: Ed25519PublicKey) -> str:
-    """Return a public key's name: the start of its SHA-256."""
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+def _envelope(payload: bytes) -> Envelope:
+    try:
+        return msgspec.json.decode(payload, type=Envelope)
+    except msgspec.ValidationError as error:
+        raise CommandRefused("envelope", str(error)[:200]) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise CommandRefused("malformed", str(error)[:200]) from None
+
+
+def _command(inner: bytes) -> Command:
+    try:
+        document = msgspec.json.decode(inner, type=dict[str, Any])
+        action = document.get("action")
+        kind = _ACTIONS.get(str(action.get("type"))) if isinstance(action, dict) else None
+        if kind is None or not isinstance(action, dict):
+            raise CommandRefused("action", "it asks for no action that this agent knows")
+        _check_keys(document, Command, "command")
+        _check_keys(action, kind, "action")
+        return msgspec.json.decode(inner, type=Command)
+    except msgspec.ValidationError as error:
+        raise CommandRefused("value", str(error)[:200]) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise CommandRefused("malformed", str(error)[:200]) from None
+
+
+def _check_keys(document: Mapping[str, Any], kind: type[msgspec.Struct], what: str) -> None:
+    """Refuse what this version does not know: an unread key may be the one that forbids."""
+    unknown = document.keys() - set(kind.__struct_fields__) - ({"type"} if what == "action" else set())
+    if unknown:
+        raise CommandRefused("value", f"unknown key {min(unknown)[:64]!r} in the {what}")
+
+
+def _check_values(command: Command) -> None:
+    action = command.action
+    for what, text in (("id", command.id), ("guest", action.guest)):
+        if not _IDENTIFIER.fullmatch(text):
+            raise CommandRefused("value", f"{what} {text[:128]!r} is no identifier")
+    if command.epoch < 0 or command.epoch >= _INT64:
+        raise CommandRefused("value", f"epoch {command.epoch} is out of range")
+    match action:
+        case SetKnob():
+            _check_set(action)
+        case Migrate() if not _IDENTIFIER.fullmatch(action.target):
+            raise CommandRefused("value", f"target {action.target[:128]!r} is no host")
+        case Migrate() if not _URI.fullmatch(action.uri):
+            raise CommandRefused("value", f"migration URI {action.uri[:128]!r} is none")
+
+
+def _check_set(action: SetKnob) -> None:
+    if not (math.isfinite(action.lease_s) and action.lease_s > 0):
+        raise CommandRefused("value", f"a lease of {action.lease_s} s")
+    if not all(-_INT64 <= value < _INT64 for value in (action.value, action.expected)):
+        raise CommandRefused("value", "a knob's value does not fit into 64 bits")
+
+
+def generate(folder: Path) -> tuple[Path, Path]:
+    """Make a key pair in `folder`, return the private and the public file; raises ConfigError, overwrites nothing."""
+    private, public = folder / PRIVATE_NAME, folder / PUBLIC_NAME
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public_pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if public.exists():
+            raise _wrong(public, "is there already; a key is never overwritten")
+        _create(private, pem, 0o600)
+        _create(public, public_pem, 0o644)
+    except OSError as error:
+        raise _wrong(Path(error.filename or folder), error.strerror or str(error)) from error
+    return private, public
+
+
+def _create(path: Path, content: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
-    """Read a private key in PEM; raises ConfigError, also when others than its owner may read it."""
+    """Return the private key in a PEM file; raises ConfigError, also when others than its owner can read it."""
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            raw = file.read(MAX_BYTES)
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise _wrong(path, f"mode {mode:04o} lets group or others at the private key; chmod 600 it")
+            key = load_pem_private_key(file.read(MAX_PAYLOAD_BYTES), password=None)
     except OSError as error:
-        raise _trouble(path, f"cannot be read: {error.strerror}") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise _trouble(path, "others than its owner may use this private key: chmod 600 it")
-    try:
-        key = serialization.load_pem_private_key(raw, password=None)
+        raise _wrong(path, error.strerror or str(error)) from error
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise _trouble(path, "not a private key in PEM without a password") from None
+        # The parser's own words are left out: they may quote what is in the file.
+        raise _wrong(path, "not an unencrypted private key in PEM") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise _trouble(path, "not an Ed25519 key")
+        raise _wrong(path, "not an Ed25519 key")
     return key
 
 
 def load_public(paths: Iterable[Path]) -> dict[str, Ed25519PublicKey]:
-    """Read public keys in PEM, by name; raises ConfigError."""
-    found = {}
+    """Return the public keys in PEM files by their ids; raises ConfigError with every file that is none."""
+    keys: dict[str, Ed25519PublicKey] = {}
+    problems: list[Problem] = []
     for path in paths:
         try:
-            key = serialization.load_pem_public_key(path.read_bytes())
-        except OSError as error:
-            raise _trouble(path, f"cannot be read: {error.strerror}") from None
-        except (ValueError, UnsupportedAlgorithm):
-            raise _trouble(path, "not a public key in PEM") from None
-        if not isinstance(key, Ed25519PublicKey):
-            raise _trouble(path, "not an Ed25519 key")
-        found[key_id(key)] = key
-    return found
+            key = _load_public(path)
+            keys[key_id(key)] = key
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return keys
 
 
-def generate(folder: Path) -> tuple[Path, Path]:
-    """Make a pair in a folder, never over an existing one; raises ConfigError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    private, public = folder / "controller.key", folder / "controller.pub"
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+def _load_public(path: Path) -> Ed25519PublicKey:
     try:
-        descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise _trouble(private, "there is a key already, and it is left alone") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-    public.write_bytes(
-        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
+        with path.open("rb") as file:
+            key = load_pem_public_key(file.read(MAX_PAYLOAD_BYTES))
+    except OSError as error:
+        raise _wrong(path, error.strerror or str(error)) from error
+    except (ValueError, UnsupportedAlgorithm):
+        raise _wrong(path, "not a public key in PEM") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise _wrong(path, "not an Ed25519 key")
+    return key
 
 
-def _trouble(path: Path, message: str) -> ConfigError:
+def _wrong(path: Path, message: str) -> ConfigError:
     return ConfigError([Problem(str(path), 0, 0, message)])

@@ -1,32 +1,58 @@
-"""Executes commands on one host: nothing twice, nothing without its way back, everything told.
+"""The executor of one host: takes opened commands, keeps leases to their end, and puts right what a crash left.
 
-submit ─▶ seen before? epoch? busy? ─▶ plan ─▶ pre-check ─▶ journal ─▶ execute ─▶ verify ─▶ outcome
-poll   ─▶ migrations under way, leases at their end
+submit → duplicate? epoch? in time? → the action's life cycle → journal → outcomes
+poll   → leases that have ended, changes to take back, migrations under way; what fails is tried again, ever slower
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
 
-from virtpilot.actuators.journal import Epoch, Finished, Journal, Lease, Started, Told
-from virtpilot.actuators.knob import Caps, KnobLife
-from virtpilot.actuators.migration import MigrationLife, has_left
-from virtpilot.clock import seconds
-from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, StateError
+from virtpilot.actuators.journal import Journal
+from virtpilot.actuators.knob import INTERRUPTED, Caps, Knobs
+from virtpilot.actuators.ledger import Lease, LeaseState, OutcomeKept
+from virtpilot.actuators.lifecycle import Point, Site, nowhere, outcome, seen
+from virtpilot.actuators.migration import Migrations
+from virtpilot.clock import SECOND, seconds
+from virtpilot.errors import CommandRefused, HypervisorError, HypervisorUnavailable
 from virtpilot.hypervisor import Hypervisor
-from virtpilot.model import Action, Command, Migrate, Outcome, ReleaseKnob, Result, SetKnob, record_id
+from virtpilot.model import Command, Migrate, Outcome, ReleaseKnob, Result, SetKnob
 
 log = structlog.get_logger(__name__)
 
-_RETRY_NS: Final = seconds(5)
-MIGRATION_TIMEOUT_S: Final = 600.0
+PRUNE_EVERY_NS: Final = seconds(600)
+_FIRST_RETRY_NS: Final = seconds(1)
+_LAST_RETRY_NS: Final = seconds(30)
+_CLOCK_SLACK_NS: Final = seconds(60)
+
+
+class Retries:
+    """When what failed is due again: after 1 s at first, twice as long each time, 30 s at most."""
+
+    def __init__(self) -> None:
+        self._waits: dict[tuple[str, ...], tuple[int, int]] = {}
+
+    def due(self, key: tuple[str, ...], now_ns: int) -> bool:
+        """Tell whether something may be tried; a clock that was set back holds nothing up for long."""
+        failed_ns, wait_ns = self._waits.get(key, (now_ns, 0))
+        return not 0 <= now_ns - failed_ns < wait_ns
+
+    def failed(self, key: tuple[str, ...], now_ns: int) -> None:
+        """Note that it did not work."""
+        _failed_ns, wait_ns = self._waits.get(key, (0, 0))
+        self._waits[key] = (now_ns, min(max(2 * wait_ns, _FIRST_RETRY_NS), _LAST_RETRY_NS))
+
+    def worked(self, key: tuple[str, ...]) -> None:
+        """Forget earlier failures."""
+        self._waits.pop(key, None)
 
 
 class Executor:
-    """The acting half of an agent."""
+    """Executes commands on one host; every change is in the journal before it is made."""
 
     def __init__(
         self,
@@ -35,243 +61,165 @@ class Executor:
         *,
         host: str,
         caps: Caps | None = None,
-        migration_timeout_s: float = MIGRATION_TIMEOUT_S,
+        reached: Callable[[Point], None] = nowhere,
     ) -> None:
-        self._hypervisor = hypervisor
+        caps = caps or Caps()
+        site = Site(hypervisor, journal, host=host, reached=reached)
         self._journal = journal
         self._host = host
-        self._knobs = KnobLife(hypervisor, journal, caps or Caps())
-        self._migrations: dict[str, MigrationLife] = {}
-        self._timeout_ns = seconds(migration_timeout_s)
-        self._retry_ns: dict[tuple[str, str], int] = {}
-        # Outcomes that the journal could not take: told all the same, forgotten by a restart.
-        self._volatile: dict[str, Outcome] = {}
+        self._lease_max_ns = seconds(caps.lease_max_s)
+        self._knobs = Knobs(site, caps)
+        self._migrations = Migrations(site, self._knobs, caps)
+        self._retries = Retries()
+        self._next_prune_ns = 0
 
     def submit(self, command: Command, now_ns: int) -> list[Outcome]:
-        """Execute a command, or begin to; return the outcomes that are known now. A duplicate does nothing."""
-        if self._known(command):
-            return []
+        """Execute an opened command; a duplicate changes nothing and has its known outcomes published again."""
+        if self._journal.seen(command.id):
+            known = self._journal.outcomes(command.id)
+            self._journal.republish(known)
+            return known
         try:
-            self._check(command)
-            return self._execute(command, now_ns)
+            self._check(command, now_ns)
+            return self._start(command, now_ns)
         except CommandRefused as refused:
-            result, guard, reason = Result.REFUSED, refused.guard, refused.reason
-        except GuestNotFound as error:
-            result, guard, reason = Result.REFUSED, "guest", f"the guest is not on {self._host}: {error}"
-        except StateError as error:
-            result, guard, reason = Result.REFUSED, "journal", str(error)
+            return [self._close(command, Result.REFUSED, refused.reason, now_ns, guard=refused.guard)]
         except HypervisorError as error:
-            result, guard, reason = Result.FAILED, "", str(error)
-        return [self._finish(command, result, now_ns, guard=guard, reason=reason)]
+            return [self._close(command, Result.FAILED, str(error), now_ns)]
 
-    def _known(self, command: Command) -> bool:
-        """Tell whether a command was here before; its outcome is then told once more."""
-        outcome = self._journal.outcome(command.id)
-        if outcome is not None:
-            self._volatile[outcome.id] = outcome
-            return True
-        return any(started.command.id == command.id for started in self._journal.operations.values())
-
-    def _check(self, command: Command) -> None:
-        if command.epoch < self._journal.epoch:
-            reason = f"epoch {command.epoch} is over: a newer controller speaks since {self._journal.epoch}"
+    def _check(self, command: Command, now_ns: int) -> None:
+        if command.host != self._host:
+            raise CommandRefused("host", f"it is for {command.host}, this is {self._host}")
+        if command.not_after_ns < now_ns:
+            late_s = (now_ns - command.not_after_ns) / SECOND
+            raise CommandRefused("expired", f"it expired {late_s:.1f} s ago")
+        newest = self._journal.epoch
+        if command.epoch < newest:
+            reason = f"a newer controller has taken over: epoch {command.epoch}, newest seen {newest}"
             raise CommandRefused("epoch", reason)
-        if command.epoch > self._journal.epoch:
-            self._journal.append(Epoch(command.epoch))
-        if self.busy(command.action.guest):
-            raise CommandRefused("busy", "another operation on this guest is under way")
 
-    def _execute(self, command: Command, now_ns: int) -> list[Outcome]:
+    def _start(self, command: Command, now_ns: int) -> list[Outcome]:
         match command.action:
             case SetKnob() as action:
-                before, after = self._knobs.set(command, action, now_ns)
-                return [self._finish(command, Result.DONE, now_ns, before=before, after=after)]
+                return self._knobs.set(command, action, now_ns)
             case ReleaseKnob() as action:
-                return [self._release(command, action, now_ns)]
+                return self._knobs.release(command, action, now_ns)
             case Migrate() as action:
-                return self._migrate(command, action, now_ns)
+                return self._migrations.start(command, action, now_ns)
 
-    def _release(self, command: Command, action: ReleaseKnob, now_ns: int) -> Outcome:
-        lease = self._journal.leases.get((action.guest, action.knob))
-        if lease is None:
-            return self._finish(command, Result.REVERTED, now_ns, reason="nothing is leased")
-        before = {lease.knob: float(lease.value)}
-        value, note = self._knobs.restore(lease)
-        after = {} if value is None else {lease.knob: float(value)}
-        return self._finish(command, Result.REVERTED, now_ns, reason=note, before=before, after=after)
-
-    def _migrate(self, command: Command, action: Migrate, now_ns: int) -> list[Outcome]:
-        MigrationLife.check(self._hypervisor, action, self._host)
-        # No changed knob travels without its lease: the guest leaves as it would be without us.
-        leases = [lease for lease in self._journal.leases.values() if lease.guest == action.guest]
-        outcomes = [self._end(lease, now_ns, "before the guest moves") for lease in leases]
-        started = Started(command, now_ns)
-        self._journal.append(started)
-        life = MigrationLife(self._hypervisor, started, self._timeout_ns)
-        life.start()
-        self._migrations[action.guest] = life
-        return outcomes
-
-    def poll(self, now_ns: int) -> list[Outcome]:
-        """Follow migrations and end leases whose time is up; return the new outcomes."""
-        outcomes = []
-        for guest, life in list(self._migrations.items()):
-            try:
-                took_s = life.poll(now_ns)
-                if took_s is None:
-                    continue
-                outcome = self._finish(life.started.command, Result.DONE, now_ns, after={"took_seconds": took_s})
-            except HypervisorError as error:
-                outcome = self._finish(life.started.command, Result.FAILED, now_ns, reason=str(error))
-            del self._migrations[guest]
-            outcomes.append(outcome)
-        for key, lease in list(self._journal.leases.items()):
-            if now_ns >= max(lease.end_ns, self._retry_ns.get(key, 0)) and not self.busy(lease.guest):
-                outcomes += self._try_end(lease, now_ns, "the lease has ended")
-        self._compact(now_ns)
-        return outcomes
-
-    def _compact(self, now_ns: int) -> None:
-        try:
-            self._journal.compact(now_ns)
-        except StateError as error:
-            log.error("journal not compacted", error=str(error))
-
-    def _try_end(self, lease: Lease, now_ns: int, why: str) -> list[Outcome]:
-        key = (lease.guest, lease.knob)
-        try:
-            outcome = self._end(lease, now_ns, why)
-        except (HypervisorError, StateError) as error:
-            self._retry_ns[key] = now_ns + _RETRY_NS
-            log.warning("knob not given back yet", guest=lease.guest, knob=lease.knob, error=str(error))
-            return []
-        self._retry_ns.pop(key, None)
-        return [outcome]
-
-    def _end(self, lease: Lease, now_ns: int, why: str) -> Outcome:
-        value, note = self._knobs.restore(lease)
-        outcome = Outcome(
-            id=record_id("oc", lease.command, Result.REVERTED, lease.end_ns),
-            cause=lease.command,
-            command=lease.command,
-            host=self._host,
-            guest=lease.guest,
-            result=Result.REVERTED,
-            at_ns=now_ns,
-            action=f"release {lease.knob}",
-            rule=lease.rule,
-            reason="; ".join(filter(None, (why, note))),
-            before={lease.knob: float(lease.value)},
-            after={} if value is None else {lease.knob: float(value)},
-        )
-        return self._keep(outcome, now_ns)
-
-    def recover(self, now_ns: int) -> list[Outcome]:
-        """Put right what an earlier run left in the middle; leases that still run are kept."""
-        outcomes = [self._recover_operation(started, now_ns) for started in list(self._journal.operations.values())]
-        for lease in [lease for lease in self._journal.leases.values() if not lease.held]:
-            if self._journal.outcome(lease.command) is None:
-                outcomes.append(self._interrupted(lease, now_ns))
-            outcomes += self._try_end(lease, now_ns, "the agent was stopped before the change was verified")
-        return outcomes
-
-    def _recover_operation(self, started: Started, now_ns: int) -> Outcome:
-        guest = started.command.action.guest
-        try:
-            left = has_left(self._hypervisor, guest)
-        except HypervisorError as error:
-            return self._finish(started.command, Result.FAILED, now_ns, reason=f"the agent was restarted; {error}")
-        if left:
-            return self._finish(started.command, Result.DONE, now_ns, reason="seen after a restart of the agent")
-        reason = "the agent was restarted; the guest still runs here"
-        return self._finish(started.command, Result.FAILED, now_ns, reason=reason)
-
-    def _interrupted(self, lease: Lease, now_ns: int) -> Outcome:
-        outcome = Outcome(
-            id=record_id("oc", lease.command, Result.FAILED),
-            cause=lease.command,
-            command=lease.command,
-            host=self._host,
-            guest=lease.guest,
-            result=Result.FAILED,
-            at_ns=now_ns,
-            action=f"set {lease.knob}",
-            rule=lease.rule,
-            reason="the agent was stopped before the change was verified",
-        )
-        return self._keep(outcome, now_ns)
-
-    def _finish(
-        self,
-        command: Command,
-        result: Result,
-        now_ns: int,
-        *,
-        guard: str = "",
-        reason: str = "",
-        before: dict[str, float] | None = None,
-        after: dict[str, float] | None = None,
-    ) -> Outcome:
-        outcome = Outcome(
-            id=record_id("oc", command.id, result),
-            cause=command.id,
-            command=command.id,
+    def _close(self, command: Command, result: Result, reason: str, now_ns: int, *, guard: str = "") -> Outcome:
+        """End a command that has changed nothing."""
+        made = outcome(
+            command.id,
+            result,
+            now_ns,
             host=self._host,
             guest=command.action.guest,
-            result=result,
-            at_ns=now_ns,
-            action=_name(command.action),
+            action=_name(command),
             rule=command.rule,
             guard=guard,
             reason=reason,
-            before=before or {},
-            after=after or {},
         )
-        return self._keep(outcome, command.not_after_ns)
+        self._journal.note(*seen(command), OutcomeKept(made))
+        return made
 
-    def _keep(self, outcome: Outcome, not_after_ns: int) -> Outcome:
+    def recover(self, now_ns: int) -> list[Outcome]:
+        """Put right what an earlier process left: changes cut short, leases that have ended, migrations in flight."""
+        return self.poll(now_ns)
+
+    def poll(self, now_ns: int) -> list[Outcome]:
+        """Do what is due: end leases, take back what failed, watch migrations; never raises HypervisorError."""
+        self._journal.retry()
+        if not 0 <= self._next_prune_ns - now_ns <= PRUNE_EVERY_NS:
+            self._next_prune_ns = now_ns + PRUNE_EVERY_NS
+            self._journal.prune(now_ns)
+        outcomes: list[Outcome] = []
+        if not self._retries.due((), now_ns):
+            return outcomes
         try:
-            self._journal.append(Finished(outcome, not_after_ns))
-        except StateError as error:
-            log.error("outcome is not in the journal", outcome=outcome.id, error=str(error))
-            self._volatile[outcome.id] = outcome
-        return outcome
+            self._poll_leases(now_ns, outcomes)
+            self._poll_operations(now_ns, outcomes)
+        except HypervisorUnavailable as error:
+            # One deadline is enough to know: the rest would only wait as long each.
+            self._retries.failed((), now_ns)
+            log.warning("hypervisor not there, tried again later", error=str(error))
+        else:
+            self._retries.worked(())
+        return outcomes
+
+    def _poll_leases(self, now_ns: int, outcomes: list[Outcome]) -> None:
+        for lease in self._journal.leases():
+            if self._over(lease, now_ns):
+                self._attempt(lease.key, partial(self._end, lease, now_ns), now_ns, outcomes)
+
+    def _poll_operations(self, now_ns: int, outcomes: list[Outcome]) -> None:
+        for operation in self._journal.operations():
+            work = partial(self._migrations.poll, operation, now_ns)
+            self._attempt((operation.command.id,), work, now_ns, outcomes)
+
+    def _over(self, lease: Lease, now_ns: int) -> bool:
+        """Tell whether a lease is to be settled; the cap holds also for one whose end a clock set back moved away."""
+        left_ns = lease.end_ns - now_ns
+        return lease.state is not LeaseState.HELD or not 0 < left_ns <= self._lease_max_ns + _CLOCK_SLACK_NS
+
+    def _end(self, lease: Lease, now_ns: int) -> list[Outcome]:
+        match lease.state:
+            case LeaseState.INTENDED:
+                told = bool(self._journal.outcomes(lease.command))
+                made = self._knobs.undo(lease, INTERRUPTED, now_ns)
+                return [] if told else [made]
+            case LeaseState.HELD:
+                return [self._knobs.end(lease, "the lease has ended", now_ns)]
+            case LeaseState.RELEASING:
+                return [self._knobs.give_back(lease, now_ns)]
+
+    def _attempt(
+        self, key: tuple[str, ...], work: Callable[[], list[Outcome]], now_ns: int, outcomes: list[Outcome]
+    ) -> None:
+        if not self._retries.due(key, now_ns):
+            return
+        try:
+            outcomes += work()
+        except HypervisorUnavailable:
+            raise
+        except HypervisorError as error:
+            self._retries.failed(key, now_ns)
+            log.warning("not settled, tried again later", what=key, error=str(error))
+        else:
+            self._retries.worked(key)
 
     def busy(self, guest: str) -> bool:
-        """Tell whether an operation on a guest is under way."""
-        return guest in self._journal.operations
+        """Tell whether a long operation on a guest is in flight, or a change to it is still to be taken back."""
+        moving = (operation.guest for operation in self._journal.operations())
+        unsettled = (lease.guest for lease in self._journal.leases() if lease.state is not LeaseState.HELD)
+        return guest in {*moving, *unsettled}
 
     def leases(self) -> Sequence[Lease]:
-        """Return the live leases."""
-        return tuple(self._journal.leases.values())
+        """Return all leases, those being given back too."""
+        return self._journal.leases()
 
     def leased(self, guest: str, knob: str) -> bool:
-        """Tell whether a knob is changed under a lease."""
-        return (guest, knob) in self._journal.leases
+        """Tell whether virtpilot holds a lease on a knob."""
+        return self._journal.lease(guest, knob) is not None
 
-    def unpublished(self) -> Collection[Outcome]:
-        """Return the outcomes that the broker is not known to have."""
-        return tuple((self._journal.untold | self._volatile).values())
+    def unpublished(self) -> list[Outcome]:
+        """Return the outcomes that the broker is not known to have, oldest first."""
+        return self._journal.unpublished()
 
     def published(self, outcome_id: str) -> None:
         """Note that the broker has an outcome."""
-        self._volatile.pop(outcome_id, None)
-        if outcome_id in self._journal.untold:
-            try:
-                self._journal.append(Told(outcome_id))
-            except StateError as error:
-                log.error("journal cannot be written: an outcome may be told again", error=str(error))
+        self._journal.published(outcome_id)
 
     def close(self) -> None:
-        """Let go of the journal; migrations under way go on in libvirt and are looked at by the next run."""
+        """Let go of the journal; leases stay, and are ended by the next run."""
         self._journal.close()
 
 
-def _name(action: Action) -> str:
-    match action:
-        case SetKnob():
-            return f"set {action.knob}"
-        case ReleaseKnob():
-            return f"release {action.knob}"
+def _name(command: Command) -> str:
+    match command.action:
+        case SetKnob(knob=knob):
+            return f"set {knob}"
+        case ReleaseKnob(knob=knob):
+            return f"release {knob}"
         case Migrate():
             return "migrate"

@@ -1,169 +1,243 @@
-"""Guards: small checks in a fixed order before anything is commanded; each refusal names its guard."""
+"""The controller's guards: what stands between an action that a rule wants and the command.
+
+In order: mode, freshness, warm-up, state, cooldown, concurrency. Each is one small function that gives a reason or "".
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from virtpilot.clock import SECOND, seconds
-from virtpilot.model import Mode
+from virtpilot.errors import StateError
+from virtpilot.model import Mode, Result
 
-_RUNNING = 1
+# virDomainState; Xen shows an idle guest as blocked.
+_STATES: Final[Mapping[int, str]] = {
+    0: "in no state",
+    1: "running",
+    2: "blocked",
+    3: "paused",
+    4: "shutting down",
+    5: "shut off",
+    6: "crashed",
+    7: "suspended",
+}
+_ALIVE: Final = frozenset({1, 2})
+
+Seconds = Annotated[float, Meta(ge=0, le=86400)]
+Places = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class GuardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds for every action, whatever a rule says."""
+    """When an action that a rule wants is refused."""
 
-    max_sample_age_s: Annotated[float, Meta(description="Nothing is done on measurements older than this.", gt=0)] = (
-        60.0
-    )
+    max_sample_age_s: Annotated[
+        Seconds, Meta(description="No action on a guest whose newest sample is older than this.")
+    ] = 60.0
     warm_up_s: Annotated[
-        float, Meta(description="A guest is left alone for so long after it was first seen on its host.", ge=0)
+        Seconds, Meta(description="No action on a guest that this host has measured for less time than this.")
     ] = 30.0
     guest_cooldown_s: Annotated[
-        float, Meta(description="No rule begins on a guest for so long after any action on it.", ge=0)
+        Seconds, Meta(description="No further action on a guest so long after one; later rungs of its rule are exempt.")
     ] = 60.0
-    migrations_out: Annotated[int, Meta(description="Migrations at once from one host.", ge=1)] = 2
-    migrations_in: Annotated[int, Meta(description="Migrations at once to one host.", ge=1)] = 2
-    migrations_cluster: Annotated[int, Meta(description="Migrations at once in the cluster.", ge=1)] = 5
+    migrations_out: Annotated[Places, Meta(description="Guests that may leave one host at the same time.")] = 2
+    migrations_in: Annotated[Places, Meta(description="Guests that may come to one host at the same time.")] = 2
+    migrations_cluster: Annotated[Places, Meta(description="Guests that may be on their way in the whole cluster.")] = 5
+    operation_timeout_s: Annotated[
+        Seconds, Meta(description="A command whose outcome has not come by then is no longer waited for.", gt=0)
+    ] = 1200.0
 
 
 class GuardRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """An action that is about to be commanded; `target` is empty unless the guest is to move."""
+    """What is wanted, and what is known of its guest; `target` is "" where nothing moves."""
 
     mode: Mode
     rule: str
     cooldown_ns: int
-    rung: int
     guest: str
     host: str
-    target: str
     sample_ns: int
     first_seen_ns: int
     state_code: int
+    rung: int = 0
+    target: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Which guard says no, and why."""
+    """The guard that refuses, and why, for people."""
 
     guard: str
     reason: str
 
 
-class _InFlight(msgspec.Struct, frozen=True):
-    guest: str
+class InFlight(msgspec.Struct, frozen=True, kw_only=True):
+    """A command on its way whose outcome has not come."""
+
     rule: str
+    guest: str
     host: str
     target: str
+    cooldown_ns: int
+    started_ns: int
+
+
+class Cooldown(msgspec.Struct, frozen=True):
+    """Until when a guest is left alone, and the rule that acted on it last."""
+
+    rule: str
+    guest: str
+    until_ns: int
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What survives a restart."""
+
+    in_flight: dict[str, InFlight]
+    rules: list[Cooldown]
+    guests: list[Cooldown]
 
 
 class Guards:
-    """Remembers what is in flight and when each rule and guest was last acted on."""
+    """The chain of guards, with the memory that some of them need."""
 
-    def __init__(self, options: GuardOptions) -> None:
-        self._options = options
-        self._in_flight: dict[str, _InFlight] = {}
-        self._by_rule: dict[tuple[str, str], int] = {}
-        self._by_guest: dict[str, int] = {}
-        self._chain: tuple[tuple[str, Callable[[GuardRequest, int], str]], ...] = (
-            ("mode", self._mode),
-            ("freshness", self._freshness),
-            ("warm-up", self._warm_up),
-            ("state", self._state),
-            ("cooldown", self._cooldown),
-            ("concurrency", self._concurrency),
-        )
+    def __init__(self, limits: GuardOptions) -> None:
+        self._limits = limits
+        self._in_flight: dict[str, InFlight] = {}
+        self._rules: dict[tuple[str, str], Cooldown] = {}
+        self._guests: dict[str, Cooldown] = {}
+        self._chain: Mapping[str, Callable[[GuardRequest, int], str]] = {
+            "mode": self._mode,
+            "freshness": self._freshness,
+            "warm-up": self._warm_up,
+            "state": self._state,
+            "cooldown": self._cooldown,
+            "concurrency": self._concurrency,
+        }
 
     def check(self, request: GuardRequest, now_ns: int) -> Refusal | None:
-        """Return the first guard's refusal, None where all agree."""
-        for name, guard in self._chain:
-            if reason := guard(request, now_ns):
-                return Refusal(name, reason)
+        """Return the first guard's refusal, None where all let it through."""
+        self._forget(now_ns)
+        for guard, reason_of in self._chain.items():
+            if reason := reason_of(request, now_ns):
+                return Refusal(guard, reason)
         return None
 
     def _mode(self, request: GuardRequest, _now_ns: int) -> str:
         match request.mode:
             case Mode.ACT:
                 return ""
-            case Mode.OBSERVE:
-                return "the rule only observes"
             case Mode.APPROVE:
-                return "the rule waits for a person's approval, and there is none"
+                return f"rule {request.rule} acts on approval only, and approval is not given"
+            case Mode.OBSERVE:
+                return f"rule {request.rule} only observes"
 
     def _freshness(self, request: GuardRequest, now_ns: int) -> str:
-        age_s = (now_ns - request.sample_ns) / SECOND
-        limit = self._options.max_sample_age_s
-        return f"the newest sample is {age_s:.0f} s old, {limit:g} s at most" if age_s > limit else ""
-
-    def _warm_up(self, request: GuardRequest, now_ns: int) -> str:
-        left_s = self._options.warm_up_s - (now_ns - request.first_seen_ns) / SECOND
-        return f"the guest is new on {request.host}: {left_s:.0f} s to go" if left_s > 0 else ""
-
-    def _state(self, request: GuardRequest, _now_ns: int) -> str:
-        return "" if request.state_code == _RUNNING else f"the guest is not running (state {request.state_code})"
-
-    def _cooldown(self, request: GuardRequest, now_ns: int) -> str:
-        """Hold back a rule's first remedy; the next rungs of a ladder belong to the same intervention."""
-        if request.rung > 0:
-            return ""
-        rule_ns = self._by_rule.get((request.rule, request.guest), 0) + request.cooldown_ns
-        guest_ns = self._by_guest.get(request.guest, 0) + seconds(self._options.guest_cooldown_s)
-        if request.guest in self._by_guest and now_ns < max(rule_ns, guest_ns):
-            return f"{(max(rule_ns, guest_ns) - now_ns) / SECOND:.0f} s to go since the last action on this guest"
+        age_ns, limit_ns = now_ns - request.sample_ns, seconds(self._limits.max_sample_age_s)
+        if age_ns > limit_ns:
+            return f"the newest sample is {_s(age_ns)} old, {_s(limit_ns)} at most"
+        if -age_ns > limit_ns:
+            return f"the newest sample lies {_s(-age_ns)} in the future: the clock of {request.host} is wrong"
         return ""
 
-    def _concurrency(self, request: GuardRequest, _now_ns: int) -> str:
-        flying = self._in_flight.values()
-        if any(other.guest == request.guest for other in flying):
-            return "an action on this guest is in flight"
-        if not request.target:
+    def _warm_up(self, request: GuardRequest, now_ns: int) -> str:
+        left_ns = request.first_seen_ns + seconds(self._limits.warm_up_s) - now_ns
+        return f"measured on {request.host} only just, {_s(left_ns)} of warm-up left" if left_ns > 0 else ""
+
+    def _state(self, request: GuardRequest, _now_ns: int) -> str:
+        if request.state_code in _ALIVE:
             return ""
-        moves = [other for other in flying if other.target]
-        options = self._options
-        counts = (
-            (sum(other.host == request.host for other in moves), options.migrations_out, f"from {request.host}"),
-            (sum(other.target == request.target for other in moves), options.migrations_in, f"to {request.target}"),
-            (len(moves), options.migrations_cluster, "in the cluster"),
-        )
-        return next((f"{n} migrations {where}, {most} at most" for n, most, where in counts if n >= most), "")
+        return f"the guest is {_STATES.get(request.state_code, f'in state {request.state_code}')}, not running"
+
+    def _cooldown(self, request: GuardRequest, now_ns: int) -> str:
+        """Later rungs follow their own rule's earlier ones at once: they are one remedy."""
+        guest = self._guests.get(request.guest)
+        follows = request.rung > 0 and guest is not None and guest.rule == request.rule
+        rule = self._rules.get((request.rule, request.guest))
+        if rule is not None and request.rung == 0 and rule.until_ns > now_ns:
+            return f"rule {request.rule} helped this guest lately, {_s(rule.until_ns - now_ns)} of cooldown left"
+        if guest is not None and not follows and guest.until_ns > now_ns:
+            left = _s(guest.until_ns - now_ns)
+            return f"something was done to this guest lately (rule {guest.rule}), {left} of cooldown left"
+        return ""
+
+    def _concurrency(self, request: GuardRequest, now_ns: int) -> str:
+        for command, flight in self._in_flight.items():
+            if flight.guest == request.guest:
+                return f"{command} on this guest is under way since {_s(now_ns - flight.started_ns)}"
+        return self._room(request) if request.target else ""
+
+    def _room(self, request: GuardRequest) -> str:
+        moves = [flight for flight in self._in_flight.values() if flight.target]
+        limits = self._limits
+        for count, limit, where in (
+            (sum(move.host == request.host for move in moves), limits.migrations_out, f"out of {request.host}"),
+            (sum(move.target == request.target for move in moves), limits.migrations_in, f"to {request.target}"),
+            (len(moves), limits.migrations_cluster, "in the cluster"),
+        ):
+            if count >= limit:
+                return f"{count} migrations {where} are under way, {limit} at most"
+        return ""
 
     def migrations(self) -> Mapping[str, int]:
-        """Return how many migrations go from or to each host."""
-        return Counter(host for move in self._in_flight.values() if move.target for host in (move.host, move.target))
+        """Return for each host how many migrations to or from it are under way."""
+        moves = [flight for flight in self._in_flight.values() if flight.target]
+        return Counter(host for move in moves for host in (move.host, move.target))
 
-    def incoming(self) -> Iterator[tuple[str, str]]:
-        """Yield (guest, target) of each migration in flight: promised, and in no measurement of the target yet."""
-        return ((move.guest, move.target) for move in self._in_flight.values() if move.target)
+    def incoming(self) -> list[tuple[str, str]]:
+        """Return each guest on its way with the host that it goes to."""
+        return [(flight.guest, flight.target) for flight in self._in_flight.values() if flight.target]
 
     def started(self, request: GuardRequest, command: str, now_ns: int) -> None:
         """Note that a command is on its way."""
-        self._in_flight[command] = _InFlight(request.guest, request.rule, request.host, request.target)
-        self._touch(request.rule, request.guest, now_ns)
+        self._in_flight[command] = InFlight(
+            rule=request.rule,
+            guest=request.guest,
+            host=request.host,
+            target=request.target,
+            cooldown_ns=request.cooldown_ns,
+            started_ns=now_ns,
+        )
 
-    def finished(self, command: str, now_ns: int) -> None:
-        """Note that a command has come to its outcome; its cooldown counts from here. One not known is no matter."""
-        done = self._in_flight.pop(command, None)
-        if done is not None:
-            self._touch(done.rule, done.guest, now_ns)
+    def finished(self, command: str, now_ns: int, result: Result = Result.DONE) -> None:
+        """Note a command's outcome: its cooldowns begin, except when it was refused; an unknown one is ignored."""
+        flight = self._in_flight.pop(command, None)
+        if flight is None or result is Result.REFUSED:
+            return
+        until_ns = now_ns + seconds(self._limits.guest_cooldown_s)
+        self._guests[flight.guest] = Cooldown(flight.rule, flight.guest, until_ns)
+        rule = Cooldown(flight.rule, flight.guest, now_ns + flight.cooldown_ns)
+        self._rules[flight.rule, flight.guest] = rule
 
-    def _touch(self, rule: str, guest: str, now_ns: int) -> None:
-        self._by_rule[rule, guest] = now_ns
-        self._by_guest[guest] = now_ns
+    def _forget(self, now_ns: int) -> None:
+        timeout_ns = seconds(self._limits.operation_timeout_s)
+        for command, flight in list(self._in_flight.items()):
+            # A start in the future: the clock was set back, and this would never end.
+            if not -timeout_ns <= now_ns - flight.started_ns <= timeout_ns:
+                del self._in_flight[command]
+        self._rules = {key: each for key, each in self._rules.items() if each.until_ns > now_ns}
+        self._guests = {key: each for key, each in self._guests.items() if each.until_ns > now_ns}
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the state, JSON-able."""
-        return {
-            "in_flight": {command: msgspec.to_builtins(item) for command, item in self._in_flight.items()},
-            "by_rule": [[rule, guest, at] for (rule, guest), at in self._by_rule.items()],
-            "by_guest": dict(self._by_guest),
-        }
+        """Return what survives a restart, JSON-able."""
+        kept = Snapshot(dict(self._in_flight), list(self._rules.values()), list(self._guests.values()))
+        document: dict[str, Any] = msgspec.to_builtins(kept)
+        return document
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Take up a former state."""
-        self._in_flight = msgspec.convert(snapshot["in_flight"], dict[str, _InFlight])
-        self._by_rule = {(rule, guest): at for rule, guest, at in snapshot["by_rule"]}
-        self._by_guest = dict(snapshot["by_guest"])
+    def restore(self, document: object) -> None:
+        """Take up where an earlier run ended; raises StateError for what is no snapshot, and keeps what is."""
+        try:
+            kept = msgspec.convert(document, Snapshot)
+        except msgspec.ValidationError as error:
+            raise StateError(f"saved guards are not readable: {error}") from error
+        self._in_flight = dict(kept.in_flight)
+        self._rules = {(each.rule, each.guest): each for each in kept.rules}
+        self._guests = {each.guest: each for each in kept.guests}
+
+
+def _s(span_ns: int) -> str:
+    return f"{span_ns / SECOND:.0f} s"

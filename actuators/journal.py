@@ -1,217 +1,299 @@
-"""The agent's journal: leases, commands seen, operations under way and outcomes to tell, on disk before they matter.
+"""The agent's journal: leases, commands, operations and outcomes in an append-only file, written before the change.
 
-One checksummed JSON line an event, each on disk before `append` returns. A torn tail (power cut, kill -9) is cut off.
+One line is one transaction: eight hex digits of CRC-32, a blank, a JSON list of entries. An append is on disk (fsync)
+before it counts. Damage at the end is a torn write and is cut; damage elsewhere is set aside in a copy, and what is
+readable is used. Memory is the truth while the process lives: after a failed write the whole file is made anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import zlib
-from collections.abc import Iterator
+import shutil
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import msgspec
 import structlog
 
-from virtpilot.clock import seconds
+from virtpilot.actuators.ledger import (
+    VERSION,
+    Entry,
+    Lease,
+    Ledger,
+    Opened,
+    Operation,
+    OutcomePublished,
+)
 from virtpilot.errors import StateError
-from virtpilot.model import Command, Outcome
+from virtpilot.model import Outcome
 
 log = structlog.get_logger(__name__)
 
-# A command is remembered for so long after its end: longer than any clock skew and any broker's queue.
-REMEMBER_NS: Final = seconds(24 * 3600)
-_COMPACT_LINES: Final = 4_000
+COMPACT_BYTES: Final = 256 * 1024
+_CRC_DIGITS: Final = 8
+_GROWTH: Final = 4
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(list[Entry]).decode
 
 
-class Lease(msgspec.Struct, frozen=True, tag="lease", kw_only=True):
-    """A knob's changed value; `held` once the change was verified. `former` is what it replaced."""
+class Parsed(msgspec.Struct, frozen=True):
+    """A journal's text: its entries, the bytes before the torn tail, the torn bytes, damaged lines before them."""
 
-    guest: str
-    knob: str
-    baseline: int
-    value: int
-    former: int
-    command: str
-    rule: str
-    end_ns: int
-    held: bool = False
+    entries: list[Entry]
+    good_bytes: int
+    torn_bytes: int
+    damaged: int
 
 
-class Unleased(msgspec.Struct, frozen=True, tag="unleased"):
-    """A lease is over."""
-
-    guest: str
-    knob: str
-
-
-class Started(msgspec.Struct, frozen=True, tag="started"):
-    """An operation is about to begin."""
-
-    command: Command
-    at_ns: int
+def line(entries: Iterable[Entry]) -> bytes:
+    """Return one transaction as it stands in the file."""
+    body = _encode(list(entries))
+    return b"%08x " % crc32(body) + body + b"\n"
 
 
-class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """A command has come to its outcome, which is to be told."""
-
-    outcome: Outcome
-    not_after_ns: int
-
-
-class Told(msgspec.Struct, frozen=True, tag="told"):
-    """The broker has the outcome."""
-
-    outcome: str
-
-
-class Epoch(msgspec.Struct, frozen=True, tag="epoch"):
-    """A controller of a newer epoch has spoken: older ones are not obeyed any more."""
-
-    epoch: int
+def parse(raw: bytes) -> Parsed:
+    """Read a journal's bytes, whatever they are; never raises."""
+    entries: list[Entry] = []
+    good = offset = 0
+    bad_before_good = bad = 0
+    for text in raw.splitlines(keepends=True):
+        offset += len(text)
+        found = _transaction(text)
+        if found is None:
+            bad += 1
+            continue
+        entries += found
+        good, bad_before_good = offset, bad
+    return Parsed(entries, good, len(raw) - good, bad_before_good)
 
 
-Event = Lease | Unleased | Started | Finished | Told | Epoch
+def _transaction(text: bytes) -> list[Entry] | None:
+    digits, body = text[:_CRC_DIGITS], text[_CRC_DIGITS + 1 : -1]
+    if text != digits + b" " + body + b"\n" or digits != b"%08x" % crc32(body):
+        return None
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 class Journal:
-    """The present state, and the file that it can be made from again."""
+    """A journal file, for one process at a time; raises StateError where it cannot be read or is in use."""
 
-    def __init__(self, path: Path) -> None:
-        self.leases: dict[tuple[str, str], Lease] = {}
-        self.operations: dict[str, Started] = {}
-        self.untold: dict[str, Outcome] = {}
-        self.epoch = 0
-        self._outcomes: dict[str, Finished] = {}
-        self._path = path
-        self._lines = 0
-        self._file = None
-        self.torn = 0
+    def __init__(self, path: Path, *, compact_bytes: int = COMPACT_BYTES) -> None:
+        self.path = path
+        self.torn_bytes = 0
+        self.damaged = 0
+        self._compact_bytes = compact_bytes
+        self._ledger = Ledger()
+        self._file = -1
+        self._size = 0
+        self._compacted = 0
+        self._stale = False
         try:
-            self._read()
-            self._file = path.open("ab", buffering=0)
+            self._unlock = weakref.finalize(self, os.close, _lock(path.with_name(path.name + ".lock")))
         except OSError as error:
-            raise StateError(f"journal {path}: {error}") from error
-
-    def _read(self) -> None:
-        if not self._path.exists():
-            return
-        raw = self._path.read_bytes()
-        good = 0
-        for line in raw.splitlines(keepends=True):
-            event = _decode(line)
-            if event is None:
-                break
-            self._apply(event)
-            good += len(line)
-            self._lines += 1
-        if good < len(raw):
-            # Only the last write can be torn; what follows a damaged line was never acknowledged in this order.
-            self.torn += 1
-            log.warning("journal: torn tail cut off", path=str(self._path), bytes=len(raw) - good)
-            os.truncate(self._path, good)
-
-    def append(self, event: Event) -> None:
-        """Put an event on disk, then into the state; raises StateError, and then nothing has changed."""
-        if self._file is None:
-            raise StateError(f"journal {self._path} is closed")
-        size = os.fstat(self._file.fileno()).st_size
-        line = _encode(event)
+            raise _state_error(path, error) from error
         try:
-            if self._file.write(line) != len(line):
-                raise OSError("short write")
-            os.fsync(self._file.fileno())
+            self._load()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(size)
-            raise StateError(f"journal {self._path}: {error}") from error
-        self._apply(event)
-        self._lines += 1
+            self._unlock()
+            raise _state_error(path, error) from error
+        except StateError:
+            self._unlock()
+            raise
 
-    def _apply(self, event: Event) -> None:
-        match event:
-            case Lease():
-                self.leases[event.guest, event.knob] = event
-            case Unleased():
-                self.leases.pop((event.guest, event.knob), None)
-            case Started():
-                self.operations[event.command.action.guest] = event
-            case Finished():
-                self._finish(event)
-            case Told():
-                self.untold.pop(event.outcome, None)
-            case Epoch():
-                self.epoch = max(self.epoch, event.epoch)
+    def _load(self) -> None:
+        raw = self.path.read_bytes() if self.path.exists() else b""
+        parsed = parse(raw)
+        _check(self.path, raw, parsed)
+        self.torn_bytes, self.damaged = parsed.torn_bytes, parsed.damaged
+        self._ledger.apply(parsed.entries)
+        if self.torn_bytes:
+            log.warning("journal had a torn end, cut off", path=str(self.path), torn_bytes=self.torn_bytes)
+        if self.damaged:
+            aside = self.path.with_name(self.path.name + ".damaged")
+            shutil.copyfile(self.path, aside)
+            log.error("journal was damaged", path=str(self.path), lines=self.damaged, copy=str(aside))
+        self._rewrite(self._ledger)
 
-    def _finish(self, event: Finished) -> None:
-        outcome = event.outcome
-        operation = self.operations.get(outcome.guest)
-        if operation is not None and operation.command.id == outcome.command:
-            del self.operations[outcome.guest]
-        # A lease's end is told in the name of the command that set it; that command's own outcome stays known.
-        self._outcomes.setdefault(outcome.command, event)
-        self.untold[outcome.id] = outcome
+    @property
+    def epoch(self) -> int:
+        """The newest epoch of any command so far."""
+        return self._ledger.epoch
 
-    def outcome(self, command: str) -> Outcome | None:
-        """Return the outcome of a command that was here before, None where it is new."""
-        found = self._outcomes.get(command)
-        return found.outcome if found is not None else None
+    @property
+    def stale(self) -> bool:
+        """Whether something in memory is not on disk yet."""
+        return self._stale
 
-    def compact(self, now_ns: int) -> None:
-        """Write only what still matters, when the file has grown long; raises StateError."""
-        if self._lines < _COMPACT_LINES:
-            return
-        self._outcomes = {k: v for k, v in self._outcomes.items() if v.not_after_ns + REMEMBER_NS > now_ns}
-        temporary = self._path.with_suffix(".new")
-        events = list(self._events())
+    def seen(self, command: str) -> bool:
+        """Tell whether a command was taken up before."""
+        return command in self._ledger.seen
+
+    def lease(self, guest: str, knob: str) -> Lease | None:
+        """Return the lease on a knob, None where there is none."""
+        return self._ledger.leases.get((guest, knob))
+
+    def leases(self) -> Sequence[Lease]:
+        """Return all leases."""
+        return list(self._ledger.leases.values())
+
+    def operations(self) -> Sequence[Operation]:
+        """Return the long operations in flight."""
+        return list(self._ledger.operations.values())
+
+    def outcomes(self, command: str) -> list[Outcome]:
+        """Return what is known to have become of a command."""
+        return [kept.outcome for kept in self._ledger.outcomes.values() if kept.outcome.command == command]
+
+    def unpublished(self) -> list[Outcome]:
+        """Return the outcomes that the broker is not known to have, oldest first."""
+        return [kept.outcome for kept in self._ledger.outcomes.values() if not kept.published]
+
+    def published(self, outcome_id: str) -> None:
+        """Note that the broker has an outcome; losing this note only means to publish it again."""
+        self._note([OutcomePublished(outcome_id)], sync=False)
+
+    def republish(self, outcomes: Iterable[Outcome]) -> None:
+        """Let known outcomes be published once more."""
+        for outcome in outcomes:
+            self._ledger.unpublish(outcome.id)
+
+    def commit(self, *entries: Entry) -> None:
+        """Write entries that must be on disk before something is done; raises StateError, then nothing is changed."""
         try:
-            with temporary.open("wb") as file:
-                file.writelines(map(_encode, events))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
-            self.close()
-            self._file = self._path.open("ab", buffering=0)
+            self._write(entries, sync=True)
         except OSError as error:
-            raise StateError(f"journal {self._path}: {error}") from error
-        self._lines = len(events)
+            raise _state_error(self.path, error) from error
 
-    def _events(self) -> Iterator[Event]:
-        yield Epoch(self.epoch)
-        yield from self.leases.values()
-        told = set()
-        for finished in self._outcomes.values():
-            yield finished
-            told.add(finished.outcome.id)
-            if finished.outcome.id not in self.untold:
-                yield Told(finished.outcome.id)
-        for outcome in self.untold.values():
-            if outcome.id not in told:
-                yield Finished(outcome, outcome.at_ns)
-        yield from self.operations.values()
+    def note(self, *entries: Entry) -> None:
+        """Keep entries on what has been done already: in memory at once, on disk as soon as it takes them."""
+        self._note(entries, sync=True)
+
+    def _note(self, entries: Sequence[Entry], *, sync: bool) -> None:
+        try:
+            self._write(entries, sync=sync)
+        except OSError as error:
+            self._ledger.apply(entries)
+            log.error("journal cannot be written, kept in memory", path=str(self.path), error=str(error))
+
+    def retry(self) -> None:
+        """Try again to write what an earlier note could not."""
+        if self._stale:
+            self._note((), sync=True)
+
+    def prune(self, now_ns: int) -> None:
+        """Forget what is past its time; the file shrinks when it is next made anew."""
+        self._ledger.prune(now_ns)
 
     def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Write what is left and let go of the file."""
+        self.retry()
+        self._close_file()
+        self._unlock()
+
+    def _write(self, entries: Sequence[Entry], *, sync: bool) -> None:
+        if self._stale:
+            candidate = self._ledger.copy()
+            candidate.apply(entries)
+            self._rewrite(candidate)
+            self._ledger = candidate
+            return
+        self._append(line(entries), sync=sync)
+        self._ledger.apply(entries)
+        if self._size > max(self._compact_bytes, _GROWTH * self._compacted):
+            self._compact()
+
+    def _append(self, text: bytes, *, sync: bool) -> None:
+        try:
+            _write_all(self._file, text)
+            if sync:
+                os.fsync(self._file)
+        except OSError:
+            # What reached the disk is not known: cut what can be cut, and make the file anew next time.
+            self._stale = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(text)
+
+    def _compact(self) -> None:
+        try:
+            self._rewrite(self._ledger)
+        except OSError as error:
+            # The long file still does: try again when it has grown as much once more.
+            self._compacted = self._size
+            log.warning("journal could not be compacted", path=str(self.path), error=str(error))
+
+    def _rewrite(self, ledger: Ledger) -> None:
+        """Make the file anew with a ledger's content; the old one stays until the new one is whole and on disk."""
+        fresh = self.path.with_name(self.path.name + ".new")
+        text = b"".join(line([entry]) for entry in ledger.entries())
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(descriptor, text)
+            os.fsync(descriptor)
+            fresh.rename(self.path)
+            _sync_folder(self.path.parent)
+        except OSError:
+            os.close(descriptor)
+            # Once renamed, the open file is no longer the one that a restart would read.
+            self._stale = self._stale or not fresh.exists()
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
+        self._close_file()
+        self._file = descriptor
+        self._closer = weakref.finalize(self, os.close, descriptor)
+        self._size = self._compacted = len(text)
+        self._stale = False
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            self._closer()
+            self._file = -1
 
 
-def _encode(event: Event) -> bytes:
-    text = msgspec.json.encode(event)
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+def _state_error(path: Path, error: OSError) -> StateError:
+    return StateError(f"journal {path}: {error.strerror or error}")
 
 
-def _decode(line: bytes) -> Event | None:
-    checksum, _, text = line.partition(b" ")
-    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text[:-1]):
-        return None
+def _check(path: Path, raw: bytes, parsed: Parsed) -> None:
+    versions = [entry.version for entry in parsed.entries if isinstance(entry, Opened)]
+    if raw and not versions:
+        raise StateError(f"journal {path}: not a journal of virtpilot, or damaged throughout; left as it is")
+    if any(version > VERSION for version in versions):
+        raise StateError(f"journal {path}: written by a newer virtpilot (version {max(versions)}); left as it is")
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        return msgspec.json.decode(text, type=Event)  # type: ignore[no-any-return]  # a union is no `type[T]` to mypy
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise StateError(f"journal {path.with_suffix('')}: another agent uses it") from error
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _write_all(descriptor: int, text: bytes) -> None:
+    view = memoryview(text)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,103 +1,289 @@
-"""A guest's knobs: set under a lease, given back at its end. Source: virDomainSetSchedulerParameters for cpu_shares."""
+"""Knobs: values of a running guest that are set for a time, under a lease, and given back at its end."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
 
-from virtpilot.actuators.journal import Journal, Lease, Unleased
-from virtpilot.clock import seconds
-from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError
-from virtpilot.hypervisor import GuestState, Hypervisor
-from virtpilot.model import Command, SetKnob
+from virtpilot.actuators.ledger import Entry, Lease, LeaseDropped, LeaseKept, LeaseState, OutcomeKept
+from virtpilot.actuators.lifecycle import OFF, Point, Site, outcome, seen
+from virtpilot.clock import SECOND, seconds
+from virtpilot.errors import (
+    CommandRefused,
+    GuestNotFound,
+    HypervisorError,
+    HypervisorTimeout,
+    HypervisorUnavailable,
+    KnobUnsupported,
+)
+from virtpilot.model import Command, Outcome, ReleaseKnob, Result, SetKnob
+
+Shares = Annotated[int, Meta(ge=2, le=262144)]
 
 
 class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What this host never lets a command do, whoever signed it."""
+    """What this host never lets happen, whatever a command says."""
 
-    cpu_shares_min: Annotated[int, msgspec.Meta(description="The least cpu_shares a guest is given.", ge=2)] = 2
-    cpu_shares_max: Annotated[int, msgspec.Meta(description="The most cpu_shares a guest is given.", le=262_144)] = (
-        262_144
-    )
-    lease_max_s: Annotated[float, msgspec.Meta(description="The longest lease.", gt=0)] = 86_400.0
+    cpu_shares_min: Annotated[Shares, Meta(description="No guest is set to fewer CPU shares.")] = 2
+    cpu_shares_max: Annotated[Shares, Meta(description="No guest is set to more CPU shares.")] = 262144
+    lease_max_s: Annotated[
+        float, Meta(description="No knob stays changed for longer than this without a new command.", gt=0, le=604800)
+    ] = 86400.0
+    migrations_out_max: Annotated[
+        int,
+        Meta(description="At most so many guests leave this host at the same time; 0: none ever does.", ge=0, le=100),
+    ] = 2
+    migration_timeout_s: Annotated[
+        float, Meta(description="A migration that takes longer is aborted; the guest stays.", gt=0, le=86400)
+    ] = 900.0
 
-    def check(self, action: SetKnob) -> None:
-        """Raise CommandRefused where an action goes beyond the caps."""
-        limits = {"cpu_shares": (self.cpu_shares_min, self.cpu_shares_max)}.get(action.knob)
-        if limits is None:
-            raise CommandRefused("caps", f"the knob {action.knob[:64]!r} is not for setting on this host")
-        if not limits[0] <= action.value <= limits[1]:
-            raise CommandRefused("caps", f"{action.knob} {action.value} is outside {limits[0]} to {limits[1]}")
-        if not 0 < action.lease_s <= self.lease_max_s:
-            raise CommandRefused("caps", f"a lease of {action.lease_s:g} s is outside 0 to {self.lease_max_s:g} s")
+    def __post_init__(self) -> None:
+        if self.cpu_shares_min > self.cpu_shares_max:
+            raise ValueError("cpu_shares_min is above cpu_shares_max")
+
+    def limits(self) -> Mapping[str, tuple[int, int]]:
+        """Return each knob that this version knows with the lowest and the highest value let through."""
+        return {"cpu_shares": (self.cpu_shares_min, self.cpu_shares_max)}
 
 
-class KnobLife:
-    """Plan, pre-check, execute, verify, keep or revert, for one guest's knob."""
+class Returned(msgspec.Struct, frozen=True):
+    """Where a knob stands after giving it back: its last value read, whether it is the wanted one, and why not."""
 
-    def __init__(self, hypervisor: Hypervisor, journal: Journal, caps: Caps) -> None:
-        self._hypervisor = hypervisor
-        self._journal = journal
-        self._caps = caps
+    done: bool
+    live: int | None = None
+    why: str = ""
 
-    def set(self, command: Command, action: SetKnob, now_ns: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Set a knob and return its value before and after; raises CommandRefused, HypervisorError or StateError."""
+
+class Knobs:
+    """Sets knobs under leases and gives them back."""
+
+    def __init__(self, site: Site, caps: Caps) -> None:
+        self._site = site
+        self._hypervisor = site.hypervisor
+        self._journal = site.journal
+        self._limits = caps.limits()
+        self._lease_max_ns = seconds(caps.lease_max_s)
+
+    def set(self, command: Command, action: SetKnob, now_ns: int) -> list[Outcome]:
+        """Set a knob: plan, pre-check, execute, verify, keep or revert; raises CommandRefused and HypervisorError."""
         lease = self._plan(command, action, now_ns)
-        # On disk first: from here on the baseline comes back, whatever happens to this process.
-        self._journal.append(lease)
+        self._check(lease, action)
+        self._site.reached(Point.BEFORE_INTENT)
+        self._site.commit(*seen(command), LeaseKept(lease))
+        self._site.reached(Point.AFTER_INTENT)
         try:
-            self._hypervisor.set_knob(action.guest, action.knob, action.value)
-            read = self._hypervisor.get_knob(action.guest, action.knob)
-            if read != action.value:
-                raise HypervisorError(f"{action.knob} reads {read} after it was set to {action.value}")
-        except HypervisorError:
-            self.restore(lease)
-            raise
-        self._journal.append(msgspec.structs.replace(lease, held=True))
-        return {action.knob: float(lease.former)}, {action.knob: float(action.value)}
+            live = self._execute(lease)
+        except HypervisorError as error:
+            return [self._revert(lease, str(error), now_ns, lost=_lost(error))]
+        if live == lease.value:
+            return [self._keep(lease, now_ns)]
+        lease = replace(lease, value=live)
+        self._journal.note(LeaseKept(lease))
+        reason = f"{action.knob} was set to {action.value} and reads {live}"
+        return [self._revert(lease, reason, now_ns, lost=False)]
 
     def _plan(self, command: Command, action: SetKnob, now_ns: int) -> Lease:
-        self._caps.check(action)
-        state = self._hypervisor.state(action.guest)
-        if state not in {GuestState.RUNNING, GuestState.BLOCKED}:
-            raise CommandRefused("state", f"the guest is {state}, not running")
-        current = self._hypervisor.get_knob(action.guest, action.knob)
-        former = self._journal.leases.get((action.guest, action.knob))
-        if former is not None and current != former.value:
-            # Somebody else has set it since: theirs is the new baseline, and not ours to overwrite.
-            self._journal.append(Unleased(action.guest, action.knob))
-            former = None
-        if current != action.expected:
-            reason = f"{action.knob} is {current} by now, not {action.expected} as when it was decided"
-            raise CommandRefused("foreign-change", reason)
+        """Return the lease to be; one that is held already gives its baseline and stays as the prior one."""
+        if action.knob not in self._limits:
+            raise CommandRefused("knob", f"no knob {action.knob!r} here; there are: {', '.join(sorted(self._limits))}")
+        held = self._journal.lease(action.guest, action.knob)
         return Lease(
             guest=action.guest,
             knob=action.knob,
-            baseline=former.baseline if former is not None else current,
+            baseline=held.baseline if held is not None else action.expected,
             value=action.value,
-            former=current,
-            command=command.id,
             rule=command.rule,
+            command=command.id,
             end_ns=now_ns + seconds(action.lease_s),
+            state=LeaseState.INTENDED,
+            prior=held,
         )
 
-    def restore(self, lease: Lease) -> tuple[int | None, str]:
-        """Give a knob back and end its lease; return the value it has now and what there is to say.
+    def _check(self, lease: Lease, action: SetKnob) -> None:
+        self._site.check_guest(lease.guest)
+        self._check_foreign(lease, action.expected)
+        low, high = self._limits[lease.knob]
+        if not low <= lease.value <= high:
+            raise CommandRefused("caps", f"{lease.knob} {lease.value} is outside this host's {low} to {high}")
+        if seconds(action.lease_s) > self._lease_max_ns:
+            limit_s = self._lease_max_ns / SECOND
+            raise CommandRefused("caps", f"a lease of {action.lease_s:g} s is longer than this host's {limit_s:g} s")
 
-        Raises HypervisorError or StateError where that is not possible now: the lease then stays, to be tried again.
-        """
+    def _check_foreign(self, lease: Lease, expected: int) -> None:
+        """Refuse to overwrite what somebody else has set."""
+        held = lease.prior
+        if held is not None and held.state is not LeaseState.HELD:
+            raise CommandRefused("busy", f"{lease.knob} of guest {lease.guest} is being given back just now")
         try:
-            current = self._hypervisor.get_knob(lease.guest, lease.knob)
-            note = ""
-            if current not in {lease.value, lease.former, lease.baseline}:
-                note = f"somebody else has set {lease.knob} to {current}: it stays"
-            elif current != lease.baseline:
-                self._hypervisor.set_knob(lease.guest, lease.knob, lease.baseline)
-                current = self._hypervisor.get_knob(lease.guest, lease.knob)
-                if current != lease.baseline:
-                    raise HypervisorError(f"{lease.knob} reads {current} after it was set back to {lease.baseline}")
+            live = self._hypervisor.get_knob(lease.guest, lease.knob)
+        except KnobUnsupported as error:
+            raise CommandRefused("knob", str(error)) from error
         except GuestNotFound:
-            current, note = None, "the guest is not here any more"
-        self._journal.append(Unleased(lease.guest, lease.knob))
-        return current, note
+            raise CommandRefused("guest", f"guest {lease.guest} is not on {self._site.host}") from None
+        ours = expected if held is None else held.value
+        if live != ours:
+            who = "the decision was based on" if held is None else "virtpilot set it to"
+            raise CommandRefused("foreign-change", f"{lease.knob} is {live}, {who} {ours}: somebody else changed it")
+
+    def _execute(self, lease: Lease) -> int:
+        self._hypervisor.set_knob(lease.guest, lease.knob, lease.value)
+        self._site.reached(Point.AFTER_CHANGE)
+        return self._hypervisor.get_knob(lease.guest, lease.knob)
+
+    def _keep(self, lease: Lease, now_ns: int) -> Outcome:
+        self._site.reached(Point.AFTER_VERIFY)
+        made = self._outcome(
+            lease, Result.DONE, now_ns, before=_before(lease), after=lease.value, action=f"set {lease.knob}"
+        )
+        self._journal.note(LeaseKept(replace(lease, state=LeaseState.HELD, prior=None)), OutcomeKept(made))
+        self._site.reached(Point.AFTER_KEEP)
+        return made
+
+    def _revert(self, lease: Lease, reason: str, now_ns: int, *, lost: bool) -> Outcome:
+        """Take back a change that did not work; what cannot be taken back now stays an intended lease for later."""
+        self._site.reached(Point.BEFORE_REVERT)
+        if not lost:
+            try:
+                return self.undo(lease, reason, now_ns)
+            except HypervisorError as error:
+                reason = f"{reason}; taking it back: {error}"
+        later = f"{reason}; it is set back to {_before(lease)} as soon as the hypervisor answers"
+        made = self._outcome(lease, Result.FAILED, now_ns, reason=later, action=f"set {lease.knob}")
+        self._journal.note(OutcomeKept(made))
+        return made
+
+    def undo(self, lease: Lease, reason: str, now_ns: int) -> Outcome:
+        """Bring an intended lease's knob to where it was before; raises HypervisorError to be tried again.
+
+        The value is set even where it reads right: a call left hanging may still be under way, and this one queues
+        behind it.
+        """
+        before = _before(lease)
+        returned = self._return(lease, before, frozenset({lease.value, before}), force=True)
+        entry: Entry = LeaseDropped(*lease.key)
+        if returned.done and lease.prior is not None:
+            entry = LeaseKept(lease.prior)
+        told = "; ".join(filter(None, (reason, returned.why or f"it is back at {before}")))
+        made = self._outcome(
+            lease, Result.FAILED, now_ns, reason=told, before=before, after=returned.live, action=f"set {lease.knob}"
+        )
+        self._site.reached(Point.AFTER_REVERT)
+        self._journal.note(entry, OutcomeKept(made))
+        return made
+
+    def release(self, command: Command, action: ReleaseKnob, now_ns: int) -> list[Outcome]:
+        """Give a knob back now; one that is not leased has been given back already. Raises CommandRefused."""
+        lease = self._journal.lease(action.guest, action.knob)
+        if lease is None:
+            return [self._nothing_leased(command, action, now_ns)]
+        if lease.state is LeaseState.INTENDED or lease.release:
+            raise CommandRefused("busy", f"{lease.knob} of guest {lease.guest} is being given back just now")
+        self._site.reached(Point.BEFORE_RELEASE)
+        releasing = replace(lease, state=LeaseState.RELEASING, release=command.id, why="released")
+        self._journal.note(*seen(command), LeaseKept(releasing))
+        self._site.reached(Point.AFTER_RELEASE_MARK)
+        try:
+            return [self.give_back(releasing, now_ns)]
+        except HypervisorError:
+            return []  # the executor tries again until it is done; the outcome comes then
+
+    def _nothing_leased(self, command: Command, action: ReleaseKnob, now_ns: int) -> Outcome:
+        made = outcome(
+            command.id,
+            Result.REVERTED,
+            now_ns,
+            host=self._site.host,
+            guest=action.guest,
+            action=f"release {action.knob}",
+            rule=command.rule,
+            reason="nothing leased",
+        )
+        self._journal.note(*seen(command), OutcomeKept(made))
+        return made
+
+    def end(self, lease: Lease, why: str, now_ns: int) -> Outcome:
+        """End a held lease; raises HypervisorError, and then the lease stays marked for release."""
+        self._site.reached(Point.BEFORE_RELEASE)
+        releasing = replace(lease, state=LeaseState.RELEASING, why=why)
+        self._journal.note(LeaseKept(releasing))
+        self._site.reached(Point.AFTER_RELEASE_MARK)
+        return self.give_back(releasing, now_ns)
+
+    def give_back(self, lease: Lease, now_ns: int) -> Outcome:
+        """Restore the baseline of a lease marked for release; raises HypervisorError to be tried again."""
+        returned = self._return(lease, lease.baseline, frozenset({lease.value, lease.baseline}), force=False)
+        self._site.reached(Point.AFTER_RESTORE)
+        made = self._outcome(
+            lease,
+            Result.REVERTED,
+            now_ns,
+            reason="; ".join(filter(None, (lease.why, returned.why))),
+            before=lease.value,
+            after=returned.live,
+            action=f"release {lease.knob}",
+        )
+        self._journal.note(LeaseDropped(*lease.key), OutcomeKept(made))
+        self._site.reached(Point.AFTER_RELEASE)
+        return made
+
+    def _return(self, lease: Lease, target: int, ours: frozenset[int], *, force: bool) -> Returned:
+        """Set a knob back to `target` where its value is one of ours; what somebody else has set is left alone."""
+        try:
+            state = self._hypervisor.state(lease.guest)
+            if state in OFF:
+                return Returned(False, None, f"the guest is {state}: it starts with its own {lease.knob}")
+            live = self._hypervisor.get_knob(lease.guest, lease.knob)
+            if live not in ours:
+                return Returned(False, live, f"{lease.knob} was changed by someone else to {live} and stays")
+            if force or live != target:
+                self._hypervisor.set_knob(lease.guest, lease.knob, target)
+                live = self._hypervisor.get_knob(lease.guest, lease.knob)
+        except GuestNotFound:
+            moved = f"moved by hand, it may still have {lease.knob} {lease.value}, and had {target} before"
+            return Returned(False, None, f"the guest is not on {self._site.host} any more: {moved}")
+        except KnobUnsupported as error:
+            return Returned(False, None, str(error))
+        if live != target:
+            raise HypervisorError(f"{lease.knob} of guest {lease.guest} was set back to {target} and reads {live}")
+        return Returned(True, live)
+
+    def _outcome(
+        self,
+        lease: Lease,
+        result: Result,
+        now_ns: int,
+        *,
+        action: str,
+        reason: str = "",
+        before: int | None = None,
+        after: int | None = None,
+    ) -> Outcome:
+        return outcome(
+            lease.release or lease.command,
+            result,
+            now_ns,
+            host=self._site.host,
+            guest=lease.guest,
+            action=action,
+            rule=lease.rule,
+            reason=reason,
+            before={} if before is None else {lease.knob: before},
+            after={} if after is None else {lease.knob: after},
+        )
+
+
+# What a change that was cut short by the agent's own end is reported with.
+INTERRUPTED: Final = "the agent stopped during the change"
+
+
+def _before(lease: Lease) -> int:
+    return lease.prior.value if lease.prior is not None else lease.baseline
+
+
+def _lost(error: HypervisorError) -> bool:
+    """Tell whether asking again at once is pointless, and the call itself may still be under way."""
+    return isinstance(error, HypervisorUnavailable | HypervisorTimeout)

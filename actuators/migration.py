@@ -1,62 +1,207 @@
-"""Live migration of one guest: pre-check, start, follow, verify (virDomainMigrateToURI3, peer to peer)."""
+"""Live migration: give the guest's knobs back, start the job, watch it, and believe only where the guest really is."""
 
 from __future__ import annotations
 
-from virtpilot.actuators.journal import Started
-from virtpilot.clock import SECOND
-from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError
-from virtpilot.hypervisor import GuestState, Hypervisor, Job, JobState
-from virtpilot.model import Migrate
+from collections.abc import Mapping
+from math import isfinite
+from typing import Final
+
+from msgspec.structs import replace
+
+from virtpilot.actuators.knob import Caps, Knobs
+from virtpilot.actuators.ledger import (
+    LeaseState,
+    Operation,
+    OperationDropped,
+    OperationKept,
+    OperationState,
+    OutcomeKept,
+)
+from virtpilot.actuators.lifecycle import OFF, RUNNING, Point, Site, outcome, seen
+from virtpilot.clock import SECOND, seconds
+from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout
+from virtpilot.hypervisor import GuestState, Job, JobState, JobStatus
+from virtpilot.model import Command, Migrate, Outcome, Result
+
+# How long an aborted migration may take to end before it is given up.
+ABORT_GRACE_NS: Final = seconds(60)
+# libvirtd may carry on a migration that an earlier agent began: so long it is watched, with no job to ask.
+ORPHAN_WATCH_NS: Final = seconds(120)
+# What of a job's statistics an outcome tells.
+_TOLD: Final = frozenset({"downtime_seconds", "data_processed_bytes"})
 
 
-class MigrationLife:
-    """One migration under way."""
+class Migrations:
+    """Moves guests away from this host."""
 
-    def __init__(self, hypervisor: Hypervisor, started: Started, timeout_ns: int) -> None:
-        if not isinstance(started.command.action, Migrate):
-            raise TypeError("not a migration")
-        self.started = started
-        self.action = started.command.action
-        self._hypervisor = hypervisor
-        self._timeout_ns = timeout_ns
-        self._job: Job | None = None
-        self._aborted = False
+    def __init__(self, site: Site, knobs: Knobs, caps: Caps) -> None:
+        self._site = site
+        self._knobs = knobs
+        self._hypervisor = site.hypervisor
+        self._journal = site.journal
+        self._out_max = caps.migrations_out_max
+        self._timeout_ns = seconds(caps.migration_timeout_s)
+        self._jobs: dict[str, Job] = {}
 
-    @staticmethod
-    def check(hypervisor: Hypervisor, action: Migrate, host: str) -> None:
-        """Raise CommandRefused where the guest cannot move."""
-        if action.target == host:
-            raise CommandRefused("target", "the guest is on this host already")
-        state = hypervisor.state(action.guest)
-        if state not in {GuestState.RUNNING, GuestState.BLOCKED}:
-            raise CommandRefused("state", f"the guest is {state}, not running")
+    def start(self, command: Command, action: Migrate, now_ns: int) -> list[Outcome]:
+        """Begin to move a guest: plan, pre-check, execute; `poll` verifies. Raises CommandRefused, HypervisorError."""
+        operation = Operation(
+            command=command,
+            started_ns=now_ns,
+            deadline_ns=now_ns + self._timeout_ns,
+            state=OperationState.PLANNED,
+        )
+        self._check(action)
+        self._site.reached(Point.BEFORE_PLAN_WRITTEN)
+        self._site.commit(*seen(command), OperationKept(operation))
+        self._site.reached(Point.AFTER_PLAN_WRITTEN)
+        outcomes: list[Outcome] = []
+        try:
+            self._give_back(action, now_ns, outcomes)
+        except HypervisorError as error:
+            reason = f"its knobs could not be given back first: {error}"
+            return [*outcomes, self._end(operation, Result.FAILED, reason, now_ns)]
+        self._site.reached(Point.AFTER_GIVE_BACK)
+        return outcomes + self._execute(operation, action, now_ns)
 
-    def start(self) -> None:
-        """Begin; raises HypervisorError."""
-        self._job = self._hypervisor.migrate(self.action.guest, self.action.uri)
+    def _check(self, action: Migrate) -> None:
+        self._site.check_guest(action.guest)
+        if action.target == self._site.host:
+            raise CommandRefused("target", f"guest {action.guest} is on {self._site.host} already")
+        for lease in self._journal.leases():
+            if lease.guest == action.guest and lease.state is not LeaseState.HELD:
+                raise CommandRefused("busy", f"{lease.knob} of guest {lease.guest} is being given back just now")
+        if len(self._journal.operations()) >= self._out_max:
+            raise CommandRefused("caps", f"this host lets {self._out_max} guests leave at the same time")
 
-    def poll(self, now_ns: int) -> float | None:
-        """Return the seconds that the finished migration took, None while it goes on; raises HypervisorError."""
-        if self._job is None:
-            raise HypervisorError("the migration was not started")
-        status = self._job.poll()
-        took_ns = now_ns - self.started.at_ns
-        if status.state is JobState.RUNNING:
-            if took_ns > self._timeout_ns and not self._aborted:
-                self._aborted = True
-                self._job.abort()
+    def _give_back(self, action: Migrate, now_ns: int, outcomes: list[Outcome]) -> None:
+        """End the guest's leases here: a changed knob that travels would leave its lease behind."""
+        for lease in self._journal.leases():
+            if lease.guest == action.guest:
+                why = f"given back before the migration to {action.target}"
+                outcomes.append(self._knobs.end(lease, why, now_ns))
+
+    def _execute(self, operation: Operation, action: Migrate, now_ns: int) -> list[Outcome]:
+        started = replace(operation, state=OperationState.STARTED)
+        self._journal.note(OperationKept(started))
+        self._site.reached(Point.BEFORE_START)
+        try:
+            self._jobs[operation.command.id] = self._hypervisor.migrate(action.guest, action.uri)
+        except HypervisorTimeout:
+            self._orphan(started, now_ns)
+            return []
+        except HypervisorError as error:
+            return [self._end(operation, Result.FAILED, str(error), now_ns)]
+        self._site.reached(Point.AFTER_START)
+        return []
+
+    def _orphan(self, operation: Operation, now_ns: int) -> None:
+        orphan = replace(operation, state=OperationState.ORPHANED, deadline_ns=now_ns + ORPHAN_WATCH_NS)
+        self._journal.note(OperationKept(orphan))
+
+    def recover(self, operation: Operation, now_ns: int) -> list[Outcome]:
+        """Take up a migration that an earlier process left; raises HypervisorError to be tried again."""
+        if operation.state is OperationState.PLANNED:
+            return [self._end(operation, Result.FAILED, "the agent stopped before the migration began", now_ns)]
+        if operation.state is not OperationState.ORPHANED:
+            self._orphan(operation, now_ns)
+        return self._watch(operation, now_ns, over=False)
+
+    def poll(self, operation: Operation, now_ns: int) -> list[Outcome]:
+        """Look how a migration goes on; raises HypervisorError to be tried again."""
+        job = self._jobs.get(operation.command.id)
+        if job is None:
+            if operation.state is not OperationState.ORPHANED:
+                return self.recover(operation, now_ns)
+            return self._watch(operation, now_ns, over=now_ns >= operation.deadline_ns)
+        status = job.poll()
+        match status.state:
+            case JobState.RUNNING:
+                return self._hurry(operation, job, now_ns)
+            case JobState.DONE:
+                return [self._verify(operation, status, now_ns)]
+            case JobState.FAILED:
+                return [self._failed(operation, status.error or "the migration failed", now_ns)]
+
+    def _watch(self, operation: Operation, now_ns: int, *, over: bool) -> list[Outcome]:
+        """Judge a migration without a job by the guest's place alone."""
+        place = self._place(operation.guest)
+        restarted = "the agent restarted or lost sight of the migration"
+        if place is None or place is GuestState.SHUTOFF:
+            return [self._end(operation, Result.DONE, f"{restarted}; {self._whereabouts(place)}", now_ns)]
+        if over:
+            return [self._end(operation, Result.FAILED, f"{restarted}; {self._whereabouts(place)}", now_ns)]
+        return []
+
+    def _hurry(self, operation: Operation, job: Job, now_ns: int) -> list[Outcome]:
+        """Abort a migration that takes too long, and give it up when it does not even end then."""
+        if now_ns < operation.deadline_ns:
+            return []
+        if operation.state is OperationState.ABORTING:
+            return [self._failed(operation, "the migration took too long and does not end on being aborted", now_ns)]
+        job.abort()
+        aborting = replace(operation, state=OperationState.ABORTING, deadline_ns=now_ns + ABORT_GRACE_NS)
+        self._journal.note(OperationKept(aborting))
+        return []
+
+    def _verify(self, operation: Operation, status: JobStatus, now_ns: int) -> Outcome:
+        """Believe that a guest has left when it is no longer here."""
+        place = self._place(operation.guest)
+        if place is None or place is GuestState.SHUTOFF:
+            took_s = (now_ns - operation.started_ns) / SECOND
+            action = operation.command.action
+            target = action.target if isinstance(action, Migrate) else ""
+            reason = f"moved from {self._site.host} to {target} in {took_s:.1f} s"
+            measured = {"took_seconds": took_s} | {
+                name: value for name, value in status.progress.items() if name in _TOLD and isfinite(value)
+            }
+            return self._end(operation, Result.DONE, reason, now_ns, after=measured)
+        return self._end(operation, Result.FAILED, f"reported as done, but {self._whereabouts(place)}", now_ns)
+
+    def _failed(self, operation: Operation, error: str, now_ns: int) -> Outcome:
+        if operation.state is OperationState.ABORTING:
+            limit_s = self._timeout_ns / SECOND
+            error = f"aborted: not finished within {limit_s:g} s ({error})"
+        place = self._place(operation.guest)
+        return self._end(operation, Result.FAILED, f"{error}; {self._whereabouts(place)}", now_ns)
+
+    def _place(self, guest: str) -> GuestState | None:
+        """Return the state of a guest here, None when it is not here."""
+        try:
+            return self._hypervisor.state(guest)
+        except GuestNotFound:
             return None
-        if status.state is JobState.FAILED:
-            reason = f"aborted after {took_ns / SECOND:.0f} s: " if self._aborted else ""
-            raise HypervisorError(f"{reason}{status.error}")
-        if not has_left(self._hypervisor, self.action.guest):
-            raise HypervisorError("libvirt says it is done, but the guest still runs here")
-        return took_ns / SECOND
 
+    def _whereabouts(self, place: GuestState | None) -> str:
+        if place is None:
+            return f"the guest is no longer on {self._site.host}"
+        if place in OFF:
+            return f"the guest is {place} on {self._site.host}"
+        return f"the guest {'runs on' if place in RUNNING else f'is {place}'} on {self._site.host}"
 
-def has_left(hypervisor: Hypervisor, guest: str) -> bool:
-    """Tell whether a guest does not run on this host."""
-    try:
-        return hypervisor.state(guest) in {GuestState.SHUTOFF, GuestState.NOSTATE}
-    except GuestNotFound:
-        return True
+    def _end(
+        self,
+        operation: Operation,
+        result: Result,
+        reason: str,
+        now_ns: int,
+        *,
+        after: Mapping[str, float] | None = None,
+    ) -> Outcome:
+        self._site.reached(Point.BEFORE_END_WRITTEN)
+        command = operation.command
+        made = outcome(
+            command.id,
+            result,
+            now_ns,
+            host=self._site.host,
+            guest=operation.guest,
+            action="migrate",
+            rule=command.rule,
+            reason=reason,
+            after=after,
+        )
+        self._journal.note(OperationDropped(command.id), OutcomeKept(made))
+        self._jobs.pop(command.id, None)
+        self._site.reached(Point.AFTER_END_WRITTEN)
+        return made
