@@ -201,19 +201,27 @@ class World:
             self._refuse(want, "arbiter", reason)
         for want in winners:
             assert (want.rule, want.subject.id) in self.firing, "wanted although its signal does not fire"
-            self._accept(want) if self.accepts else self._refuse(want, "budget", f"{self.now_ns} is too early")
+            self._decide(want)
         self._take_releases()
         self.log += self.decider.exhausted()
 
     def _tell(self, record: Signal | Outcome) -> None:
         (self.decider.on_signal if isinstance(record, Signal) else self.decider.on_outcome)(record)  # type: ignore[arg-type]
 
+    def _decide(self, want: Want) -> None:
+        waiting = {known.subject.id for command, known in self.open if command.id not in self._lost}
+        if want.subject.id in waiting:
+            assert want.blocked or any(known.blocked for _, known in self.open), "a second operation on one guest"
+            self._refuse(want, "concurrency", "something is under way")
+        elif self.accepts:
+            self._accept(want)
+        else:
+            self._refuse(want, "budget", f"{self.now_ns} is too early")
+
     def _accept(self, want: Want) -> None:
         about = (want.rule, want.subject.id, want.cause, want.rung, want.attempt)
         assert about not in self._commanded, "commanded twice"
         self._commanded.add(about)
-        waiting = {known.subject.id for command, known in self.open if command.id not in self._lost}
-        assert want.subject.id not in waiting, "a second operation on one guest"
         decision = self._decision(want, accepted=True)
         command = Command(
             id=record_id("cm", decision.id),
