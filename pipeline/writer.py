@@ -1,10 +1,13 @@
-"""The writer: bus to store. Acknowledged is what the store took, reported what the store holds safely."""
+"""The writer: bus to store. Acknowledged is what the store took, reported what the store holds safely.
+
+metrics/+ → a batch in hand → store → acknowledge; store.durable → stored/<host> → the agents' spools are trimmed.
+"""
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable
+from collections import deque
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -14,23 +17,39 @@ import structlog
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.errors import StoreRefused, StoreUnavailable
 from virtpilot.model import Bus, Delivery, Message, Store, Stored
-from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
-
-log = structlog.get_logger(__name__)
+from virtpilot.pipeline.backoff import Backoff
+from virtpilot.pipeline.dead_letters import DeadLetters, sift
+from virtpilot.pipeline.sequences import SequenceSet
+from virtpilot.pipeline.store.batch import BatchStore
+from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics, check_name
 
 _POLL_S: Final = 0.2
-_BACKOFF_S: Final = (0.2, 10.0)
-_MAX_DEAD_BYTES: Final = 64 * 1024 * 1024
-_SEPARATOR: Final = "/"
+_MAX_BATCH: Final = 64
+_MAX_BATCH_BYTES: Final = 2 << 20
+_MAX_BATCHES: Final = 16
+_MAX_SEQUENCE_CHARS: Final = 18
+log = structlog.get_logger(__name__)
+
+
+class _Item(msgspec.Struct, frozen=True):
+    """One message in hand."""
+
+    delivery: Delivery
+    message_id: str
+
+    @property
+    def lines(self) -> bytes:
+        return self.delivery.message.payload
 
 
 class Writer:
-    """One of the group that shares the metrics among itself."""
+    """One of the group that shares the metrics among itself; the counters are for the exporter."""
 
     def __init__(
         self, bus: Bus, store: Store, topics: Topics, clock: Clock, *, dead_letters: Path, group: str = "writers"
     ) -> None:
         self.written = 0
+        self.batches = 0
         self.retries = 0
         self.dead_lines = 0
         self.reported = 0
@@ -38,116 +57,130 @@ class Writer:
         self._store = store
         self._topics = topics
         self._clock = clock
-        self._dead_letters = dead_letters
+        self._dead_letters = DeadLetters(dead_letters)
         self._stop = threading.Event()
-        self._waiting: Delivery | None = None
+        self._hand: deque[_Item] = deque()
+        self._buried: list[str] = []
         self._not_before_ns = 0
-        self._backoff_s = _BACKOFF_S[0]
-        self._foreign = 0
+        self._backoff = Backoff(0.2, 10.0)
         bus.subscribe(topics.metrics("+"), group=group)
 
     def step(self, timeout_s: float) -> int:
-        """Store what is there, waiting `timeout_s` seconds at most for a first message; return how many."""
-        done = 0
-        while (delivery := self._next(timeout_s if done == 0 else 0)) is not None:
-            if not self._handle(delivery):
+        """Store what waits, for `timeout_s` seconds at most until a first message comes; return how many."""
+        handled = 0
+        for batch in range(_MAX_BATCHES):
+            if not self._take(timeout_s if batch == 0 else 0) or not self._is_due(timeout_s if batch == 0 else 0):
                 break
-            done += 1
+            stored = self._store_hand()
+            handled += stored
+            self._report()
+            if not stored:
+                break
         self._report()
-        return done
+        return handled
 
-    def _next(self, timeout_s: float) -> Delivery | None:
-        if self._waiting is None:
-            return self._bus.receive(timeout_s)
+    def _take(self, timeout_s: float) -> bool:
+        """Fill an empty hand with what is waiting; return whether there is anything in it."""
+        if self._hand:
+            return True
+        size = 0
+        delivery = self._bus.receive(timeout_s)
+        while delivery is not None:
+            self._hand.append(_Item(delivery, self._id(delivery.message)))
+            size += len(delivery.message.payload)
+            full = len(self._hand) >= _MAX_BATCH or size >= _MAX_BATCH_BYTES
+            delivery = None if full else self._bus.receive(0)
+        return bool(self._hand)
+
+    def _is_due(self, timeout_s: float) -> bool:
+        """Return whether the store may be tried, having waited for that up to `timeout_s` or the stop."""
         left_ns = self._not_before_ns - self._clock.monotonic_ns()
-        if left_ns > 0:
+        if left_ns > 0 and timeout_s > 0:
             self._stop.wait(min(timeout_s, left_ns / SECOND))
-        return self._waiting if self._clock.monotonic_ns() >= self._not_before_ns else None
+        return self._clock.monotonic_ns() >= self._not_before_ns
 
-    def _handle(self, delivery: Delivery) -> bool:
-        """Store one message; False where the store is not there: it then waits, unacknowledged."""
-        message = delivery.message
-        message_id = self._id(message)
+    def _store_hand(self) -> int:
+        """Store and acknowledge what is in hand; what the store does not take now stays in it."""
+        before = len(self._hand)
         try:
-            self._write(message_id, message.payload, message.topic)
+            self._store_together()
+            while self._hand:
+                self._store_one(self._hand[0])
+                self._done()
+            self._backoff.reset()
         except StoreUnavailable as error:
-            self._wait(delivery, error)
-            return False
-        self._waiting = None
-        self._backoff_s = _BACKOFF_S[0]
+            self.retries += 1
+            pause_s = self._backoff.next_s()
+            self._not_before_ns = self._clock.monotonic_ns() + seconds(pause_s)
+            log.warning("store does not take it now", error=str(error), again_in_s=round(pause_s, 1))
+        return before - len(self._hand)
+
+    def _store_together(self) -> None:
+        """Store all that is in hand in one write, where the store can and nothing in it is refused."""
+        if len(self._hand) < 2 or not isinstance(self._store, BatchStore):
+            return
+        try:
+            self._store.write_all([(item.message_id, item.lines) for item in self._hand])
+        except StoreRefused as refused:
+            log.info("a batch is refused: each message for itself", reason=str(refused))
+            return
+        self.batches += 1
+        while self._hand:
+            self._done()
+
+    def _store_one(self, item: _Item) -> None:
+        try:
+            self._store.write(item.message_id, item.lines)
+        except StoreRefused as refused:
+            log.warning("store refuses lines", topic=item.delivery.message.topic, reason=str(refused))
+            self._store_the_good(item)
+
+    def _store_the_good(self, item: _Item) -> None:
+        """Store what the store takes of a message, and put the rest aside with the reason."""
+        sifted = sift(item.lines, self._refusal)
+        if sifted.good:
+            # As a whole once more: only so does the store answer for the message.
+            self._store.write(item.message_id, sifted.good)
+        else:
+            self._buried.append(item.message_id)
+        self.dead_lines += len(sifted.bad)
+        self._dead_letters.keep(item.delivery.message.topic, sifted.bad, self._clock.now_ns())
+
+    def _refusal(self, lines: bytes) -> str:
+        if not lines:
+            return ""
+        try:
+            self._store.write(_name("probe", lines), lines)
+        except StoreRefused as refused:
+            return str(refused)
+        return ""
+
+    def _done(self) -> None:
+        self._hand.popleft().delivery.ack()
         self.written += 1
-        delivery.ack()
-        return True
 
     def _id(self, message: Message) -> str:
-        host = self._topics.host_of(message.topic)
-        boot, sequence = message.properties.get(BOOT_PROPERTY), message.properties.get(SEQUENCE_PROPERTY)
-        if boot and sequence and sequence.isascii() and sequence.isdigit() and _SEPARATOR not in boot:
-            return _SEPARATOR.join((host, boot, sequence))
-        # Of publishers without numbers nothing is known but what they send: plain QoS 1.
-        self._foreign += 1
-        return _SEPARATOR.join((host, "", f"{self._clock.now_ns()}-{self._foreign}"))
-
-    def _wait(self, delivery: Delivery, error: Exception) -> None:
-        self.retries += 1
-        self._waiting = delivery
-        pause_s = self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        self._not_before_ns = self._clock.monotonic_ns() + seconds(pause_s)
-        self._backoff_s = min(self._backoff_s * 2, _BACKOFF_S[1])
-        log.warning("store does not take it now", error=str(error), again_in_s=round(pause_s, 1))
-
-    def _write(self, message_id: str, lines: bytes, topic: str) -> None:
-        """Write a message; lines that the store will never take are put aside, one by one."""
+        """Return host/boot/sequence; of publishers without numbers nothing is known but what they send."""
+        host, properties = self._topics.host_of(message.topic), message.properties
+        boot, sequence = properties.get(BOOT_PROPERTY, ""), properties.get(SEQUENCE_PROPERTY, "")
+        if not (sequence.isascii() and sequence.isdigit() and len(sequence) <= _MAX_SEQUENCE_CHARS):
+            return _name(message.topic, message.payload)
         try:
-            self._store.write(message_id, lines)
-        except StoreRefused as refused:
-            good = self._without_bad(lines, topic, refused, lambda part: self._store.write(message_id, part))
-            log.warning("store refuses lines", topic=topic, good=good, reason=str(refused))
-
-    def _without_bad(self, lines: bytes, topic: str, refused: StoreRefused, write: Callable[[bytes], None]) -> int:
-        """Halve until the bad lines stand alone; return how many lines the store took."""
-        parts = [line for line in lines.split(b"\n") if line.strip()]
-        if len(parts) <= 1:
-            self._bury(b"\n".join(parts), topic, str(refused))
-            return 0
-        taken = 0
-        for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
-            body = b"\n".join(half) + b"\n"
-            try:
-                write(body)
-                taken += len(half)
-            except StoreRefused as again:
-                taken += self._without_bad(body, topic, again, write)
-        return taken
-
-    def _bury(self, line: bytes, topic: str, reason: str) -> None:
-        self.dead_lines += 1
-        record = {
-            "at_ns": self._clock.now_ns(),
-            "topic": topic,
-            "reason": reason,
-            "line": line.decode("utf-8", "replace"),
-        }
-        path = self._dead_letters / "dead.jsonl"
-        try:
-            self._dead_letters.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if path.exists() and path.stat().st_size > _MAX_DEAD_BYTES:
-                path.replace(path.with_suffix(".jsonl.1"))
-            with path.open("ab") as file:
-                file.write(msgspec.json.encode(record) + b"\n")
-        except OSError as error:
-            log.error("dead letter cannot be kept", error=str(error), topic=topic)
+            return f"{check_name(host)}/{check_name(boot)}/{int(sequence)}"
+        except ValueError:
+            return _name(message.topic, message.payload)
 
     def _report(self) -> None:
-        """Tell agents what the store holds safely."""
-        found: dict[tuple[str, str], set[int]] = {}
-        for message_id in self._store.durable(self._clock.now_ns()):
-            host, boot, sequence = message_id.split(_SEPARATOR, 2)
-            if boot:
-                found.setdefault((host, boot), set()).add(int(sequence))
+        """Tell agents what the store holds safely; a report that is lost is made again for the message resent."""
+        found: dict[tuple[str, str], SequenceSet] = {}
+        buried, self._buried = self._buried, []
+        for message_id in [*self._store.durable(self._clock.now_ns()), *buried]:
+            if message_id.count("/") == 2:
+                host, boot, sequence = message_id.split("/")
+                found.setdefault((host, boot), SequenceSet()).add(int(sequence))
         for (host, boot), sequences in found.items():
-            report = Stored(host=host, boot=boot, ranges=_ranges(sequences))
             self.reported += len(sequences)
+            report = Stored(host=host, boot=boot, ranges=sequences.ranges())
             self._bus.publish(Message(self._topics.stored(host), msgspec.json.encode(report)))
 
     def run(self, stop: threading.Event) -> None:
@@ -160,18 +193,13 @@ class Writer:
             self.close()
 
     def close(self) -> None:
-        """Report what can be reported and leave; what is not acknowledged goes to another writer, or comes again."""
+        """Report what can be reported and leave; what is not acknowledged comes again, here or to another writer."""
         self._report()
         self._bus.close()
         self._store.close()
 
 
-def _ranges(sequences: set[int]) -> list[tuple[int, int]]:
-    """Return numbers as inclusive ranges, ascending."""
-    found: list[tuple[int, int]] = []
-    for number in sorted(sequences):
-        if found and found[-1][1] == number - 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found
+def _name(source: str, lines: bytes) -> str:
+    """Return an id made of what a message holds, without the slashes of a numbered one."""
+    digest = blake2b(source.encode(errors="replace") + b"\0" + lines, digest_size=16)
+    return f"foreign-{digest.hexdigest()}"

@@ -1,0 +1,84 @@
+"""Lines that the store will never take: found by halving, and kept in a file with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from virtpilot.lineprotocol import parse
+
+_MAX_PROBES: Final = 256
+_MAX_LINE_CHARS: Final = 65_536
+_MAX_FILE_BYTES: Final = 64 << 20
+log = structlog.get_logger(__name__)
+
+
+class Sifted(msgspec.Struct, frozen=True):
+    """The lines that the store takes, and those that it does not with the reason."""
+
+    good: bytes
+    bad: list[tuple[bytes, str]]
+
+
+def sift(lines: bytes, refusal: Callable[[bytes], str]) -> Sifted:
+    """Part the lines that the store takes from those it refuses; `refusal` writes some and returns why not, or "".
+
+    What is malformed is found by reading, the rest by halving, with 256 tries at most: what is then still in doubt
+    counts as refused.
+    """
+    malformed = {line.number: line.reason for line in parse(lines).bad}
+    rows = [(number, row) for number, row in enumerate(lines.split(b"\n"), 1) if row.strip()]
+    bad = [(number, row, malformed[number]) for number, row in rows if number in malformed]
+    good: list[tuple[int, bytes]] = []
+    doubtful = [[(number, row) for number, row in rows if number not in malformed]]
+    probes = 0
+    while doubtful:
+        part = doubtful.pop()
+        probes += 1
+        reason = refusal(_joined(part)) if probes <= _MAX_PROBES else "among lines that were refused together"
+        if not reason:
+            good += part
+        elif len(part) <= 1 or probes > _MAX_PROBES:
+            bad += [(number, row, reason) for number, row in part]
+        else:
+            half = len(part) // 2
+            doubtful += [part[half:], part[:half]]
+    return Sifted(_joined(sorted(good)), [(row, reason) for _, row, reason in sorted(bad)])
+
+
+def _joined(rows: list[tuple[int, bytes]]) -> bytes:
+    return b"".join([row + b"\n" for _, row in rows])
+
+
+class DeadLetters:
+    """A file of refused lines, JSON one a line; at 64 MiB it becomes `.1`, and the one before that goes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "dead-letters.jsonl"
+
+    def keep(self, topic: str, bad: list[tuple[bytes, str]], now_ns: int) -> None:
+        """Put refused lines on disk; a disk that takes nothing is logged and stops nobody."""
+        rows = [
+            {
+                "at_ns": now_ns,
+                "topic": topic,
+                "reason": reason,
+                "line": line[:_MAX_LINE_CHARS].decode(errors="replace"),
+            }
+            for line, reason in bad
+        ]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._path.exists() and self._path.stat().st_size > _MAX_FILE_BYTES:
+                self._path.replace(self._path.with_suffix(".jsonl.1"))
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.Encoder().encode_lines(rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            log.error("refused lines cannot be kept", lines=len(rows), topic=topic, error=str(error))
