@@ -51,6 +51,21 @@ def up(options: argparse.Namespace) -> int:
     return 0
 
 
+def run(options: argparse.Namespace) -> int:
+    """Play the main job: a starved guest is noticed, helped and live-migrated."""
+    from deploy.lab import scenario  # needs virtpilot's own packages, which the other subcommands do without
+    from virtpilot.pipeline.demo_run import summary
+
+    with ended_by_signals(), bring_up(options.name, network=options.network, cache=options.cache, say=say) as lab:
+        if options.keep:
+            lab.keep()
+        trail = scenario.run(lab, say)
+        print(summary(trail))
+        if options.keep:
+            say(f"kept. To look around:\n{look_around(lab)}")
+    return 0
+
+
 def down(options: argparse.Namespace) -> int:
     """Remove a lab, also what a killed one left."""
     state.tear_down(options.name)
@@ -100,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("up", up, "bring the lab up and stay until Ctrl-C")
     one.add_argument("--keep", action="store_true", help="return, and leave the lab up")
+    one.add_argument("--network", type=IPv4Network, help="a free /24 (default: found)")
+    one.add_argument("--cache", type=Path, default=image.DEFAULT_CACHE, help="folder of the guest image (%(default)s)")
+    one = command("run", run, "bring the lab up, play the main job on it, remove it")
+    one.add_argument("--keep", action="store_true", help="leave the lab up")
     one.add_argument("--network", type=IPv4Network, help="a free /24 (default: found)")
     one.add_argument("--cache", type=Path, default=image.DEFAULT_CACHE, help="folder of the guest image (%(default)s)")
     command("down", down, "remove the lab, also what a killed one left")

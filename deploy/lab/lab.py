@@ -49,9 +49,9 @@ NEEDED: Final = {
     "modprobe": "kmod",
 }
 _DRIVER: Final = "libvirt/connection-driver/libvirt_driver_qemu.so"
-# A host's weight against what else runs on its core, where a busy task outside of the lab has 1024 and so takes less
-# than 1 %: beside a busy desktop the lab still measures itself. The servers and virtpilot's processes weigh the same.
-_SHARES: Final = 1024 * 128
+# A host's weight against what else runs on its core, where a busy task outside of the lab has 1024: beside a busy
+# desktop the lab still measures itself. Much more, and the virsh that asks about a saturated host waits for seconds.
+_SHARES: Final = 1024 * 32
 
 
 def missing() -> list[str]:
