@@ -1,0 +1,153 @@
+"""A host in memory that does exactly what a test tells it to, and makers of commands for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from virtpilot.actuators.executor import Executor
+from virtpilot.actuators.journal import Journal
+from virtpilot.actuators.knob import Caps
+from virtpilot.actuators.lifecycle import Point, nowhere
+from virtpilot.clock import SECOND
+from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
+from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.model import Action, Command, Migrate, ReleaseKnob, SetKnob
+
+HOST = "host-1"
+GUEST = "5f0a1b5e-0000-4000-8000-000000000001"
+OTHER = "5f0a1b5e-0000-4000-8000-000000000002"
+SHARES = "cpu_shares"
+START = 1_700_000_000 * SECOND
+URI = "qemu+tcp://host-2/system"
+
+
+class OneJob:
+    """A migration that ends when the test says so."""
+
+    def __init__(self, host: OneHost, guest: str) -> None:
+        self._host, self._guest = host, guest
+        self.status = JobStatus(JobState.RUNNING)
+        self.aborts = 0
+
+    def poll(self) -> JobStatus:
+        self._host.answer("poll")
+        return self.status
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+    def finish(self, *, leave: bool = True) -> None:
+        self.status = JobStatus(JobState.DONE, progress={"downtime_seconds": 0.1})
+        if leave:
+            self._host.remove(self._guest)
+
+    def fail(self, error: str) -> None:
+        self.status = JobStatus(JobState.FAILED, error)
+
+
+class OneHost:
+    """The Hypervisor Protocol over two dicts; `errors`: what a call of that name raises, `rounds` alters a value."""
+
+    def __init__(self) -> None:
+        self.states = {GUEST: GuestState.RUNNING, OTHER: GuestState.RUNNING}
+        self.knobs = {(GUEST, SHARES): 1024, (OTHER, SHARES): 1024}
+        self.errors: dict[str, HypervisorError] = {}
+        self.rounds: Callable[[int], int] = lambda value: value
+        self.sets: list[tuple[str, int]] = []
+        self.jobs: list[OneJob] = []
+
+    def answer(self, call: str) -> None:
+        if call in self.errors:
+            raise self.errors[call]
+
+    def remove(self, guest: str) -> None:
+        self.states.pop(guest)
+        self.knobs.pop((guest, SHARES))
+
+    @property
+    def shares(self) -> int:
+        return self.knobs[GUEST, SHARES]
+
+    @shares.setter
+    def shares(self, value: int) -> None:
+        self.knobs[GUEST, SHARES] = value
+
+    def facts(self) -> HostFacts:
+        return HostFacts(cpus=4, memory_bytes=2**32, driver="QEMU")
+
+    def guests(self) -> Sequence[GuestStats]:
+        return [GuestStats(guest, guest[-1], {}) for guest in self.states]
+
+    def state(self, guest: str) -> GuestState:
+        self.answer("state")
+        if guest not in self.states:
+            raise GuestNotFound(f"no domain with matching uuid '{guest}'")
+        return self.states[guest]
+
+    def get_knob(self, guest: str, knob: str) -> int:
+        self.answer("get_knob")
+        self.state(guest)
+        if (guest, knob) not in self.knobs:
+            raise KnobUnsupported(f"{guest} has no knob {knob}")
+        return self.knobs[guest, knob]
+
+    def set_knob(self, guest: str, knob: str, value: int) -> None:
+        self.answer("set_knob")
+        self.get_knob(guest, knob)
+        self.sets.append((guest, value))
+        self.knobs[guest, knob] = self.rounds(value)
+
+    def migrate(self, guest: str, uri: str) -> Job:
+        self.answer("migrate")
+        self.state(guest)
+        self.jobs.append(OneJob(self, guest))
+        return self.jobs[-1]
+
+    def close(self) -> None:
+        return
+
+
+def command(action: Action, name: str = "cm-1", *, at_ns: int = START, epoch: int = 1, host: str = HOST) -> Command:
+    """Return a command of the rule `starved` that is valid for 30 s."""
+    return Command(
+        id=name,
+        cause="dc-1",
+        host=host,
+        action=action,
+        rule="starved",
+        issued_ns=at_ns,
+        not_after_ns=at_ns + 30 * SECOND,
+        epoch=epoch,
+    )
+
+
+def set_to(value: int, expected: int = 1024, *, guest: str = GUEST, knob: str = SHARES, lease_s: float = 60) -> SetKnob:
+    return SetKnob(guest=guest, knob=knob, value=value, expected=expected, lease_s=lease_s)
+
+
+def release(guest: str = GUEST) -> ReleaseKnob:
+    return ReleaseKnob(guest=guest, knob=SHARES)
+
+
+def move(guest: str = GUEST, target: str = "host-2") -> Migrate:
+    return Migrate(guest=guest, target=target, uri=URI)
+
+
+def executor(
+    hypervisor: OneHost,
+    folder: Path,
+    *,
+    caps: Caps | None = None,
+    reached: Callable[[Point], None] = nowhere,
+) -> Executor:
+    return Executor(hypervisor, Journal(folder / "journal.jsonl"), host=HOST, caps=caps, reached=reached)
+
+
+def at(seconds: float) -> int:
+    """Return the time so many seconds after the start."""
+    return START + round(seconds * SECOND)
+
+
+def changed(values: Mapping[str, float]) -> float:
+    return values[SHARES]
