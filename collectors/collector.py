@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 import structlog
@@ -34,16 +34,15 @@ class HostCollector:
         self,
         hypervisor: Hypervisor,
         read_proc: ReadProc,
-        *,
-        cluster: str,
-        host: str,
+        tags: Mapping[str, str],
         cpus: frozenset[int],
+        *,
         monotonic_ns: Callable[[], int],
         leased: IsLeased = lambda guest, knob: False,  # noqa: ARG005 - the Protocol's names
     ) -> None:
         self._hypervisor = hypervisor
         self._read = read_proc
-        self._tags = {"cluster": cluster, "host": host}
+        self._tags = dict(tags)
         self._cpus = cpus
         self._leased = leased
         self._monotonic_ns = monotonic_ns

@@ -26,7 +26,10 @@ def too_long(path: Path) -> Iterator[str]:
 def main() -> int:
     """Check what git tracks and what it would."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"], check=True, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     paths = [Path(name) for name in listed.stdout.splitlines()]
     found = [line for path in paths if path.is_file() and not path.is_symlink() for line in too_long(path)]

@@ -7,12 +7,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from virtpilot.pipeline.spool import Spool, SpoolOptions
-from virtpilot.pipeline.store.file import FileStore
-from virtpilot.pipeline.store.influx import InfluxStore
-from virtpilot.pipeline.uplink import Uplink
-from virtpilot.pipeline.writer import Writer
-
 from virtpilot.actuators.command import Signer, Verifier, load_private, load_public
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.guard import GuardOptions, Guards
@@ -35,6 +29,11 @@ from virtpilot.pipeline.pilot import Pilot, PilotOptions
 from virtpilot.pipeline.process import boot_id
 from virtpilot.pipeline.records import RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
+from virtpilot.pipeline.spool import Spool, SpoolOptions
+from virtpilot.pipeline.store.file import FileStore
+from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.uplink import Uplink
+from virtpilot.pipeline.writer import Writer
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import choose
@@ -62,14 +61,9 @@ def agent(
     topics = Topics(cluster)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
+    tags = {"cluster": cluster, "host": host}
     collector = HostCollector(
-        hypervisor,
-        read_proc,
-        cluster=cluster,
-        host=host,
-        cpus=cpus,
-        monotonic_ns=clock.monotonic_ns,
-        leased=executor.leased,
+        hypervisor, read_proc, tags, cpus, monotonic_ns=clock.monotonic_ns, leased=executor.leased
     )
     return Agent(
         host=host,

@@ -6,8 +6,6 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-from virtpilot.pipeline.spool import SpoolOptions
-from virtpilot.pipeline.store.influx import StoreOptions
 
 from virtpilot.actuators.guard import GuardOptions
 from virtpilot.actuators.knob import Caps
@@ -18,6 +16,8 @@ from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.exporter import ExporterOptions
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.spool import SpoolOptions
+from virtpilot.pipeline.store.influx import StoreOptions
 from virtpilot.planner.placement import Reserve
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]

@@ -12,7 +12,6 @@ from virtpilot.simulator.scenario import (
     Event,
     GuestStop,
     GuestVanish,
-    HostDeath,
     HypervisorDown,
     HypervisorSlow,
     LinkDown,

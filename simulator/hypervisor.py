@@ -135,12 +135,18 @@ class FleetHypervisor:
         target = self._target(uri)
         if target < 0:
             return f"unable to connect to server at '{uri}': name or service not known"
+        return self._own_obstacle(guest, target) or self._way_obstacle(target, uri)
+
+    def _own_obstacle(self, guest: int, target: int) -> str:
         if target == self._host:
             return "internal error: attempt to migrate guest to the same host"
         if self._world.state_of(guest) is GuestState.SHUTOFF:
             return "requested operation is not valid: domain is not running"
         if self._migrations.of(guest):
             return "timed out during operation: cannot acquire state change lock: another migration is under way"
+        return ""
+
+    def _way_obstacle(self, target: int, uri: str) -> str:
         if not self._faults.hypervisor_up(target):
             return f"unable to connect to server at '{uri}': connection refused"
         if not (self._faults.link_up(self._host) and self._faults.link_up(target)):

@@ -139,7 +139,7 @@ class _OneRow:
         return np.float64(self._row.get(key, np.nan))  # type: ignore[return-value]  # a scalar serves as a column of one
 
     def tag(self, name: str) -> NDArray[np.object_]:
-        raise ExpressionError(0, "tags have no number")
+        raise ExpressionError(0, f"the tag {name} is no number")
 
 
 def condition(text: str, on: Kind) -> Condition:

@@ -86,13 +86,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def conditions(self) -> tuple[Condition, ...]:
         """Return every condition of the rule, those of its remedies' expectations too."""
-        own = [
-            self.when,
-            self.where,
-            self.clear,
-            *(remedy.expect and remedy.expect.condition for remedy in self.remedies),
-        ]
-        return tuple(condition for condition in own if condition is not None)
+        own = [condition for condition in (self.when, self.where, self.clear) if condition is not None]
+        expected = [remedy.expect for remedy in self.remedies if remedy.expect is not None]
+        return (*own, *(expect.condition for expect in expected))
 
 
 class RuleSet(msgspec.Struct, frozen=True):

@@ -1,7 +1,8 @@
 """The real hypervisor: one libvirt connection with a deadline on every call, reconnect and mapped errors.
 
 A call that a stuck guest holds up is left behind in its thread and the next call goes on: with NOWAIT libvirt then
-answers at once for all the others (virConnectGetAllDomainStats, virDomainMigrateToURI3, virDomainSetSchedulerParametersFlags).
+answers at once for all the others. Calls: virConnectGetAllDomainStats, virDomainMigrateToURI3,
+virDomainSetSchedulerParametersFlags.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class LibvirtHypervisor:
                 if error.get_error_code() != known.VIR_ERR_NO_SUPPORT:
                     raise
                 self._bulk = False  # LXC and others: asked one by one from now on
-        found = []
+        found: list[tuple[Any, Mapping[str, Any]]] = []
         for domain in connection.listAllDomains():
             try:
                 found.append((domain, _single_stats(known, domain)))

@@ -15,14 +15,25 @@ from functools import lru_cache
 from typing import Final
 
 import msgspec
-import structlog
 
 from virtpilot.errors import LineProtocolError
+from virtpilot.lineencoding import MAX_LINE_CHARS, MAX_SHOWN_CHARS, encode, encode_lines
 from virtpilot.model import Sample
 
-MAX_LINE_CHARS: Final = 64 * 1024
+__all__ = [
+    "MAX_ITEMS",
+    "MAX_LINE_CHARS",
+    "MAX_SHOWN_CHARS",
+    "BadLine",
+    "Parsed",
+    "encode",
+    "encode_lines",
+    "parse",
+    "parse_line",
+    "parse_wanted",
+]
+
 MAX_ITEMS: Final = 1000
-MAX_SHOWN_CHARS: Final = 200
 
 # No line shorter than this can hold more than MAX_ITEMS tags or fields: the shortest is `a=1,`.
 _SHORT_LINE: Final = 4 * MAX_ITEMS
@@ -44,8 +55,6 @@ _BARE: Final = re.compile(r'[^, "\n]++')
 _NUMBER: Final = re.compile(r"[-+]?(?:[0-9]++\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _ESCAPED_IN_MEASUREMENT: Final = re.compile(r"\\([, ])")
 _ESCAPED_IN_KEY: Final = re.compile(r"\\([,= ])")
-_UNSAFE_IN_MEASUREMENT: Final = re.compile(r"[, ]")
-_UNSAFE_IN_KEY: Final = re.compile(r"[,= ]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _BOOLEANS: Final = {
     **dict.fromkeys(("t", "T", "true", "True", "TRUE"), 1),
@@ -53,7 +62,6 @@ _BOOLEANS: Final = {
 }
 
 Wanted = Mapping[str, Collection[str]]
-_log = structlog.get_logger(__name__)
 
 
 class BadLine(msgspec.Struct, frozen=True):
@@ -71,42 +79,9 @@ class Parsed(msgspec.Struct, frozen=True):
     bad: list[BadLine]
 
 
-def encode(sample: Sample) -> str:
-    """Return a sample as one line without its line feed, tags sorted by key; raises LineProtocolError.
-
-    An empty tag value is left out: the store knows no difference between an empty tag and none.
-    """
-    if not sample.fields:
-        raise LineProtocolError("a sample needs a field")
-    if sample.measurement.startswith("#"):
-        raise LineProtocolError(f"measurement {sample.measurement!r} would be a comment")
-    tags = (f",{_key(key)}={_key(value)}" for key, value in sorted(sample.tags.items()) if value)
-    fields = ",".join([f"{_key(key)}={_number(key, value)}" for key, value in sample.fields.items()])
-    if not _INT64_MIN <= sample.time_ns <= _INT64_MAX:
-        raise LineProtocolError(f"time {sample.time_ns} does not fit 64 bits")
-    line = f"{_measurement(sample.measurement)}{''.join(tags)} {fields} {sample.time_ns}"
-    if not line.isascii() and _SURROGATE.search(line):
-        raise LineProtocolError(f"not Unicode text: {line[:MAX_SHOWN_CHARS]!r}")
-    if len(line) > MAX_LINE_CHARS:
-        raise LineProtocolError(f"a line of {len(line)} characters: {MAX_LINE_CHARS} at most")
-    return line
-
-
-def encode_lines(samples: Iterable[Sample]) -> bytes:
-    """Return samples as UTF-8 lines; what cannot be written is left out, item by item, and logged."""
-    lines: list[str] = []
-    for sample in samples:
-        try:
-            lines.append(encode(sample))
-        except LineProtocolError as error:
-            _log.warning("left out what line protocol cannot hold", measurement=sample.measurement, reason=str(error))
-            lines.extend(_what_can_be_encoded(sample))
-    return "".join([f"{line}\n" for line in lines]).encode()
-
-
 def parse_line(text: str) -> Sample:
     """Return the sample of one line; raises LineProtocolError also where it holds no numeric field."""
-    sample = _parse_whole(text)
+    sample = _parse_whole(text.strip(" \r"))
     if sample is None:
         raise LineProtocolError("no numeric field")
     return sample
@@ -331,7 +306,11 @@ def _value(text: str) -> int | float:
     """Return a field's number; booleans are 1 and 0."""
     last = text[-1:]
     if last == "i":
-        return _integer(text[:-1])
+        digits = text[:-1]
+        # Below the limit of 64 bits, whatever the digits are.
+        if len(digits) < _INT_CHARS and digits.isdigit() and digits.isascii():
+            return int(digits)
+        return _integer(digits)
     if last in _DIGITS and text[0] in _LEADS and text.isascii() and "_" not in text:
         # `float` takes all that the protocol takes; what it takes beyond it does not come here.
         try:
@@ -365,6 +344,9 @@ def _integer(text: str) -> int:
 
 
 def _time(text: str) -> int:
+    # A time of this century: 19 digits, the first of them 1 to 4.
+    if len(text) == _INT_CHARS and text < "5" and text.isdigit() and text.isascii():
+        return int(text)
     try:
         return _integer(text)
     except LineProtocolError as error:
@@ -376,46 +358,3 @@ def _only(sample: Sample | None, wanted: Wanted) -> Sample | None:
         return None
     fields = {name: sample.fields[name] for name in names if name in sample.fields}
     return Sample(sample.measurement, sample.tags, fields, sample.time_ns) if fields else None
-
-
-def _measurement(text: str) -> str:
-    _check_name(text)
-    return _UNSAFE_IN_MEASUREMENT.sub(r"\\\g<0>", text)
-
-
-def _key(text: str) -> str:
-    _check_name(text)
-    return _UNSAFE_IN_KEY.sub(r"\\\g<0>", text)
-
-
-def _check_name(text: str) -> None:
-    if not text or text[-1] == "\\" or "\n" in text:
-        raise LineProtocolError(f"{text[:MAX_SHOWN_CHARS]!r} is empty, ends in a backslash or holds a line feed")
-
-
-def _number(key: str, value: int | float) -> str:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise LineProtocolError(f"field {key!r} is {value}")
-        return repr(float(value))
-    if _INT64_MIN <= value <= _INT64_MAX:
-        return f"{int(value)}i"
-    if 0 <= value <= _UINT64_MAX:
-        return f"{value}u"
-    raise LineProtocolError(f"field {key!r}: {value} does not fit 64 bits")
-
-
-def _what_can_be_encoded(sample: Sample) -> list[str]:
-    """Return the line of what is left of a sample without the tags and fields that cannot be written."""
-    tags = {key: value for key, value in sample.tags.items() if _encodes(Sample("m", {key: value}, {"f": 0}, 0))}
-    fields = {key: value for key, value in sample.fields.items() if _encodes(Sample("m", {}, {key: value}, 0))}
-    rest = Sample(sample.measurement, tags, fields, sample.time_ns)
-    return [encode(rest)] if _encodes(rest) else []
-
-
-def _encodes(sample: Sample) -> bool:
-    try:
-        encode(sample)
-    except LineProtocolError:
-        return False
-    return True

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -16,30 +15,20 @@ from deploy import lab as lab_module
 from deploy.lab import Lab, LabBusy, LabError
 from deploy.lab.guest import TAGS_NAMESPACE
 from deploy.lab.wait import until
+from tests.lab.lab_process import ROOT, need_a_lab, ran
 
 from virtpilot.clock import SystemClock
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 NAME = "labtest"
-KILLED = "labkill"
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
 Rates = dict[str, float]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _able() -> None:
-    """Skips where the lab cannot come up; under CI=true that is a failure."""
-    lacking = lab_module.missing()
-    if lacking:
-        reason = f"the lab needs {', '.join(lacking)}"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
-def lab(_able: None) -> Iterator[Lab]:
+def lab() -> Iterator[Lab]:
     """One lab for the tests that only look and move."""
+    need_a_lab()
     with lab_module.bring_up(NAME) as up:
         yield up
     assert lab_module.leftovers(NAME) == []
@@ -52,16 +41,6 @@ def rates(lab: Lab, guest: str, wall_s: float = 4.0) -> Rates:
     until(lambda: clock.monotonic_ns() - began > wall_s * 1e9, wall_s + 5, "the time to measure in")
     after, took = lab.domstats(guest), clock.monotonic_ns() - began
     return {name: (int(after[name]) - int(before[name])) / took for name in ("vcpu.0.time", "vcpu.0.delay", "cpu.time")}
-
-
-def command(name: str, *words: str) -> list[str]:
-    return [sys.executable, "-m", "deploy.lab", "--name", name, *words]
-
-
-def ran(name: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(name, *words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def test_guests_run_where_they_were_planned_and_report_memory(lab: Lab) -> None:
@@ -93,14 +72,8 @@ def test_popen_gives_the_pid_of_the_command_itself(lab: Lab) -> None:
     host = lab.hosts["host-2"]
     child = host.popen([sys.executable, "-c", "import signal; signal.pause()"], cwd=ROOT)
     command_line = Path(f"/proc/{child.pid}/cmdline")
-    until(
-        lambda: (
-            command_line.read_bytes().endswith(b"\0-c\0import signal; signal.pause()\0")
-            and b"inside.py" not in command_line.read_bytes()
-        ),
-        5,
-        "the command runs",
-    )
+    started = f"{sys.executable}\0-c\0import signal; signal.pause()\0"
+    until(lambda: command_line.read_text() == started, 5, "the command runs")
     assert os.sched_getaffinity(child.pid) == {host.cpu}
     assert child.pid in host.group.pids()
     assert Path(f"/proc/{child.pid}/cwd").readlink() == ROOT
@@ -145,15 +118,16 @@ def test_starved_guest_is_helped_a_little_by_shares_and_wholly_by_a_move_both_wa
     favoured = rates(lab, "web-1")
     lab.migrate("web-1", "host-2")
     assert lab.where("web-1") == "host-2"
-    until(lambda: rates(lab, "web-1", 1)["vcpu.0.time"] > 0.5, 20, "web-1 runs freely on host-2")
-    moved = rates(lab, "web-1")
+    # 3 % by itself; what else runs on this machine adds to it, so the measurement may need a second try
+    until(lambda: rates(lab, "web-1", 2)["vcpu.0.delay"] < 0.06, 40, "web-1 waits less than 6 % on host-2")
+    moved = rates(lab, "web-1", 2)
     guest.set_load(10)
     lab.migrate("web-1", "host-1")
     assert lab.where("web-1") == "host-1"
     guest.set_load(0)
     assert starved["vcpu.0.delay"] > 0.25
     assert 0.10 < favoured["vcpu.0.delay"] < starved["vcpu.0.delay"]
-    assert moved["vcpu.0.delay"] < 0.08  # 3 % by itself; a busy neighbour of the lab adds as much
+    assert moved["vcpu.0.time"] > 0.5
 
 
 def test_second_lab_of_the_same_name_is_refused_and_the_first_stays(lab: Lab) -> None:
@@ -170,54 +144,3 @@ def test_another_process_sees_the_lab(lab: Lab) -> None:
     assert document["broker"] == f"{lab.broker_host}:{lab.broker_port}"
     assert ran(NAME, "exec", "host-2", "--", "hostname").stdout.strip() == "host-2"
     assert ran(NAME, "load", "web-2", "0").returncode == 0
-
-
-def test_commands_on_no_lab_say_so_and_down_is_harmless() -> None:
-    done = ran("nolab", "status")
-    assert (done.returncode, done.stderr) == (1, "lab: no lab named 'nolab' is up\n")
-    assert ran("nolab", "down").returncode == 0
-
-
-@pytest.fixture
-def bring_up_until() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts a lab in another process and returns once it has said the text."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(text: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            command(KILLED, "up"), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        started.append(child)
-        assert child.stderr is not None
-        assert any(text in line for line in child.stderr), "the lab did not come so far"
-        return child
-
-    yield start
-    for child in started:
-        child.kill()
-        child.wait(30)
-        if child.stderr is not None:
-            child.stderr.close()
-    lab_module.tear_down(KILLED)
-
-
-@pytest.mark.parametrize("text", ["hosts up", "guests up"])
-def test_down_removes_what_a_killed_lab_left(bring_up_until: Callable[[str], subprocess.Popen[str]], text: str) -> None:
-    child = bring_up_until(text)
-    child.kill()
-    child.wait(10)
-    left = " ".join(lab_module.leftovers(KILLED))
-    for kind in ("process ", "mount namespace ", "cgroup ", "network device ", "folder "):
-        assert kind in left
-    assert ran(KILLED, "down").returncode == 0
-    assert lab_module.leftovers(KILLED) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_in_the_middle_of_bring_up_leaves_nothing(
-    bring_up_until: Callable[[str], subprocess.Popen[str]], number: signal.Signals
-) -> None:
-    child = bring_up_until("broker ")
-    child.send_signal(number)
-    assert child.wait(40) == 128 + number
-    assert lab_module.leftovers(KILLED) == []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.rules_decisions.matchers import HAS_DURABLE, NAMES, firing, firing_and_idle, idle
 
 from virtpilot.rules.decisions.durable import REFRESH_AFTER_MATCHES, DurableMatcher, Sequence32, fnv1a
 from virtpilot.rules.decisions.matcher import Name, choose
-from virtpilot.rules.decisions.shard import MAX_CONDITIONS, MAX_CONDITIONS_OF_ONE_KIND, pack
+from virtpilot.rules.decisions.shard import MAX_CONDITIONS, MAX_CONDITIONS_OF_ONE_KIND, load_engine, pack
 
 needs_durable = pytest.mark.skipif(not HAS_DURABLE, reason="durable-rules does not import here")
 
@@ -131,3 +132,38 @@ def test_the_engine_is_given_the_same_ruleset_once_however_often_it_is_loaded() 
         matcher.load(firing_and_idle(rules=1))
         assert not matcher.consequences()
     assert len(matcher._built) == 2
+
+
+class _Recorder:
+    """The real engine with a list of what it was asked."""
+
+    def __init__(self) -> None:
+        self._engine = load_engine()
+        self.error = self._engine.error
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.calls.append(f"{name} {arguments[1]}")
+            return getattr(self._engine, name)(*arguments)
+
+        return call
+
+
+@needs_durable
+def test_dead_frames_are_taken_over_before_a_fact_of_theirs_is_retracted() -> None:
+    recorder = _Recorder()
+    matcher = DurableMatcher(recorder)
+    matcher.load(firing_and_idle(rules=1, rungs=1))
+    for subject in (1, 2):
+        matcher.assert_fact(firing(1, 0, subject))
+        matcher.assert_fact(idle(subject))
+    recorder.calls.clear()
+    matcher.retract_fact(idle(1))
+    verbs = [call.split()[0] for call in recorder.calls]
+    # one match a time was told, so one frame is dead: a dummy firing and a dummy idle, both retracted untold
+    assert verbs == ["assert_fact", "assert_fact", "retract_fact", "retract_fact", "retract_fact"]
+    assert all(str(2**31 - 1) in call for call in recorder.calls[:2])
+    recorder.calls.clear()
+    matcher.retract_fact(idle(2))
+    assert len(recorder.calls) == 1

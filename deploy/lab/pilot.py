@@ -1,0 +1,105 @@
+"""virtpilot in the lab: an agent on each host, a controller and a writer beside them, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from deploy.lab.lab import Lab
+from virtpilot.actuators.command import generate
+
+CLUSTER = "lab"
+RULES = Path(__file__).parent / "rules"
+_START = [sys.executable, "-m", "virtpilot.pipeline"]
+
+_AGENT = """
+cluster = "{cluster}"
+host = "{host}"
+state_folder = "{folder}/{host}-agent"
+[timing]
+tick_s = 2.0
+[hypervisor]
+migration_uri = "{uri}"
+tags = ["tier"]
+[bus]
+host = "{broker}"
+port = {port}
+reconnect_max_s = 2.0
+[commands]
+public_key_files = ["{folder}/keys/controller.pub"]
+"""
+_CONTROLLER = """
+cluster = "{cluster}"
+state_folder = "{folder}/controller"
+[rules]
+paths = ["{rules}"]
+[guards]
+warm_up_s = 5.0
+[reserve]
+cpu_ratio = 0.0
+memory_bytes = 0
+[bus]
+host = "{broker}"
+port = {port}
+reconnect_max_s = 2.0
+[commands]
+private_key_file = "{folder}/keys/controller.key"
+"""
+_WRITER = """
+cluster = "{cluster}"
+state_folder = "{folder}/writer"
+[store]
+url = "{store}"
+[bus]
+host = "{broker}"
+port = {port}
+reconnect_max_s = 2.0
+"""
+
+
+class LabPilot:
+    """Starts the processes in a lab that is up; they end with it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self.folder = lab.folder / "virtpilot"
+
+    @property
+    def records(self) -> Path:
+        """The controller's record log."""
+        return self.folder / "controller" / "records.jsonl"
+
+    def start(self) -> None:
+        """Make keys and configs, then start agents, writer and controller."""
+        lab, folder = self._lab, self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        generate(folder / "keys")
+        values = {
+            "cluster": CLUSTER, "folder": folder, "broker": lab.broker_host, "port": lab.broker_port,
+            "store": lab.store_url, "rules": RULES,
+        }  # fmt: skip
+        for name, host in lab.hosts.items():
+            config = self._write(f"agent-{name}", _AGENT.format(host=name, uri=host.uri, **values))
+            with self._log(f"agent-{name}") as log:
+                host.popen([*_START, "agent", "--config", str(config)], output=log)
+        for process, text in (("writer", _WRITER), ("controller", _CONTROLLER)):
+            config = self._write(process, text.format(**values))
+            with self._log(process) as log:
+                lab.popen([*_START, process, "--config", str(config)], output=log)
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self.folder / f"{name}.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def _log(self, name: str):  # type: ignore[no-untyped-def]  # an open binary file
+        return (self.folder / f"{name}.log").open("wb")
+
+    def logs(self, lines: int = 12) -> str:
+        """Return the end of each process's log."""
+        found = []
+        for path in sorted(self.folder.glob("*.log")):
+            tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+            found.append("\n".join([f"--- {path.name}", *tail]))
+        return os.linesep.join(found)

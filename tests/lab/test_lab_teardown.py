@@ -1,0 +1,68 @@
+"""Nothing of a lab stays, however the process ends that brought it up."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from deploy import lab as lab_module
+from tests.lab.lab_process import ENVIRONMENT, ROOT, command, need_a_lab, ran
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+KILLED = "labkill"
+
+
+def test_commands_on_no_lab_say_so_and_down_is_harmless() -> None:
+    need_a_lab()
+    done = ran("nolab", "status")
+    assert (done.returncode, done.stderr) == (1, "lab: no lab named 'nolab' is up\n")
+    assert ran("nolab", "down").returncode == 0
+
+
+@pytest.fixture
+def bring_up_until() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts a lab in another process and returns once it has said the text."""
+    need_a_lab()
+    started: list[subprocess.Popen[str]] = []
+
+    def start(text: str) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            command(KILLED, "up"), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(child)
+        assert child.stderr is not None
+        assert any(text in line for line in child.stderr), "the lab did not come so far"
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.wait(30)
+        if child.stderr is not None:
+            child.stderr.close()
+    lab_module.tear_down(KILLED)
+
+
+@pytest.mark.parametrize("text", ["hosts up", "guests up"])
+def test_down_removes_what_a_killed_lab_left(bring_up_until: Callable[[str], subprocess.Popen[str]], text: str) -> None:
+    child = bring_up_until(text)
+    child.kill()
+    child.wait(10)
+    left = " ".join(lab_module.leftovers(KILLED))
+    for kind in ("process ", "mount namespace ", "cgroup ", "network device ", "folder "):
+        assert kind in left
+    assert ran(KILLED, "down").returncode == 0
+    assert lab_module.leftovers(KILLED) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_in_the_middle_of_bring_up_leaves_nothing(
+    bring_up_until: Callable[[str], subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    child = bring_up_until("broker ")
+    child.send_signal(number)
+    assert child.wait(40) == 128 + number
+    assert lab_module.leftovers(KILLED) == []
