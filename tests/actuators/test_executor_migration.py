@@ -180,7 +180,9 @@ def test_a_hypervisor_that_is_gone_at_the_end(host: OneHost, tmp_path: Path) -> 
     ],
     ids=["left", "left defined", "stayed"],
 )
-def test_a_move_cut_short_by_a_restart(host: OneHost, tmp_path: Path, after: object, result: Result, reason: str) -> None:
+def test_a_move_cut_short_by_a_restart(
+    host: OneHost, tmp_path: Path, after: object, result: Result, reason: str
+) -> None:
     """The guest's real place decides; libvirtd may carry a migration on, so one that is here still is watched a while."""
     made = executor(host, tmp_path)
     made.submit(command(move()), at(0))

@@ -40,8 +40,8 @@ def test_a_starved_guest_is_helped_by_a_move_after_shares_were_not_enough(played
         ("outcome", "done"),
         ("outcome", "effective"),
     ]
-    assert trail.before["cpu_steal_ratio"] > 0.3
-    assert trail.after["cpu_steal_ratio"] < 0.05
+    assert float(trail.before["cpu_steal_ratio"]) > 0.3
+    assert float(trail.after["cpu_steal_ratio"]) < 0.05
     assert (trail.before["host"], trail.after["host"]) == ("node-1", "node-3")
 
 
