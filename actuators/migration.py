@@ -17,7 +17,7 @@ from virtpilot.actuators.ledger import (
     OperationState,
     OutcomeKept,
 )
-from virtpilot.actuators.lifecycle import OFF, RUNNING, Point, Site, outcome, seen
+from virtpilot.actuators.lifecycle import RUNNING, Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout
 from virtpilot.hypervisor import GuestState, Job, JobState, JobStatus
@@ -175,9 +175,8 @@ class Migrations:
     def _whereabouts(self, place: GuestState | None) -> str:
         if place is None:
             return f"the guest is no longer on {self._site.host}"
-        if place in OFF:
-            return f"the guest is {place} on {self._site.host}"
-        return f"the guest {'runs on' if place in RUNNING else f'is {place}'} on {self._site.host}"
+        doing = "still runs" if place in RUNNING else f"is {place}"
+        return f"the guest {doing} on {self._site.host}"
 
     def _end(
         self,

@@ -15,6 +15,7 @@ from deploy.lab.lab import Lab
 from deploy.lab.pilot import LabPilot
 from virtpilot.model import Signal, SignalState
 from virtpilot.pipeline.records import Entry, read
+from virtpilot.pipeline.screen import line
 from virtpilot.pipeline.trail import Trail, trails
 
 GUEST = "web-1"
@@ -29,7 +30,8 @@ def run(lab: Lab, say: Callable[[str], None]) -> Trail:
     try:
         return _story(lab, pilot, say)
     except LabError as error:
-        raise LabError(f"{error}\n{pilot.logs()}") from error
+        told = "\n".join(line(entry, {}) for entry in _entries(pilot.records))
+        raise LabError(f"{error}\n{pilot.logs()}\n--- records\n{told}") from error
 
 
 def _story(lab: Lab, pilot: LabPilot, say: Callable[[str], None]) -> Trail:

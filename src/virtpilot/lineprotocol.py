@@ -38,7 +38,7 @@ MAX_ITEMS: Final = 1000
 # No line shorter than this can hold more than MAX_ITEMS tags or fields: the shortest is `a=1,`.
 _SHORT_LINE: Final = 4 * MAX_ITEMS
 _CACHED_HEAD_CHARS: Final = 512
-_HINT_SLACK: Final = 48
+_HINT_REACH: Final = 128
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 _UINT64_MAX: Final = 2**64 - 1
@@ -115,31 +115,38 @@ def parse_wanted(payload: bytes, wanted: Wanted) -> Parsed:
 
 
 class _Columns:
-    """The wanted fields of one measurement; each is looked for first near where the line before had it."""
+    """The wanted fields of one measurement; each is looked for first near where a line before had it."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        # What a field looks like after another one, and as the first one.
-        self._needles = [(name, f",{name}=", f"{name}=") for name in names]
+        # What a field looks like after another one.
+        self._needles = [(name, f",{name}=", len(name) + 2) for name in names]
         self._hints = [0] * len(self._needles)
 
     def read(self, line: str, start: int, end: int) -> dict[str, int | float]:
         """Return the wanted fields of `line[start:end]`, a field set without spaces, quotes and backslashes."""
         found: dict[str, int | float] = {}
-        hints = self._hints
-        for index, (name, inner, first) in enumerate(self._needles):
+        hints, find = self._hints, line.find
+        for index, (name, needle, width) in enumerate(self._needles):
             hint = hints[index]
-            at = line.find(inner, start + hint, end) if hint >= 0 else -1
-            if at < 0:
-                at = start - 1 if line.startswith(first, start) else line.find(inner, start, end) if hint else -1
-                if at < 0:
-                    hints[index] = 0
+            at = find(needle, start + hint, end)
+            if not 0 <= at - start - hint <= _HINT_REACH:
+                at = self._search(index, line, start, end)
+                if at < start - 1:
                     continue
-            # -1 where it was the first one
-            hints[index] = max(at - start - _HINT_SLACK, 0) if at >= start else -1
-            value_at = at + len(inner)
-            value_end = line.find(",", value_at, end)
+            value_at = at + width
+            value_end = find(",", value_at, end)
             found[name] = _value(line[value_at : end if value_end < 0 else value_end])
         return found
+
+    def _search(self, index: int, line: str, start: int, end: int) -> int:
+        """Return where a field's comma is, or would be for the first one; below `start - 1` where there is none."""
+        needle = self._needles[index][1]
+        if line.startswith(needle[1:], start):
+            self._hints[index] = end
+            return start - 1
+        at = line.find(needle, start, end)
+        self._hints[index] = max(at - start - _HINT_REACH // 2, 0)
+        return at if at >= 0 else -2
 
 
 def _parse_all(payload: bytes, scan: Callable[[str], Sample | None]) -> Parsed:
