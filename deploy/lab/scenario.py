@@ -75,8 +75,8 @@ def _steal(lab: Lab) -> float:
 
 def _shares(lab: Lab) -> int:
     host = lab.hosts[lab.where(GUEST)]
-    for line in host.virsh("schedinfo", GUEST).splitlines():
-        name, _, value = line.partition(":")
+    for text in host.virsh("schedinfo", GUEST).splitlines():
+        name, _, value = text.partition(":")
         if name.strip() == "cpu_shares":
             return int(value)
     raise LabError(f"libvirt does not tell the cpu_shares of {GUEST}")
