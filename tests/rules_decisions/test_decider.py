@@ -169,12 +169,57 @@ def test_a_lease_that_has_passed_to_another_rule_is_not_given_back() -> None:
     world = World(small, ruleset(STARVED, urgent))
     world.signal("starved", "g1", FIRING)
     world.answer(Result.DONE)
+    world.wait(100)
+    world.signal("slow", "g1", FIRING)
+    world.answer(Result.DONE)
+    world.wait(21)
+    assert kinds(world.log) == ["command", "command", "ineffective", "command"]
+    world.wait(40)
+    (release,) = [one for one in world.log if isinstance(one, Release)]
+    assert release.rule == "slow"
+
+
+def test_a_lease_keeps_others_off_until_it_ends() -> None:
+    world = World(small, ruleset(STARVED, SLOW))
     world.signal("slow", "g1", FIRING)
     world.answer(Result.DONE)
     world.hold("g1", True)
-    world.meter.truth["g1"] = False
+    world.signal("starved", "g1", FIRING)
+    world.wait(298)
+    assert kinds(world.log) == ["command", "effective"]
+    world.wait(3)
+    assert kinds(world.log) == ["command", "effective", "command"]
+
+
+def test_a_lease_that_the_agent_ended_is_not_given_back_again() -> None:
+    world = World(small, ruleset(STARVED))
+    world.signal("starved", "g1", FIRING)
+    command = world.open[0][0]
+    world.answer(Result.DONE)
+    world.deliver(world._outcome(command, "g1", Result.REVERTED))
     world.wait(121)
-    assert not [one for one in world.log if isinstance(one, Release) and one.rule == "starved"]
+    assert kinds(world.log) == ["command", "ineffective", "command"]
+
+
+def test_nothing_else_is_wanted_of_a_guest_while_something_is_in_flight_there() -> None:
+    world = World(small, ruleset(STARVED, CROWDED))
+    world.allow(False)
+    world.signal("crowded", "g1", FIRING)
+    assert len(world.decider.wants(world.now_ns)[0]) == 1
+    world.allow(True)
+    world.signal("starved", "g1", FIRING)
+    assert world.decider.wants(world.now_ns) == ((), [])
+    world.answer(Result.DONE)
+    assert [one.rule for one in world.log if isinstance(one, Decision) and one.accepted] == ["crowded", "starved"]
+
+
+def test_a_want_that_stood_falls_when_another_rule_takes_the_guest() -> None:
+    world = World(small, ruleset(STARVED, CROWDED))
+    world.allow(False)
+    world.signal("crowded", "g1", FIRING)
+    world.signal("starved", "g1", FIRING)
+    world.allow(True)
+    assert world.decider.wants(world.now_ns) == ((), [])
 
 
 def test_the_effect_is_measured_by_samples_after_the_outcome_only() -> None:
