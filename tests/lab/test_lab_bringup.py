@@ -118,16 +118,19 @@ def test_starved_guest_is_helped_a_little_by_shares_and_wholly_by_a_move_both_wa
     favoured = rates(lab, "web-1")
     lab.migrate("web-1", "host-2")
     assert lab.where("web-1") == "host-2"
+
+    def undisturbed() -> bool:
+        seen = rates(lab, "web-1", 2)
+        return seen["vcpu.0.delay"] < 0.06 and seen["vcpu.0.time"] > 0.5
+
     # 3 % by itself; what else runs on this machine adds to it, so the measurement may need a second try
-    until(lambda: rates(lab, "web-1", 2)["vcpu.0.delay"] < 0.06, 40, "web-1 waits less than 6 % on host-2")
-    moved = rates(lab, "web-1", 2)
+    assert until(undisturbed, 60, "web-1 runs, and waits less than 6 %, on host-2")
     guest.set_load(10)
     lab.migrate("web-1", "host-1")
     assert lab.where("web-1") == "host-1"
     guest.set_load(0)
     assert starved["vcpu.0.delay"] > 0.25
     assert 0.10 < favoured["vcpu.0.delay"] < starved["vcpu.0.delay"]
-    assert moved["vcpu.0.time"] > 0.5
 
 
 def test_second_lab_of_the_same_name_is_refused_and_the_first_stays(lab: Lab) -> None:
