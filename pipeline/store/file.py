@@ -167,7 +167,12 @@ def _frame(message_id: str, body: bytes) -> bytes:
     written = message_id.encode()
     if not written or b" " in written or not message_id.isprintable() or len(written) > _MAX_HEADER_BYTES // 2:
         raise StoreRefused(f"{message_id[:100]!r} is no message id: printable and without spaces")
-    return b"%s%s %d %08x\n%s" % (_MARK, written, len(body), zlib.crc32(body), body)
+    return b"%s%s %d %08x\n%s" % (_MARK, written, len(body), _crc(written, body), body)
+
+
+def _crc(message_id: bytes, body: bytes) -> int:
+    """Return the check of both: a damaged id must not pass for another message's."""
+    return zlib.crc32(body, zlib.crc32(message_id))
 
 
 def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -178,6 +183,6 @@ def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
             if len(parts) != 3 or not parts[1].isdigit() or len(parts[1]) > 9 or int(parts[1]) > _MAX_MESSAGE_BYTES:
                 return
             body = file.read(int(parts[1]))
-            if len(body) != int(parts[1]) or b"%08x" % zlib.crc32(body) != parts[2]:
+            if len(body) != int(parts[1]) or b"%08x" % _crc(parts[0], body) != parts[2]:
                 return
             yield parts[0].decode(errors="replace"), body
