@@ -167,11 +167,16 @@ class Executor:
             case LeaseState.INTENDED:
                 told = bool(self._journal.outcomes(lease.command))
                 made = self._knobs.undo(lease, INTERRUPTED, now_ns)
-                return [] if told else [made]
+                return ([] if told else [made]) + self._end_prior(lease, now_ns)
             case LeaseState.HELD:
                 return [self._knobs.end(lease, "the lease has ended", now_ns)]
             case LeaseState.RELEASING:
                 return [self._knobs.give_back(lease, now_ns)]
+
+    def _end_prior(self, undone: Lease, now_ns: int) -> list[Outcome]:
+        """End the lease that an undone change has brought back, where its time is over too."""
+        prior = self._journal.lease(*undone.key)
+        return self._end(prior, now_ns) if prior is not None and self._over(prior, now_ns) else []
 
     def _attempt(
         self, key: tuple[str, ...], work: Callable[[], list[Outcome]], now_ns: int, outcomes: list[Outcome]

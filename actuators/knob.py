@@ -81,8 +81,6 @@ class Knobs:
             return [self._revert(lease, str(error), now_ns, lost=_lost(error))]
         if live == lease.value:
             return [self._keep(lease, now_ns)]
-        lease = replace(lease, value=live)
-        self._journal.note(LeaseKept(lease))
         reason = f"{action.knob} was set to {action.value} and reads {live}"
         return [self._revert(lease, reason, now_ns, lost=False)]
 
@@ -159,11 +157,11 @@ class Knobs:
     def undo(self, lease: Lease, reason: str, now_ns: int) -> Outcome:
         """Bring an intended lease's knob to where it was before; raises HypervisorError to be tried again.
 
-        The value is set even where it reads right: a call left hanging may still be under way, and this one queues
-        behind it.
+        The value is set whatever it reads. If right: a call left hanging may still be under way, and this one queues
+        behind it. If unknown: it was right just before the change, so it is the change, rounded.
         """
         before = _before(lease)
-        returned = self._return(lease, before, frozenset({lease.value, before}), force=True)
+        returned = self._return(lease, before, ours=None)
         entry: Entry = LeaseDropped(*lease.key)
         if returned.done and lease.prior is not None:
             entry = LeaseKept(lease.prior)
@@ -215,7 +213,7 @@ class Knobs:
 
     def give_back(self, lease: Lease, now_ns: int) -> Outcome:
         """Restore the baseline of a lease marked for release; raises HypervisorError to be tried again."""
-        returned = self._return(lease, lease.baseline, frozenset({lease.value, lease.baseline}), force=False)
+        returned = self._return(lease, lease.baseline, ours=frozenset({lease.value, lease.baseline}))
         self._site.reached(Point.AFTER_RESTORE)
         made = self._outcome(
             lease,
@@ -230,16 +228,16 @@ class Knobs:
         self._site.reached(Point.AFTER_RELEASE)
         return made
 
-    def _return(self, lease: Lease, target: int, ours: frozenset[int], *, force: bool) -> Returned:
-        """Set a knob back to `target` where its value is one of ours; what somebody else has set is left alone."""
+    def _return(self, lease: Lease, target: int, *, ours: frozenset[int] | None) -> Returned:
+        """Set a knob back to `target` where its value is one of `ours` (None: any); what others have set stays."""
         try:
             state = self._hypervisor.state(lease.guest)
             if state in OFF:
                 return Returned(False, None, f"the guest is {state}: it starts with its own {lease.knob}")
             live = self._hypervisor.get_knob(lease.guest, lease.knob)
-            if live not in ours:
+            if ours is not None and live not in ours:
                 return Returned(False, live, f"{lease.knob} was changed by someone else to {live} and stays")
-            if force or live != target:
+            if ours is None or live != target:
                 self._hypervisor.set_knob(lease.guest, lease.knob, target)
                 live = self._hypervisor.get_knob(lease.guest, lease.knob)
         except GuestNotFound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_failed_move_tells_libvirts_error_and_where_the_guest_is(host: OneHost
     host.jobs[0].fail("unable to connect to server at 'host-2:16509': Connection refused")
     failed = only(made.poll(at(1)))
     assert failed.result is Result.FAILED
-    assert failed.reason.endswith("Connection refused; the guest runs on on host-1")
+    assert failed.reason.endswith("Connection refused; the guest still runs on host-1")
 
 
 def test_leases_are_given_back_before_the_move(host: OneHost, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_move_that_takes_too_long_is_aborted(host: OneHost, tmp_path: Path) ->
     job.fail("operation aborted: canceled by client")
     failed = only(made.poll(at(303)))
     assert failed.reason.startswith("aborted: not finished within 300 s (operation aborted")
-    assert failed.reason.endswith("the guest runs on on host-1")
+    assert failed.reason.endswith("the guest still runs on host-1")
 
 
 def test_a_move_that_ends_just_as_it_is_aborted_is_done(host: OneHost, tmp_path: Path) -> None:
@@ -176,19 +177,18 @@ def test_a_hypervisor_that_is_gone_at_the_end(host: OneHost, tmp_path: Path) -> 
     [
         (lambda host: host.remove(GUEST), Result.DONE, "the guest is no longer on host-1"),
         (lambda host: host.states.update({GUEST: GuestState.SHUTOFF}), Result.DONE, "the guest is shutoff on host-1"),
-        (lambda host: None, Result.FAILED, "the guest runs on on host-1"),
+        (lambda host: None, Result.FAILED, "the guest still runs on host-1"),
     ],
     ids=["left", "left defined", "stayed"],
 )
 def test_a_move_cut_short_by_a_restart(
-    host: OneHost, tmp_path: Path, after: object, result: Result, reason: str
+    host: OneHost, tmp_path: Path, after: Callable[[OneHost], None], result: Result, reason: str
 ) -> None:
-    """The guest's real place decides; libvirtd may carry a migration on, so one that is here still is watched a while."""
+    """The guest's real place decides; libvirtd may carry a migration on: a guest that is here still is watched."""
     made = executor(host, tmp_path)
     made.submit(command(move()), at(0))
     del made
     made = executor(host, tmp_path)
-    assert callable(after)
     if result is Result.DONE:
         after(host)
         outcomes = made.recover(at(10))
