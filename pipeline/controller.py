@@ -81,6 +81,7 @@ class Controller:
         self.records = records
         self.pilot = pilot
         self.rulebook = rulebook
+        rulebook.on_reload = pilot.reload
         self._topics = topics
         self._bus = bus
         self._signer = signer

@@ -16,7 +16,8 @@ from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.placement import NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want
-from virtpilot.rules.language.records import SetRemedy
+from virtpilot.rules.language.records import RuleSet, SetRemedy
+from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
 
 
@@ -56,6 +57,11 @@ class Pilot:
         self._reserve = reserve
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
+
+    def reload(self, ruleset: RuleSet, evaluator: Evaluator) -> None:
+        """Go on with other rules; what unchanged ones have under way stays."""
+        self.fleet.evaluator = evaluator
+        self.decider.reload(ruleset)
 
     def decide(self, now_ns: int) -> list[Decision | Command]:
         """Return the new decisions, each accepted one followed by its command."""

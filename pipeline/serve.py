@@ -98,6 +98,13 @@ def watch_controller(options: ExporterOptions, made: Controller) -> Exporter:
     exporter.watch("virtpilot_rules_count", "Rules in force.", "gauge", lambda: len(made.rulebook.ruleset.rules))
     exporter.watch("virtpilot_rules_refused_total", "Rule files refused.", "counter", lambda: made.rulebook.refusals)
     exporter.watch("virtpilot_state_save_failures_total", "State not saved.", "counter", lambda: counters.save_failures)
+    exporter.watch(
+        "virtpilot_matcher_info",
+        "The second stage's matcher.",
+        "gauge",
+        lambda: {made.pilot.decider.matcher: 1},
+        "matcher",
+    )
     exporter.check("bus", lambda: made.connected)
     exporter.check("rules", lambda: not made.rulebook.problems)
     return exporter
