@@ -14,7 +14,6 @@ from typing import Annotated, Final
 
 import msgspec
 import structlog
-from virtpilot.pipeline.uplink import Uplink
 
 from virtpilot.actuators.command import Verifier
 from virtpilot.actuators.executor import Executor
@@ -24,6 +23,7 @@ from virtpilot.errors import CommandRefused, HypervisorError
 from virtpilot.hypervisor import HostFacts, Hypervisor
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Stored
+from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
 
 log = structlog.get_logger(__name__)

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from virtpilot.pipeline.spool import SpoolOptions
-from virtpilot.pipeline.store.file import FileStore
-from virtpilot.pipeline.writer import Writer
 
 from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.actuators.guard import GuardOptions
@@ -27,6 +24,9 @@ from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.spool import SpoolOptions
+from virtpilot.pipeline.store.file import FileStore
+from virtpilot.pipeline.writer import Writer
 from virtpilot.planner.placement import Reserve
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet

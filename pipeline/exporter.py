@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import socketserver
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Annotated, ClassVar, Final, Literal
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from socket import AF_INET, AF_INET6, socket
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
+import structlog
 from msgspec import Meta
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from virtpilot import __version__
 from virtpilot.errors import ConfigError, Problem
 
+log = structlog.get_logger(__name__)
+
 Value = float | Mapping[str, float]
-_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+Family = CounterMetricFamily | GaugeMetricFamily
+_MAX_CLIENTS: Final = 16
+_CLIENT_S: Final = 10.0
 
 
 class ExporterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where this process tells of itself."""
 
-    address: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    address: Annotated[str, Meta(description="Address to listen on.", min_length=1)] = "127.0.0.1"
     port: Annotated[int, Meta(description="Port for /metrics and /healthz; 0 for none.", ge=0, le=65535)] = 0
 
 
@@ -35,59 +44,82 @@ class _Watched(msgspec.Struct, frozen=True):
 
 
 class Exporter(Collector):
-    """Reads what is watched at the moment of the scrape; nothing is counted twice."""
+    """Reads what is watched at the moment of the scrape; nothing is counted twice.
+
+    Raises ConfigError where the address cannot be listened on.
+    """
 
     def __init__(self, options: ExporterOptions) -> None:
-        self._watched: list[_Watched] = []
+        self._watched: dict[str, _Watched] = {}
         self._checks: dict[str, Callable[[], bool]] = {}
+        self._unreadable: dict[str, int] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._server: ThreadingHTTPServer | None = None
-        if options.port:
-            self._server = _serve(options, self._page)
+        ProcessCollector(registry=self._registry)
+        self.watch("virtpilot_build_info", "The version that runs.", "gauge", lambda: {__version__: 1.0}, "version")
+        self._server = _Server(options, self._page) if options.port else None
 
     def watch(
         self, name: str, meaning: str, kind: Literal["counter", "gauge"], read: Callable[[], Value], label: str = ""
     ) -> None:
         """Export what `read` returns: a number, or numbers by the value of `label`."""
-        self._watched.append(_Watched(name, meaning, kind, read, label))
+        if name in self._watched:
+            raise ValueError(f"{name} is watched already")
+        if (kind == "counter") != name.endswith("_total"):
+            raise ValueError(f"{name}: counters end in _total, and nothing else does")
+        self._watched[name] = _Watched(name, meaning, kind, read, label)
 
     def check(self, name: str, healthy: Callable[[], bool]) -> None:
         """Let /healthz depend on `healthy`."""
         self._checks[name] = healthy
 
-    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
-        """Read everything (prometheus-client's Collector)."""
-        for item in self._watched:
-            family = CounterMetricFamily if item.kind == "counter" else GaugeMetricFamily
-            value = item.read()
-            made = family(item.name, item.meaning, labels=[item.label] if item.label else [])
-            for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-                made.add_metric([label] if item.label else [], number)
-            yield made
+    def collect(self) -> Iterable[Family]:
+        """Read everything (prometheus-client's Collector); what cannot be read is left out and counted."""
+        for item in list(self._watched.values()):
+            family = self._read(item)
+            if family is not None:
+                yield family
+        failures = dict(self._unreadable)
+        meaning = "Times that a metric could not be read."
+        yield _family(_Watched("virtpilot_exporter_unreadable_total", meaning, "counter", lambda: failures, "metric"))
 
-    def metrics(self) -> bytes:
-        """Return the page /metrics."""
-        return generate_latest(self._registry)
+    def _read(self, item: _Watched) -> Family | None:
+        try:
+            return _family(item)
+        except Exception as error:  # noqa: BLE001 # another part's fault must not hide all other metrics
+            first = item.name not in self._unreadable
+            self._unreadable[item.name] = self._unreadable.get(item.name, 0) + 1
+            if first:
+                log.error("metric cannot be read", metric=item.name, error=repr(error))
+            return None
+
+    def metrics(self, accept: str = "") -> tuple[str, bytes]:
+        """Return the page /metrics and its content type, in the format that the client accepts."""
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(self._registry)
 
     def health(self) -> tuple[bool, dict[str, bool]]:
         """Return whether all is well, and each check by name."""
-        found = {name: bool(check()) for name, check in self._checks.items()}
+        found = {name: self._passes(name, check) for name, check in list(self._checks.items())}
         return all(found.values()), found
 
-    def _page(self, path: str) -> tuple[int, str, bytes]:
+    def _passes(self, name: str, check: Callable[[], bool]) -> bool:
+        try:
+            return bool(check())
+        except Exception as error:  # noqa: BLE001 # a check that cannot be made has not passed
+            log.error("health check failed", check=name, error=repr(error))
+            return False
+
+    def _page(self, path: str, accept: str) -> tuple[int, str, bytes]:
         match path.partition("?")[0]:
             case "/metrics":
-                return 200, _CONTENT_TYPE, self.metrics()
+                return 200, *self.metrics(accept)
             case "/healthz":
                 well, checks = self.health()
-                return (
-                    200 if well else 503,
-                    "application/json",
-                    msgspec.json.encode({"healthy": well, "checks": checks}),
-                )
+                page = msgspec.json.encode({"healthy": well, "checks": checks})
+                return 200 if well else 503, "application/json", page
             case _:
-                return 404, "text/plain", b"/metrics and /healthz are here\n"
+                return 404, "text/plain; charset=utf-8", b"/metrics and /healthz are here\n"
 
     @property
     def port(self) -> int:
@@ -96,32 +128,81 @@ class Exporter(Collector):
 
     def close(self) -> None:
         """Stop listening."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
 
 
-def _serve(options: ExporterOptions, page: Callable[[str], tuple[int, str, bytes]]) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        timeout: ClassVar[float] = 10.0  # a client that sends nothing holds a thread no longer
+def _family(item: _Watched) -> Family:
+    value = item.read()
+    labels = [item.label] if item.label else []
+    made: Family = (CounterMetricFamily if item.kind == "counter" else GaugeMetricFamily)(
+        item.name, item.meaning, labels=labels
+    )
+    for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+        made.add_metric([label] if item.label else [], float(number))
+    return made
 
-        def do_GET(self) -> None:
-            status, kind, body = page(self.path)
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            """Say nothing: a scrape every few seconds is no news."""
+class _Server(socketserver.ThreadingMixIn, HTTPServer):
+    """A small HTTP server in threads of its own; more than 16 clients at once are turned away."""
 
-    try:
-        server = ThreadingHTTPServer((options.address, options.port), Handler)
-    except OSError as error:
-        message = f"cannot listen on {options.address}:{options.port}: {error.strerror}"
-        raise ConfigError([Problem("[exporter]", 0, 0, message)]) from None
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="exporter", daemon=True).start()
-    return server
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, options: ExporterOptions, page: Callable[[str, str], tuple[int, str, bytes]]) -> None:
+        self.page = page
+        self.address_family = AF_INET6 if ":" in options.address else AF_INET
+        self._free = threading.BoundedSemaphore(_MAX_CLIENTS)
+        try:
+            super().__init__((options.address, options.port), _Handler)
+        except OSError as error:
+            message = f"cannot listen on {options.address}:{options.port}: {error.strerror}"
+            raise ConfigError([Problem("[exporter]", 0, 0, message)]) from None
+        self._thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.1}, name="exporter", daemon=True
+        )
+        self._thread.start()
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's reverse lookup of the address: a dead DNS must not hold up a start."""
+        socketserver.TCPServer.server_bind(self)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
+        """Say nothing: the client has gone before its answer."""
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout: ClassVar[float] = _CLIENT_S  # a client that sends nothing holds a thread no longer
+    server: _Server
+
+    def do_GET(self) -> None:
+        status, kind, body = self.server.page(self.path, self.headers.get("Accept", ""))
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def version_string(self) -> str:
+        return "virtpilot"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 # the base class's name
+        """Say nothing: a scrape every few seconds is no news."""

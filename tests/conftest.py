@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
+
 from tests.services import Alertmanager, Mosquitto, Prometheus, Server, VictoriaMetrics
 
 AnyServer = TypeVar("AnyServer", bound=Server)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.conftest import MakeMosquitto, MakeVictoriaMetrics
 from tests.services import Alertmanager, Prometheus, http, needs
-
 from virtpilot.clock import SECOND, SystemClock
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from tests.actuators.one_host import GUEST, SHARES, OneHost, at, command, executor, move, release, set_to
-
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.lifecycle import Point
 from virtpilot.model import Command

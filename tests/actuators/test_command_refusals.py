@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tests.actuators.one_host import HOST, START, at, command, move, release, set_to
 
+from tests.actuators.one_host import HOST, START, at, command, move, release, set_to
 from virtpilot.actuators.command import (
     MAX_PAYLOAD_BYTES,
     MAX_VALIDITY_S,

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
 from tests.actuators.crash_scenes import SCENES, FileHost, killed_at, passes
 from tests.actuators.one_host import GUEST, SHARES, OneHost, at, executor
-
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.actuators.lifecycle import Point

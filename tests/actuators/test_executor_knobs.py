@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.actuators.one_host import GUEST, HOST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
 
+from tests.actuators.one_host import GUEST, HOST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
 from virtpilot.actuators.knob import Caps
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable

@@ -10,9 +10,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from tests.actuators.crash_scenes import Killed
 from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, OneJob, at, command, executor, move, release, set_to
-
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.actuators.lifecycle import Point

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
 
+from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
 from virtpilot.actuators.knob import Caps
 from virtpilot.errors import HypervisorError, HypervisorTimeout, HypervisorUnavailable
 from virtpilot.hypervisor import GuestState

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tests.actuators.one_host import GUEST, SHARES, START, at, command, move
 
+from tests.actuators.one_host import GUEST, SHARES, START, at, command, move
 from virtpilot.actuators.journal import Journal, line, parse
 from virtpilot.actuators.ledger import (
     CommandSeen,

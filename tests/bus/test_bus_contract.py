@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from tests.services import Mosquitto, until
 
+from tests.services import Mosquitto, until
 from virtpilot.clock import VirtualClock
 from virtpilot.errors import BusError
 from virtpilot.model import Bus, Delivery, Message

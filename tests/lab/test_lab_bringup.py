@@ -11,12 +11,12 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+
 from deploy import lab as lab_module
 from deploy.lab import Lab, LabBusy, LabError
 from deploy.lab.guest import TAGS_NAMESPACE
 from deploy.lab.wait import until
 from tests.lab.lab_process import ROOT, need_a_lab, ran
-
 from virtpilot.clock import SystemClock
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from defusedxml import ElementTree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from deploy.lab.cgroup import Group, Hierarchy, groups_of, parse_hierarchies, weight_of
 from deploy.lab.errors import LabError, LabMissing
 from deploy.lab.guest import TAGS_NAMESPACE, GuestPlan
@@ -16,8 +19,6 @@ from deploy.lab.network import free_network
 from deploy.lab.state import check_name
 from deploy.lab.virsh import parse_domstats
 from deploy.lab.wait import until
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 KNOWN = frozenset({"cpu", "cpuacct", "cpuset", "memory"})
 HYBRID = """\

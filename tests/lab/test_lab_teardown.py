@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from deploy import lab as lab_module
 from tests.lab.lab_process import ENVIRONMENT, ROOT, command, need_a_lab, ran
 

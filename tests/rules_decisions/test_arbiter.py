@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.rules_decisions.world import ALL
 
+from tests.rules_decisions.world import ALL
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.decisions.arbiter import Lease, arbitrate
 from virtpilot.rules.decisions.want import Want

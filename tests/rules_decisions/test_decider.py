@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.rules_decisions.matchers import NAMES
 from tests.rules_decisions.world import ALL, CROWDED, SLOW, START_NS, STARVED, Meter, World, ruleset
-
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import StateError
 from virtpilot.model import Command, Decision, Outcome, Result, Sample, SetKnob, SignalState

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from tests.rules_decisions.matchers import HAS_DURABLE
 from tests.rules_decisions.world import Step, World, play, scripts
-
 from virtpilot.model import Command, Decision, Outcome, Result
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import Name, choose

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tests.rules_decisions.matchers import HAS_DURABLE, NAMES, firing, firing_and_idle, idle, told
 
+from tests.rules_decisions.matchers import HAS_DURABLE, NAMES, firing, firing_and_idle, idle, told
 from virtpilot.rules.decisions.durable import DurableMatcher
 from virtpilot.rules.decisions.fallback import FallbackMatcher
 from virtpilot.rules.decisions.matcher import (

@@ -6,8 +6,8 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.rules_decisions.matchers import HAS_DURABLE, Oracle, both, production_sets, steps, told
 
+from tests.rules_decisions.matchers import HAS_DURABLE, Oracle, both, production_sets, steps, told
 from virtpilot.rules.decisions.matcher import Fact, Matcher, Production, choose
 
 needs_durable = pytest.mark.skipif(not HAS_DURABLE, reason="durable-rules does not import here")

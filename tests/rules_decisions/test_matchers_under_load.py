@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.rules_decisions.matchers import HAS_DURABLE, NAMES, firing, firing_and_idle, idle
 
+from tests.rules_decisions.matchers import HAS_DURABLE, NAMES, firing, firing_and_idle, idle
 from virtpilot.rules.decisions.durable import REFRESH_AFTER_MATCHES, DurableMatcher, Sequence32, fnv1a
 from virtpilot.rules.decisions.matcher import Name, choose
 from virtpilot.rules.decisions.shard import MAX_CONDITIONS, MAX_CONDITIONS_OF_ONE_KIND, load_engine, pack

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import MakeVictoriaMetrics
 from tests.services import VictoriaMetrics, free_port, until
-
 from virtpilot.clock import SECOND, SystemClock, VirtualClock
 from virtpilot.errors import ConfigError, StoreRefused, StoreUnavailable
 from virtpilot.pipeline.store.influx import InfluxStore, StoreOptions
