@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from socket import AF_INET, AF_INET6, socket
+from socket import AF_INET, AF_INET6
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
@@ -180,8 +181,11 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
         finally:
             self._free.release()
 
-    def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
-        """Say nothing: the client has gone before its answer."""
+    def handle_error(self, *_request: object) -> None:
+        """Log what is our own fault; a client that has gone before its answer is not."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("exporter page failed", error=repr(error))
 
     def stop(self) -> None:
         self.shutdown()
