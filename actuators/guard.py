@@ -49,7 +49,7 @@ class GuardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     migrations_in: Annotated[Places, Meta(description="Guests that may come to one host at the same time.")] = 2
     migrations_cluster: Annotated[Places, Meta(description="Guests that may be on their way in the whole cluster.")] = 5
     operation_timeout_s: Annotated[
-        Seconds, Meta(description="A command whose outcome has not come by then is no longer waited for.")
+        float, Meta(description="A command whose outcome has not come by then is no longer waited for.", gt=0, le=86400)
     ] = 1200.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, OTHER, at
 from virtpilot.actuators.guard import GuardOptions, GuardRequest, Guards, Refusal
+from virtpilot.actuators.knob import Caps
 from virtpilot.clock import seconds
 from virtpilot.errors import StateError
 from virtpilot.model import Mode, Result
@@ -38,6 +40,30 @@ WANTED = GuardRequest(
     state_code=1,
 )
 NOW = at(1000)
+
+
+@pytest.mark.parametrize("options", [GuardOptions, Caps])
+def test_options_have_sound_defaults_and_meanings(options: type[GuardOptions | Caps]) -> None:
+    """What the config file is made from: each option's default passes its own limits, each tells what it means."""
+    assert msgspec.convert(msgspec.to_builtins(options()), options) == options()
+    fields = msgspec.json.schema(options)["$defs"][options.__name__]["properties"]
+    assert all(field["description"] for field in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (GuardOptions, {"operation_timeout_s": 0}),
+        (GuardOptions, {"warm_up_s": -1}),
+        (GuardOptions, {"warmup": 1}),
+        (Caps, {"cpu_shares_min": 1}),
+        (Caps, {"cpu_shares_min": 9, "cpu_shares_max": 8}),
+        (Caps, {"lease_max_s": 0}),
+    ],
+)
+def test_options_out_of_their_limits(options: type[GuardOptions | Caps], wrong: dict[str, float]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, options)
 
 
 def wanted(**changes: Any) -> GuardRequest:
