@@ -150,6 +150,7 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 2 * _MAX_CLIENTS  # the default of 5 makes a burst of clients wait for a second
 
     def __init__(self, options: ExporterOptions, page: Callable[[str, str], tuple[int, str, bytes]]) -> None:
         self.page = page

@@ -22,7 +22,9 @@ class SequenceSet:
     def __bool__(self) -> bool:
         return bool(self._firsts)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many numbers these are; not `len`, which ends at 64 bits where ranges from outside need not."""
         return sum(last - first + 1 for first, last in self.ranges())
 
     def add(self, first: int, last: int | None = None) -> None:

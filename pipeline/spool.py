@@ -146,7 +146,11 @@ class Spool:
     def trim(self, boot: str, ranges: Iterable[tuple[int, int]]) -> list[Entry]:
         """Forget what is stored safely, inclusive ranges of sequences of one boot, and return it."""
         stored = SequenceSet(ranges)
-        gone = [entry for (of, seq), entry in self._entries.items() if of == boot and seq in stored]
+        if stored.count <= len(self._entries):
+            keys = ((boot, seq) for first, last in stored.ranges() for seq in range(first, last + 1))
+            gone = [self._entries[key] for key in keys if key in self._entries]
+        else:
+            gone = [entry for (of, seq), entry in self._entries.items() if of == boot and seq in stored]
         for entry in gone:
             self._forget(entry)
         if gone:

@@ -179,7 +179,7 @@ class Writer:
                 host, boot, sequence = message_id.split("/")
                 found.setdefault((host, boot), SequenceSet()).add(int(sequence))
         for (host, boot), sequences in found.items():
-            self.reported += len(sequences)
+            self.reported += sequences.count
             report = Stored(host=host, boot=boot, ranges=sequences.ranges())
             self._bus.publish(Message(self._topics.stored(host), msgspec.json.encode(report)))
 
