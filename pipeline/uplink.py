@@ -42,8 +42,8 @@ class Uplink:
     """Carries line protocol of one host; `window` bounds the resent messages that wait for a report.
 
     Live messages go out at once; what an outage left behind follows from `tick`, oldest first and in that window. What
-    stays unreported for `resend_after_s` (by default the spool's option) is sent again, each time after twice as long,
-    up to ten minutes: without a writer the broker does not fill with copies.
+    stays unreported for `resend_after_s` (by default the spool's option) is sent again; while no reports come at all,
+    each time after twice as long, up to ten minutes: without a writer the broker does not fill with copies.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class Uplink:
         self._window = window
         self._flights: dict[tuple[str, int], _Flight] = {}
         self._sending: list[Future[None]] = []
+        self._now_ns = 0
+        self._reported_ns = 0
 
     @property
     def pending(self) -> int:
@@ -91,11 +93,13 @@ class Uplink:
 
     def on_stored(self, stored: Stored) -> None:
         """Forget what the store holds safely."""
+        self._reported_ns = self._now_ns
         for entry in self._spool.trim(stored.boot, stored.ranges):
             self._flights.pop(entry.key, None)
 
     def tick(self, now_ns: int) -> None:
         """Send again what a reconnect or the lack of a report asks for."""
+        self._now_ns = now_ns
         generation = self._bus.generation
         if not generation or not len(self._spool):
             return
@@ -127,8 +131,14 @@ class Uplink:
             return True
         # The clock may have been set back.
         flight.at_ns = min(flight.at_ns, now_ns)
-        first_ns = _RETRY_NS if flight.failed else self._resend_ns
-        return now_ns - flight.at_ns >= min(first_ns << min(flight.resends, 20), _MAX_RESEND_NS)
+        if flight.failed:
+            wait_ns = _RETRY_NS << min(flight.resends, 20)
+        elif self._reported_ns > flight.at_ns:
+            # A writer is alive and did not get this one: a dead one's queue at the broker may have it.
+            wait_ns = self._resend_ns
+        else:
+            wait_ns = self._resend_ns << min(flight.resends, 20)
+        return now_ns - flight.at_ns >= min(wait_ns, _MAX_RESEND_NS)
 
     def _resend(self, entry: Entry, flight: _Flight | None, now_ns: int) -> None:
         resends = flight.resends + 1 if flight is not None else 1

@@ -29,8 +29,13 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keepalive_s: Annotated[int, Meta(description="Seconds of silence after which a ping is due.", ge=5, le=3600)] = 20
     session_expiry_s: Annotated[
         int,
-        Meta(description="Seconds that the broker keeps the session of a client that is gone.", ge=0, le=0xFFFFFFFF),
-    ] = 86_400
+        Meta(
+            description="Seconds that the broker keeps the session of a client that is gone; a dead writer's share of "
+            "the metrics goes there for so long.",
+            ge=0,
+            le=0xFFFFFFFF,
+        ),
+    ] = 600
     receive_maximum: Annotated[
         int, Meta(description="Messages that may be here unacknowledged: the broker waits beyond.", ge=1, le=65_535)
     ] = 200

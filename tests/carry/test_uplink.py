@@ -84,6 +84,17 @@ def test_resends_wait_twice_as_long_each_time(world: World) -> None:
     assert waits == [30, 60, 120, 240, 480, 600]
 
 
+def test_while_reports_come_what_one_writer_lost_is_resent_without_growing_waits(world: World) -> None:
+    world.send(1)
+    world.numbers()
+    at = []
+    for second in range(130):
+        world.pass_time(1)
+        at += [second for _ in world.numbers()]
+        world.uplink.on_stored(Stored(host="h", boot="other", ranges=[(1, 1)]))
+    assert at == [29, 59, 89, 119]
+
+
 def test_what_the_outage_left_follows_when_the_broker_is_back(world: World) -> None:
     world.send(2)
     world.numbers()
