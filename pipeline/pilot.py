@@ -180,7 +180,7 @@ class Pilot:
     def on_outcome(self, outcome: Outcome, now_ns: int) -> None:
         """Take an agent's word on a command: the guards free its place, the ladder goes on."""
         if outcome.result in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
-            self.guards.finished(outcome.command, now_ns)
+            self.guards.finished(outcome.command, now_ns, outcome.result)
         self.decider.on_outcome(outcome)
 
 
