@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST: Final = 1e9
 Floats = NDArray[np.float64]
 
 
@@ -62,6 +63,8 @@ def signal_mistake(signal: Signal) -> str:
         numbers = [signal]
     if not all(map(math.isfinite, numbers)):
         return "not a finite number"
+    if max(numbers) > _LARGEST:
+        return f"more than {_LARGEST:g}"
     return "less than 0" if min(numbers) < 0 else ""
 
 

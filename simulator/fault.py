@@ -59,6 +59,7 @@ class Faults:
         return self._place > before
 
     def _change(self, event: Event, begins: bool, at_s: float) -> None:
+        self._world.stale = True
         if isinstance(event, GuestVanish | GuestStop):
             self._change_guest(event, begins)
             return

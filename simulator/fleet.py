@@ -112,8 +112,8 @@ class Fleet:
         end = min(target, whole_second, self._faults.next_ns())
         turn_s = self._migrations.next_s()
         if turn_s < (end - self._elapsed_ns) / SECOND:
-            end = self._elapsed_ns + max(math.ceil(turn_s * SECOND), 1)
-        return min(end, target, whole_second) - self._elapsed_ns
+            end = min(end, self._elapsed_ns + max(math.ceil(turn_s * SECOND), 1))
+        return end - self._elapsed_ns
 
     def _settle(self) -> None:
         """Apply all that is due at this moment: faults, rounds of migrations, and what the guests want now."""
@@ -127,5 +127,6 @@ class Fleet:
 
     def _refresh(self) -> None:
         """Take over what callers and faults have changed: who gets what, and how fast migrations go."""
-        self._world.refresh()
-        self._migrations.set_rates()
+        if self._world.stale:
+            self._world.refresh()
+            self._migrations.set_rates()

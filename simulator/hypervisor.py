@@ -86,7 +86,7 @@ class FleetHypervisor:
         if value not in _SHARES_RANGE:
             first, last = _SHARES_RANGE[0], _SHARES_RANGE[-1]
             raise HypervisorError(f"invalid argument: shares '{value}' must be in range [{first}, {last}]")
-        self._world.shares[index] = value
+        self._world.set_shares(index, value)
 
     def migrate(self, guest: str, uri: str) -> Job:
         """Start a live migration to the host in `uri`; raises GuestNotFound. What stands in its way fails the job."""

@@ -204,6 +204,7 @@ class Migrations:
         return bool(turned)
 
     def _slow(self, migration: Migration) -> None:
+        self._world.stale = True
         self._world.speed[migration.guest] = migration.speed
         self._world.paused[migration.guest] = migration.phase is Phase.SWITCH
         if migration.phase is Phase.SWITCH:
@@ -211,6 +212,7 @@ class Migrations:
 
     def _finish(self, migration: Migration) -> None:
         self.active.remove(migration)
+        self._world.stale = True
         world, guest = self._world, migration.guest
         if migration.phase is Phase.DONE:
             world.land(guest, migration.target)

@@ -24,9 +24,11 @@ from virtpilot.topics import check_name
 _NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "simulator.virtpilot.invalid")
 _TOML_PLACE: Final = re.compile(r"\(at line (\d+), column (\d+)\)$")
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+# the upper ends keep infinities and absurd sizes out of the arithmetic
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Cores = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Shares = Annotated[int, msgspec.Meta(ge=2, le=262144)]
 
@@ -40,7 +42,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A host: what it has, and what itself takes of it."""
 
     name: str
-    cpus: Count
+    cpus: Cores
     memory_mib: Count
     overhead_cores: NotNegative = 0.2
     overhead_mib: NotNegative = 1024.0
@@ -54,7 +56,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: str
     host: str
-    vcpus: Count
+    vcpus: Cores
     memory_mib: Count
     tags: dict[str, str] = {}
     cpu_shares: Shares = 1024
@@ -88,7 +90,9 @@ class MigrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     throttle_max_ratio: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
 
 
-class HypervisorDown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class HypervisorDown(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="hypervisor_down", tag_field="kind"
+):
     """The host's libvirt daemon cannot be reached from `at_s` on, `for_s` seconds long (0: for ever)."""
 
     at_s: NotNegative
@@ -96,7 +100,9 @@ class HypervisorDown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     for_s: NotNegative = 0.0
 
 
-class HypervisorSlow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class HypervisorSlow(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="hypervisor_slow", tag_field="kind"
+):
     """The host's libvirt takes `answer_s` for each answer; beyond the caller's deadline: HypervisorTimeout."""
 
     at_s: NotNegative
@@ -105,7 +111,9 @@ class HypervisorSlow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     for_s: NotNegative = 0.0
 
 
-class LinkDown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class LinkDown(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="link_down", tag_field="kind"
+):
     """The host's migration link fails: migrations in flight fail, new ones cannot connect."""
 
     at_s: NotNegative
@@ -113,7 +121,9 @@ class LinkDown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     for_s: NotNegative = 0.0
 
 
-class HostDeath(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class HostDeath(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="host_death", tag_field="kind"
+):
     """The host loses power; back after `for_s` seconds (0: never), freshly booted, its guests shut off."""
 
     at_s: NotNegative
@@ -121,14 +131,18 @@ class HostDeath(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     for_s: NotNegative = 0.0
 
 
-class GuestVanish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class GuestVanish(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="guest_vanish", tag_field="kind"
+):
     """Somebody destroys and undefines the guest."""
 
     at_s: NotNegative
     guest: str
 
 
-class GuestStop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class GuestStop(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="guest_stop", tag_field="kind"
+):
     """Somebody shuts the guest down; it stays defined, and starts again after `for_s` seconds (0: never)."""
 
     at_s: NotNegative

@@ -90,6 +90,8 @@ class World:
         self._demands = {name: Demand([getattr(guest, name) for guest in scenario.guests]) for name in SIGNALS}
         self._noise = np.array([guest.noise for guest in scenario.guests], dtype=np.float64)
         self._random = np.random.default_rng(scenario.seed)
+        # whether somebody has changed what the rates depend on since `refresh`
+        self.stale = True
 
     def _init_hosts(self) -> None:
         hosts = self.scenario.hosts
@@ -148,6 +150,7 @@ class World:
 
     def want(self, time_s: float) -> None:
         """Take over what the guests want from `time_s` on; call once for each time, in order: it draws the noise."""
+        self.stale = True
         self._wants = {name: demand.at(time_s) for name, demand in self._demands.items()}
         if self._noise.any():
             wobble = 1.0 + self._noise * (2.0 * self._random.random((3, self._noise.size)) - 1.0)
@@ -157,6 +160,7 @@ class World:
 
     def refresh(self) -> None:
         """Share out CPU, memory, disk and network among those who want them now."""
+        self.stale = False
         active = np.flatnonzero(self.running & (self.host != NOWHERE))
         active = active[self.powered[self.host[active]]]
         self.guest_rate[:] = 0.0
@@ -259,6 +263,11 @@ class World:
         ratios = self.host_rate[PRESSURES][:, None, :]
         self.pressure = ratios + (self.pressure - ratios) * keep
 
+    def set_shares(self, guest: int, value: int) -> None:
+        """Set a guest's CPU shares."""
+        self.shares[guest] = value
+        self.stale = True
+
     def land(self, guest: int, host: int) -> None:
         """Put a guest on another host: a new QEMU process there, its counters from zero, its knobs kept."""
         self.host[guest] = host
@@ -266,6 +275,7 @@ class World:
 
     def start(self, guest: int, reason: int = 1) -> None:
         """Give a guest a new QEMU process where it is; `reason` is a virDomainRunningReason."""
+        self.stale = True
         self.running[guest], self.paused[guest], self.speed[guest] = True, False, 1.0
         self.reason[guest] = reason
         self.guest_total[_OF_PROCESS, guest] = 0.0
@@ -273,6 +283,7 @@ class World:
 
     def stop(self, guest: int, reason: int) -> None:
         """End a guest's QEMU process; `reason` is a virDomainShutoffReason."""
+        self.stale = True
         self.running[guest], self.paused[guest], self.speed[guest] = False, False, 1.0
         self.reason[guest] = reason
         self.guest_total[:, guest] = 0.0
@@ -280,12 +291,14 @@ class World:
 
     def power_off(self, host: int) -> None:
         """Cut a host's power: its guests end, its counters are lost."""
+        self.stale = True
         self.powered[host] = False
         for guest in np.flatnonzero((self.host == host) & self.running).tolist():
             self.stop(guest, reason=3)
 
     def power_on(self, host: int, time_s: float) -> None:
         """Boot a host at `time_s`: counters from zero."""
+        self.stale = True
         self.powered[host] = True
         self.booted_s[host] = time_s
         self.host_total[:, host] = 0.0
