@@ -42,7 +42,8 @@ def test_a_starved_guest_is_helped_by_a_move_after_shares_were_not_enough(played
     ]
     assert float(trail.before["cpu_steal_ratio"]) > 0.3
     assert float(trail.after["cpu_steal_ratio"]) < 0.05
-    assert (trail.before["host"], trail.after["host"]) == ("host-1", "host-3")
+    assert trail.before["host"] == played.fleet.hosts[0]
+    assert trail.after["host"] == played.fleet.hosts[2]
 
 
 def test_every_cause_in_a_trail_is_the_id_of_another_step(played: Demo) -> None:
@@ -53,7 +54,7 @@ def test_every_cause_in_a_trail_is_the_id_of_another_step(played: Demo) -> None:
 
 def test_the_guest_really_moved_and_has_its_own_shares_again(played: Demo) -> None:
     guest = next(guest for guest in played.fleet.view().guests if guest.name == "web-1")
-    assert guest.host == "host-3"
+    assert guest.host == played.fleet.hosts[2]
     assert guest.cpu_shares == 1024
 
 
