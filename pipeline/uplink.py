@@ -23,15 +23,16 @@ log = structlog.get_logger(__name__)
 
 
 class _Flight:
-    """One message that was published and is not reported stored yet."""
+    """One message that was published and is not reported stored yet; `silent` of its resends saw no report at all."""
 
-    __slots__ = ("at_ns", "future", "generation", "resends")
+    __slots__ = ("at_ns", "future", "generation", "resends", "silent")
 
-    def __init__(self, future: Future[None], at_ns: int, generation: int, resends: int) -> None:
+    def __init__(self, future: Future[None], at_ns: int, generation: int, resends: int, silent: int) -> None:
         self.future = future
         self.at_ns = at_ns
         self.generation = generation
         self.resends = resends
+        self.silent = silent
 
     @property
     def failed(self) -> bool:
@@ -89,7 +90,7 @@ class Uplink:
                 continue
             self.spooled += 1
             if self._bus.generation and self._room(_MAX_SENDING):
-                self._publish(entry, payload, now_ns, resends=0)
+                self._publish(entry, payload, now_ns)
 
     def on_stored(self, stored: Stored) -> None:
         """Forget what the store holds safely."""
@@ -131,35 +132,36 @@ class Uplink:
             return True
         # The clock may have been set back.
         flight.at_ns = min(flight.at_ns, now_ns)
-        if flight.failed:
-            wait_ns = _RETRY_NS << min(flight.resends, 20)
-        elif self._reported_ns > flight.at_ns:
-            # A writer is alive and did not get this one: a dead one's queue at the broker may have it.
-            wait_ns = self._resend_ns
-        else:
-            wait_ns = self._resend_ns << min(flight.resends, 20)
-        return now_ns - flight.at_ns >= min(wait_ns, _MAX_RESEND_NS)
+        first_ns = _RETRY_NS if flight.failed else self._resend_ns
+        return now_ns - flight.at_ns >= min(first_ns << min(self._silent(flight), 20), _MAX_RESEND_NS)
+
+    def _silent(self, flight: _Flight) -> int:
+        """Return how often a message was resent without any report since.
+
+        Where reports come, a writer is alive and did not get this one: a dead one's queue at the broker may have it.
+        """
+        return 0 if self._reported_ns > flight.at_ns and not flight.failed else flight.silent
 
     def _resend(self, entry: Entry, flight: _Flight | None, now_ns: int) -> None:
-        resends = flight.resends + 1 if flight is not None else 1
+        resends, silent = (1, 1) if flight is None else (flight.resends + 1, self._silent(flight) + 1)
         try:
             payload = self._spool.payload(entry)
         except StateError as error:
             log.error("spooled message cannot be read", boot=entry.boot, seq=entry.seq, error=str(error))
             unread: Future[None] = Future()
             unread.set_exception(error)
-            self._flights[entry.key] = _Flight(unread, now_ns, self._bus.generation, resends)
+            self._flights[entry.key] = _Flight(unread, now_ns, self._bus.generation, resends, silent)
             return
         self.resent += 1
-        self._publish(entry, payload, now_ns, resends)
+        self._publish(entry, payload, now_ns, resends, silent)
 
-    def _publish(self, entry: Entry, payload: bytes, now_ns: int, resends: int) -> None:
+    def _publish(self, entry: Entry, payload: bytes, now_ns: int, resends: int = 0, silent: int = 0) -> None:
         properties = {BOOT_PROPERTY: entry.boot, SEQUENCE_PROPERTY: str(entry.seq)}
         generation = self._bus.generation
         future = self._bus.publish(Message(self._topic, payload, properties))
         self.published += 1
         self._sending.append(future)
-        self._flights[entry.key] = _Flight(future, now_ns, generation, resends)
+        self._flights[entry.key] = _Flight(future, now_ns, generation, resends, silent)
 
     def _send_unspooled(self, payload: bytes, error: StateError) -> None:
         """Do what can be done without a disk: plain QoS 1, without a number, for nobody could send it again."""

@@ -138,7 +138,7 @@ def test_the_broker_killed_and_absent_costs_no_sample(
     folder: Path, make_mosquitto: MakeMosquitto, make_victoriametrics: MakeVictoriaMetrics, away_s: float
 ) -> None:
     """Killed -9 without persistence: it forgets sessions, queues and what it had acknowledged."""
-    chain = Chain(folder, make_mosquitto(), make_victoriametrics(), hold_s=1.0, resend_s=5.0)
+    chain = Chain(folder, make_mosquitto(), make_victoriametrics(), hold_s=1.0, resend_s=4.0)
     try:
         chain.start_writer("w1")
         running(chain)
@@ -158,8 +158,8 @@ def test_the_broker_killed_and_absent_costs_no_sample(
 def test_a_writer_killed_in_the_middle_costs_no_sample(
     folder: Path, make_mosquitto: MakeMosquitto, make_victoriametrics: MakeVictoriaMetrics
 ) -> None:
-    """Two share the load; one is killed -9 and never comes back, what it held is sent again by the agents."""
-    chain = Chain(folder, make_mosquitto(), make_victoriametrics(), hold_s=1.0, resend_s=5.0)
+    """Two share the load; one is killed -9 and never comes back. The broker gives it its share until its session ends."""
+    chain = Chain(folder, make_mosquitto(), make_victoriametrics(), hold_s=1.0, resend_s=4.0)
     try:
         doomed = chain.start_writer("w1")
         chain.start_writer("w2")
@@ -175,7 +175,7 @@ def test_a_writer_killed_in_the_middle_costs_no_sample(
 def test_a_writer_told_to_stop_ends_in_five_seconds_and_loses_nothing(
     folder: Path, make_mosquitto: MakeMosquitto, make_victoriametrics: MakeVictoriaMetrics
 ) -> None:
-    chain = Chain(folder, make_mosquitto(), make_victoriametrics(), hold_s=1.0, resend_s=5.0)
+    chain = Chain(folder, make_mosquitto(), make_victoriametrics(), hold_s=1.0, resend_s=4.0)
     try:
         first = chain.start_writer("w1")
         running(chain)

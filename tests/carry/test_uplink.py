@@ -93,6 +93,8 @@ def test_while_reports_come_what_one_writer_lost_is_resent_without_growing_waits
         at += [second for _ in world.numbers()]
         world.uplink.on_stored(Stored(host="h", boot="other", ranges=[(1, 1)]))
     assert at == [29, 59, 89, 119]
+    world.pass_time(100)
+    assert len(world.numbers()) == 2, "once they stop coming, the waits grow from the first one"
 
 
 def test_what_the_outage_left_follows_when_the_broker_is_back(world: World) -> None:

@@ -19,7 +19,7 @@ def main(port: str, url: str, cluster: str, name: str, hold_s: str, folder: str)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     clock = SystemClock()
-    bus = MqttBus(MqttOptions(port=int(port), reconnect_max_s=1.0), name)
+    bus = MqttBus(MqttOptions(port=int(port), reconnect_max_s=1.0, session_expiry_s=4), name)
     store = InfluxStore(StoreOptions(url=url, hold_s=float(hold_s)), clock)
     Writer(bus, store, Topics(cluster), clock, dead_letters=Path(folder)).run(stop)
 
