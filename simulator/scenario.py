@@ -233,7 +233,7 @@ def _form_mistakes(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _record_mistakes(raw: object, record: Any, path: str) -> Iterator[tuple[str, str]]:
     """Yield every mistake of one record, key by key, since a strict decoder stops at the first."""
-    if not isinstance(raw, dict) or not isinstance(record, type):
+    if not isinstance(raw, dict) or not (isinstance(record, type) and issubclass(record, msgspec.Struct)):
         yield from _convert_mistake(raw, record, path)
         return
     fields = {field.encode_name: field for field in msgspec.structs.fields(record)}
@@ -242,7 +242,7 @@ def _record_mistakes(raw: object, record: Any, path: str) -> Iterator[tuple[str,
         if key not in fields:
             yield prefix + key, "unknown key"
         else:
-            yield from _convert_mistake(value, fields[key].type, prefix + key)
+            yield from _record_mistakes(value, fields[key].type, prefix + key)
     for key, field in fields.items():
         if field.required and key not in raw:
             yield path or key, f"{key} is missing"
