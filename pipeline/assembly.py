@@ -35,7 +35,7 @@ from virtpilot.pipeline.store.influx import InfluxStore
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.pipeline.writer import Writer
 from virtpilot.planner.placement import Reserve
-from virtpilot.rules.decisions.decider import Decider
+from virtpilot.rules.decisions.decider import Decider, DecisionOptions
 from virtpilot.rules.decisions.matcher import choose
 from virtpilot.topics import Topics
 
@@ -122,6 +122,7 @@ def controller(
     signer: Signer,
     folder: Path | None,
     rules: RuleOptions,
+    decisions: DecisionOptions,
     guards: GuardOptions,
     reserve: Reserve,
     pilot: PilotOptions,
@@ -135,7 +136,7 @@ def controller(
     saved = state.load(state_path) if state_path is not None else None
     rulebook = Rulebook(rules)
     fleet = MeasuredFleet(rulebook.evaluator, seconds(guards.max_sample_age_s))
-    decider = Decider(rulebook.ruleset, choose(rules.matcher))
+    decider = Decider(rulebook.ruleset, choose(rules.matcher), decisions)
     # Newer than any epoch before it, also on a machine that has lost its state.
     epoch = max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
     made = Controller(
@@ -164,6 +165,7 @@ def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
         signer=Signer(load_private(Path(config.commands.private_key_file))),
         folder=Path(config.state_folder),
         rules=config.rules,
+        decisions=config.decisions,
         guards=config.guards,
         reserve=config.reserve,
         pilot=config.pilot,

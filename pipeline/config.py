@@ -19,6 +19,7 @@ from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.store.influx import StoreOptions
 from virtpilot.planner.placement import Reserve
+from virtpilot.rules.decisions.decider import DecisionOptions
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Cluster = Annotated[Name, Meta(description="The cluster's name: part of every topic, and a tag of every sample.")]
@@ -94,6 +95,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_folder: StateFolder = "/var/lib/virtpilot/controller"
     timing: ControllerTiming = ControllerTiming()
     rules: RuleOptions = RuleOptions()
+    decisions: DecisionOptions = DecisionOptions()
     guards: GuardOptions = GuardOptions()
     reserve: Reserve = Reserve()
     pilot: PilotOptions = PilotOptions()

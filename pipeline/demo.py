@@ -28,6 +28,7 @@ from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.store.file import FileStore
 from virtpilot.pipeline.writer import Writer
 from virtpilot.planner.placement import Reserve
+from virtpilot.rules.decisions.decider import DecisionOptions
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics
@@ -59,6 +60,7 @@ class Demo:
             signer=signer,
             folder=folder / "controller",
             rules=rules or RuleOptions(modes={"*": Mode.ACT}),
+            decisions=DecisionOptions(),
             guards=GuardOptions(),
             reserve=Reserve(),
             pilot=PilotOptions(),

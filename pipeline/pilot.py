@@ -116,7 +116,7 @@ class Pilot:
         action = SetKnob(
             guest=row.subject.id, knob=remedy.knob, value=value, expected=int(current), lease_s=remedy.lease_ns / 1e9
         )
-        return action, f"{remedy.knob} {int(current)} → {value}"
+        return action, f"the rule asks for {remedy.formula.text}"
 
     def _request(self, want: Want, row: Row, action: Action) -> GuardRequest:
         return GuardRequest(

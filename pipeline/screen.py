@@ -13,7 +13,7 @@ from rich.text import Text
 
 from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
-from virtpilot.pipeline.trail import describe
+from virtpilot.pipeline.trail import changes, describe, number
 from virtpilot.simulator.view import FleetView, GuestView, HostView
 
 _STATES = {
@@ -92,7 +92,7 @@ def _words(entry: Entry, names: dict[str, str]) -> tuple[str, str]:
     record = entry.record
     match record:
         case Signal():
-            values = ", ".join(f"{key} {value:.0%}" for key, value in record.inputs.items() if key.endswith("_ratio"))
+            values = ", ".join(f"{key} {number(key, value)}" for key, value in sorted(record.inputs.items()))
             return _STATES[record.state], f"{record.rule} on {record.subject.name}: {record.state}  {values}"
         case Decision():
             what = describe(record.action) if record.action else f"remedy {record.rung + 1}"
@@ -103,17 +103,8 @@ def _words(entry: Entry, names: dict[str, str]) -> tuple[str, str]:
             return "white", f"{describe(record.action)} on {record.host}"
         case Outcome():
             name = names.get(record.guest, record.guest)
-            values = "  ".join(
-                f"{key} {_short(record.before.get(key))} → {_short(value)}" for key, value in record.after.items()
-            )
-            tail = " ".join(filter(None, (values, record.reason)))
+            tail = "  ".join(filter(None, (changes(record), record.reason)))
             return _RESULTS.get(record.result, "red"), f"{name}: {record.action} {record.result}  {tail}"
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return "?"
-    return f"{value:.0%}" if 0 < value < 1 else f"{value:g}"
 
 
 def line(entry: Entry, names: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
+from rich.filesize import decimal
 
 from virtpilot.model import Command, Decision, Migrate, Outcome, ReleaseKnob, Result, SetKnob, Signal, SignalState
 from virtpilot.pipeline.records import Entry
@@ -104,8 +105,7 @@ def _steps(entry: Entry) -> Iterator[Step]:
         case Command():
             yield _step(entry, f"{describe(record.action)} on {record.host}", "", "")
         case Outcome():
-            values = " → ".join(filter(None, (_values(record.before), _values(record.after))))
-            yield _step(entry, f"{record.action} {values}".strip(), record.result, record.reason)
+            yield _step(entry, f"{record.action}  {changes(record)}".strip(), record.result, record.reason)
 
 
 def _step(entry: Entry, what: str, result: str, reason: str) -> Step:
@@ -126,12 +126,30 @@ def describe(action: SetKnob | ReleaseKnob | Migrate) -> str:
             return f"migrate to {action.target}"
 
 
+def changes(outcome: Outcome) -> str:
+    """Return an outcome's values, `before → after` where both are known."""
+    before, after = outcome.before, outcome.after
+    known = [f"{name} {_change(name, before.get(name), value)}" for name, value in sorted(after.items())]
+    return ", ".join(known) or _values(before)
+
+
+def _change(name: str, before: float | None, after: float) -> str:
+    return number(name, after) if before is None else f"{number(name, before)} → {number(name, after)}"
+
+
 def _values(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {_number(name, value)}" for name, value in sorted(values.items()))
+    return ", ".join(f"{name} {number(name, value)}" for name, value in sorted(values.items()))
 
 
-def _number(name: str, value: float) -> str:
-    return f"{value:.1%}" if name.endswith("_ratio") else f"{value:g}"
+def number(name: str, value: float) -> str:
+    """Return a field's value for a person, by the unit that ends its name."""
+    if name.endswith("_ratio"):
+        return f"{value:.0%}"
+    if name.endswith("_seconds"):
+        return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+    if name.endswith("_bytes"):
+        return str(decimal(int(value)))
+    return f"{value:g}"
 
 
 def document(found: Iterable[Trail]) -> list[dict[str, Any]]:

@@ -78,5 +78,6 @@ def read(rule: Rule, remedy: Remedy, subject_id: str, evaluator: Measurements) -
 
 
 def action_of(remedy: Remedy) -> str:
-    """Return the tag of the action that a remedy becomes."""
-    return "migrate" if knob_of(remedy) == PLACEMENT else "set_knob"
+    """Return a remedy's action as the actuators' own outcomes name it."""
+    knob = knob_of(remedy)
+    return "migrate" if knob == PLACEMENT else f"set {knob}"
