@@ -19,6 +19,8 @@ from virtpilot.pipeline.screen import line
 from virtpilot.pipeline.trail import Trail, trails
 
 GUEST = "web-1"
+# Percent of a CPU: more than twice its shares among two busy guests, and less than the other host has to give.
+_LOAD = 60
 _now = time.monotonic  # noqa: TID251 - the lab waits for real processes
 _pause = threading.Event()
 
@@ -38,7 +40,7 @@ def _story(lab: Lab, pilot: LabPilot, say: Callable[[str], None]) -> Trail:
     start = lab.where(GUEST)
     _until("both hosts' samples in the store", 60, lambda: _hosts_measured(lab) == len(lab.hosts))
     say(f"{GUEST} gets busy on {start}")
-    lab.guest(GUEST).set_load(70)
+    lab.guest(GUEST).set_load(_LOAD)
     _until(f"libvirt shows {GUEST} waiting for its CPU", 60, lambda: _steal(lab) > 0.15)
     _until("a remedy raised its CPU shares", 60, lambda: _shares(lab) == 2048)
     say("libvirt: cpu_shares of web-1 are 2048")
