@@ -1,4 +1,4 @@
-"""The lab's command: `python -m deploy.lab up|down|status|load|exec`. Exit status 0 done, 1 failed, 2 wrong use."""
+"""The lab's command: `python -m deploy.lab up|run|down|status|load|exec`. Exit status 0 done, 1 failed, 2 wrong use."""
 
 from __future__ import annotations
 
@@ -54,12 +54,14 @@ def up(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """Play the main job: a starved guest is noticed, helped and live-migrated."""
     from deploy.lab import scenario  # needs virtpilot's own packages, which the other subcommands do without
+    from deploy.lab.pilot import RULES
     from virtpilot.pipeline.demo_run import summary
 
     with ended_by_signals(), bring_up(options.name, network=options.network, cache=options.cache, say=say) as lab:
         if options.keep:
             lab.keep()
-        trail = scenario.run(lab, say)
+        rules = (options.rules or RULES).resolve()
+        trail = scenario.run(lab, say, rules=rules, patience=options.patience)
         print(summary(trail))
         if options.keep:
             say(f"kept. To look around:\n{look_around(lab)}")
@@ -121,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--keep", action="store_true", help="leave the lab up")
     one.add_argument("--network", type=IPv4Network, help="a free /24 (default: found)")
     one.add_argument("--cache", type=Path, default=image.DEFAULT_CACHE, help="folder of the guest image (%(default)s)")
+    one.add_argument("--rules", type=Path, help="rule file or folder in place of the lab's own")
+    one.add_argument(
+        "--patience", type=float, default=1.0, help="wait this many times as long for a step (%(default)s)"
+    )
     command("down", down, "remove the lab, also what a killed one left")
     command("status", status, "one JSON document about hosts and guests")
     one = command("load", load, "change a guest's load")

@@ -184,13 +184,26 @@ class Host:
 
     def start_daemons(self) -> None:
         """Start virtlogd and libvirtd in the foreground and wait until libvirtd answers; raises LabError."""
-        for argv in (["virtlogd"], ["libvirtd", "--listen"]):
-            pid_file = f"/run/libvirt/{argv[0]}.pid"
-            with (self.folder / f"{argv[0]}.log").open("ab") as log:
-                words = [*argv, "--pid-file", pid_file]
-                daemon = spawn(words, self.group, target=self.pid, cwd=Path("/"), env=_NO_BUS, output=log)
-            self.daemons.append(daemon)
+        self._start_daemon("virtlogd")
+        self._start_libvirtd()
+
+    def restart_libvirtd(self) -> None:
+        """Kill libvirtd as a crash would, and start it anew: the guests run on meanwhile; raises LabError."""
+        daemon = self.daemons.pop()
+        daemon.kill()
+        daemon.wait(10)
+        self._start_libvirtd()
+
+    def _start_libvirtd(self) -> None:
+        daemon = self._start_daemon("libvirtd", "--listen")
         until(lambda: self._answers(daemon), 20, f"{self.name}: libvirtd answers at {self.uri}", step_s=0.1)
+
+    def _start_daemon(self, *argv: str) -> subprocess.Popen[bytes]:
+        words = [*argv, "--pid-file", f"/run/libvirt/{argv[0]}.pid"]
+        with (self.folder / f"{argv[0]}.log").open("ab") as log:
+            daemon = spawn(words, self.group, target=self.pid, cwd=Path("/"), env=_NO_BUS, output=log)
+        self.daemons.append(daemon)
+        return daemon
 
     def stop(self, grace_s: float = 5.0) -> None:
         """End all of the host's processes: what popen started, then guests, then the daemons and the namespaces."""

@@ -61,8 +61,9 @@ reconnect_max_s = 2.0
 class LabPilot:
     """Starts the processes in a lab that is up; they end with it."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, rules: Path = RULES) -> None:
         self._lab = lab
+        self._rules = rules
         self.folder = lab.folder / "virtpilot"
 
     @property
@@ -77,7 +78,7 @@ class LabPilot:
         generate(folder / "keys")
         values = {
             "cluster": CLUSTER, "folder": folder, "broker": lab.broker_host, "port": lab.broker_port,
-            "store": lab.store_url, "rules": RULES,
+            "store": lab.store_url, "rules": self._rules,
         }  # fmt: skip
         for name, host in lab.hosts.items():
             config = self._write(f"agent-{name}", _AGENT.format(host=name, uri=host.uri, **values))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.lab.errors import LabError
 from deploy.lab.lab import Lab
-from deploy.lab.pilot import LabPilot
+from deploy.lab.pilot import RULES, LabPilot
 from virtpilot.model import Signal, SignalState
 from virtpilot.pipeline.records import Entry, read
 from virtpilot.pipeline.screen import line
@@ -25,33 +25,38 @@ _now = time.monotonic  # noqa: TID251 - the lab waits for real processes
 _pause = threading.Event()
 
 
-def run(lab: Lab, say: Callable[[str], None]) -> Trail:
-    """Play the whole story; raises LabError for a step that did not happen."""
-    pilot = LabPilot(lab)
+def run(lab: Lab, say: Callable[[str], None], *, rules: Path = RULES, patience: float = 1.0) -> Trail:
+    """Play the whole story; raises LabError for a step that did not happen in its time, times `patience`."""
+    pilot = LabPilot(lab, rules)
     pilot.start()
     try:
-        return _story(lab, pilot, say)
+        return _story(lab, pilot, say, patience)
     except LabError as error:
-        told = "\n".join(line(entry, {}) for entry in _entries(pilot.records))
+        entries = _entries(pilot.records)
+        names = {one.record.subject.id: one.record.subject.name for one in entries if isinstance(one.record, Signal)}
+        told = "\n".join(line(entry, names) for entry in entries)
         raise LabError(f"{error}\n{pilot.logs()}\n--- records\n{told}") from error
 
 
-def _story(lab: Lab, pilot: LabPilot, say: Callable[[str], None]) -> Trail:
+def _story(lab: Lab, pilot: LabPilot, say: Callable[[str], None], patience: float) -> Trail:
+    def until(what: str, timeout_s: float, holds: Callable[[], bool]) -> None:
+        _until(what, timeout_s * patience, holds)
+
     start = lab.where(GUEST)
-    _until("both hosts' samples in the store", 60, lambda: _hosts_measured(lab) == len(lab.hosts))
+    until("both hosts' samples in the store", 60, lambda: _hosts_measured(lab) == len(lab.hosts))
     say(f"{GUEST} gets busy on {start}")
     lab.guest(GUEST).set_load(_LOAD)
-    _until(f"libvirt shows {GUEST} waiting for its CPU", 60, lambda: _steal(lab) > 0.15)
-    _until("a remedy raised its CPU shares", 60, lambda: _shares(lab) == 2048)
+    until(f"libvirt shows {GUEST} waiting for its CPU", 60, lambda: _steal(lab) > 0.15)
+    until("a remedy raised its CPU shares", 60, lambda: _shares(lab) == 2048)
     say("libvirt: cpu_shares of web-1 are 2048")
-    _until(f"libvirt runs {GUEST} on another host", 120, lambda: lab.where(GUEST) != start)
+    until(f"libvirt runs {GUEST} on another host", 120, lambda: lab.where(GUEST) != start)
     target = lab.where(GUEST)
     say(f"libvirt: {GUEST} runs on {target}")
-    _until("its CPU shares are its own again", 30, lambda: _shares(lab) == 1024)
-    _until(f"libvirt shows {GUEST} undisturbed", 60, lambda: _steal(lab) < 0.10)
-    _until("the store has it undisturbed there", 60, lambda: _stored_steal(lab, target) < 0.10)
-    _until("the store has seen the raised shares", 30, lambda: _most_shares(lab) == 2048)
-    _until("the signal cleared", 60, lambda: _cleared(pilot.records))
+    until("its CPU shares are its own again", 30, lambda: _shares(lab) == 1024)
+    until(f"libvirt shows {GUEST} undisturbed", 60, lambda: _steal(lab) < 0.10)
+    until("the store has it undisturbed there", 60, lambda: _stored_steal(lab, target) < 0.10)
+    until("the store has seen the raised shares", 30, lambda: _most_shares(lab) == 2048)
+    until("the signal cleared", 60, lambda: _cleared(pilot.records))
     found = [trail for trail in trails(_entries(pilot.records)) if trail.name == GUEST]
     if not found or not found[0].helped:
         raise LabError("the trail does not tell of a measured effect")

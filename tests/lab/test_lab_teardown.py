@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from deploy import lab as lab_module
+from deploy.lab.pilot import RULES
 from tests.lab.lab_process import ENVIRONMENT, ROOT, command, need_a_lab, ran
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 KILLED = "labkill"
+
+
+class Start(Protocol):
+    """Starts a lab in another process."""
+
+    def __call__(self, text: str, subcommand: str = "up") -> subprocess.Popen[str]:
+        """Return it once it has said `text`."""
 
 
 def test_commands_on_no_lab_say_so_and_down_is_harmless() -> None:
@@ -24,14 +34,19 @@ def test_commands_on_no_lab_say_so_and_down_is_harmless() -> None:
 
 
 @pytest.fixture
-def bring_up_until() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def bring_up_until() -> Iterator[Start]:
     """Starts a lab in another process and returns once it has said the text."""
     need_a_lab()
     started: list[subprocess.Popen[str]] = []
 
-    def start(text: str) -> subprocess.Popen[str]:
+    def start(text: str, subcommand: str = "up") -> subprocess.Popen[str]:
         child = subprocess.Popen(
-            command(KILLED, "up"), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command(KILLED, subcommand),
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         started.append(child)
         assert child.stderr is not None
@@ -48,7 +63,7 @@ def bring_up_until() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
 
 @pytest.mark.parametrize("text", ["hosts up", "guests up"])
-def test_down_removes_what_a_killed_lab_left(bring_up_until: Callable[[str], subprocess.Popen[str]], text: str) -> None:
+def test_down_removes_what_a_killed_lab_left(bring_up_until: Start, text: str) -> None:
     child = bring_up_until(text)
     child.kill()
     child.wait(10)
@@ -60,10 +75,27 @@ def test_down_removes_what_a_killed_lab_left(bring_up_until: Callable[[str], sub
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_in_the_middle_of_bring_up_leaves_nothing(
-    bring_up_until: Callable[[str], subprocess.Popen[str]], number: signal.Signals
-) -> None:
+def test_signal_in_the_middle_of_bring_up_leaves_nothing(bring_up_until: Start, number: signal.Signals) -> None:
     child = bring_up_until("broker ")
     child.send_signal(number)
     assert child.wait(40) == 128 + number
+    assert lab_module.leftovers(KILLED) == []
+
+
+def test_ctrl_c_in_the_middle_of_the_main_job_leaves_nothing(bring_up_until: Start) -> None:
+    child = bring_up_until("gets busy", "run")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(40) == 128 + signal.SIGINT
+    assert lab_module.leftovers(KILLED) == []
+
+
+def test_step_that_did_not_happen_is_named_and_ends_with_status_1(tmp_path: Path) -> None:
+    """A rule that only observes raises no shares: the lab sees that in libvirt, whatever the log says."""
+    need_a_lab()
+    (shipped,) = RULES.glob("*.yaml")
+    (tmp_path / "observing.yaml").write_text(shipped.read_text().replace("mode: act", "mode: observe"))
+    done = ran(KILLED, "run", "--rules", str(tmp_path), "--patience", "0.4")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "did not happen within 24 s: a remedy raised its CPU shares" in done.stderr
+    assert "refused by mode" in done.stderr
     assert lab_module.leftovers(KILLED) == []

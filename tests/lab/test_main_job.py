@@ -1,0 +1,74 @@
+"""The main job on two real libvirt hosts, and what the processes do when libvirtd ends under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from deploy import lab as lab_module
+from deploy.lab import Lab, scenario
+from deploy.lab.wait import until
+from tests.lab.lab_process import need_a_lab
+from virtpilot.pipeline.trail import Trail
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+NAME = "labjob"
+
+
+class Played(NamedTuple):
+    """A lab in which the main job was done; its processes still run."""
+
+    lab: Lab
+    trail: Trail
+
+
+@pytest.fixture(scope="module")
+def played() -> Iterator[Played]:
+    """Play the story once; that every step happened is seen in libvirt and the store by the scenario itself."""
+    need_a_lab()
+    with lab_module.bring_up(NAME) as lab:
+        yield Played(lab, scenario.run(lab, print))
+    assert lab_module.leftovers(NAME) == []
+
+
+def test_trail_tells_of_both_remedies_in_order_and_of_the_move(played: Played) -> None:
+    trail = played.trail
+    results = [step.result for step in trail.steps if step.kind == "outcome"]
+    assert results == ["done", "ineffective", "reverted", "done", "effective"]
+    assert (trail.before["host"], trail.after["host"]) == ("host-1", "host-2")
+    assert float(trail.before["cpu_steal_ratio"]) > 0.15 > float(trail.after["cpu_steal_ratio"])
+    assert trail.cleared
+
+
+def test_every_cause_in_the_trail_is_another_step(played: Played) -> None:
+    ids = {step.id for step in played.trail.steps}
+    assert {step.cause for step in played.trail.steps if step.kind != "sample"} <= ids
+
+
+def test_store_holds_the_guest_on_one_host_at_a_time(played: Played) -> None:
+    """One sample a tick: the move neither doubles the guest nor loses it for long."""
+    found = scenario.query(played.lab, f'count_over_time(vm_state_code{{name="{scenario.GUEST}"}}[2h])')
+    counts = {labels["host"]: count for labels, count in found}
+    assert counts.keys() == {"host-1", "host-2"}
+    assert min(counts.values()) > 3
+    doubled = scenario.query(played.lab, f'max_over_time(count(vm_state_code{{name="{scenario.GUEST}"}}[3s])[10m:1s])')
+    assert [value for _, value in doubled] == [1.0]
+
+
+@pytest.mark.parametrize("name", ["host-1", "host-2"])
+def test_agent_goes_on_when_libvirtd_was_killed_and_started_again(played: Played, name: str) -> None:
+    lab = played.lab
+    guests = set(lab.hosts[name].virsh("list", "--name").split())
+    before = _newest(lab, name)
+    lab.hosts[name].restart_libvirtd()
+    assert until(lambda: _newest(lab, name) > before + 6, 60, f"{name}'s guests measured again")
+    assert set(lab.hosts[name].virsh("list", "--name").split()) == guests
+
+
+def _newest(lab: Lab, host: str) -> float:
+    """Return the time of the newest guest sample of a host, in seconds."""
+    found = scenario.query(lab, f'max(timestamp(vm_cpu_usage_ratio{{host="{host}"}}))')
+    return found[0][1] if found else 0.0
