@@ -1,8 +1,9 @@
 # make demo       the main job on the embedded default (DEMO_SECONDS=N ends it by itself)
 # make test       every test, unit to lab            make test-all   the server-less ones on each Python there is
-# make check      ruff, mypy, import-linter, lengths make bench      the benchmarks, one JSON document
+# make check      ruff, mypy, import-linter, lengths make format     ruff's formatting and fixes
 # make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them)
-.PHONY: demo test test-all check lab lab-down bench format dashboards
+# make docs       the manual's generated pages       make dashboards the dashboards' JSON
+.PHONY: demo test test-all check lab lab-down format docs dashboards
 SHELL := /bin/bash
 BIN := .venv/bin
 
@@ -41,3 +42,7 @@ lab-down:
 dashboards:
 	@deploy/bootstrap.sh dev
 	$(BIN)/python -m virtpilot.grafana grafana/json
+
+docs:
+	@deploy/bootstrap.sh dev
+	$(BIN)/python -m virtpilot.pipeline.reference docs

@@ -21,7 +21,9 @@ from virtpilot.pipeline.store.influx import StoreOptions
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import DecisionOptions
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_NAME_OR_NONE: Final = f"^({_NAME})?$"
+Name = Annotated[str, Meta(pattern=f"^{_NAME}$")]
 Cluster = Annotated[Name, Meta(description="The cluster's name: part of every topic, and a tag of every sample.")]
 StateFolder = Annotated[str, Meta(description="Where this process keeps what must survive a restart.")]
 
@@ -64,10 +66,10 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`virtpilot agent`: one per host."""
 
     cluster: Cluster
-    host: (
-        Annotated[Name, Meta(description="This host's name in topics and tags; empty: the machine's own.")]
-        | Literal[""]
-    ) = ""
+    host: Annotated[
+        str,
+        Meta(pattern=_NAME_OR_NONE, description="This host's name in topics and tags; empty: the machine's own."),
+    ] = ""
     state_folder: StateFolder = "/var/lib/virtpilot/agent"
     proc_folder: Annotated[str, Meta(description="Where the host's proc file system is.")] = "/proc"
     timing: AgentTiming = AgentTiming()
