@@ -65,7 +65,7 @@ class Agent:
         self.ticks = 0
         self._boot = boot
         self._topics = topics
-        self._bus = bus
+        self.bus = bus
         self._hypervisor = hypervisor
         self._verifier = verifier
         self._clock = clock
@@ -76,15 +76,10 @@ class Agent:
         self._facts: HostFacts | None = None
         self._publishing: dict[str, Future[None]] = {}
 
-    @property
-    def connected(self) -> bool:
-        """Whether the broker is there just now."""
-        return self._bus.generation > 0
-
     def start(self) -> None:
         """Subscribe and put right what an earlier run left: leases that have ended, operations cut short."""
-        self._bus.subscribe(self._topics.commands(self.host))
-        self._bus.subscribe(self._topics.stored(self.host))
+        self.bus.subscribe(self._topics.commands(self.host))
+        self.bus.subscribe(self._topics.stored(self.host))
         self.executor.recover(self._clock.now_ns())
         self._next_tick_ns = self._clock.monotonic_ns()
 
@@ -98,10 +93,10 @@ class Agent:
         self.uplink.tick(now_ns)
         self._announce(now_ns)
         self._publish_outcomes()
-        delivery = self._bus.receive(timeout_s)
+        delivery = self.bus.receive(timeout_s)
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
-            delivery = self._bus.receive(0)
+            delivery = self.bus.receive(0)
         self._publish_outcomes()
 
     def _schedule(self) -> None:
@@ -148,13 +143,13 @@ class Agent:
 
     def _announce(self, now_ns: int) -> None:
         """Say that this host is here after each new connection: the last will may have said otherwise."""
-        generation = self._bus.generation
+        generation = self.bus.generation
         if generation in (0, self._announced):
             return
         facts = self._read_facts()
         if facts is not None:
             self._announced = generation
-            self._bus.publish(self._status(facts, now_ns))
+            self.bus.publish(self._status(facts, now_ns))
 
     def _read_facts(self) -> HostFacts | None:
         if self._facts is None:
@@ -185,11 +180,11 @@ class Agent:
                 del self._publishing[outcome_id]
                 if future.exception() is None:
                     self.executor.published(outcome_id)
-        if self._bus.generation == 0:
+        if self.bus.generation == 0:
             return
         for outcome in self.executor.unpublished():
             if outcome.id not in self._publishing:
-                self._publishing[outcome.id] = self._bus.publish(self._outcome(outcome))
+                self._publishing[outcome.id] = self.bus.publish(self._outcome(outcome))
 
     def _outcome(self, outcome: Outcome) -> Message:
         log.info("outcome", action=outcome.action, result=outcome.result, guest=outcome.guest, reason=outcome.reason)
@@ -210,8 +205,8 @@ class Agent:
         now_ns = self._clock.now_ns()
         self._publish_outcomes()
         gone = HostStatus(host=self.host, online=False, at_ns=now_ns, boot=self._boot)
-        self._bus.publish(Message(self._topics.status(self.host), msgspec.json.encode(gone), retain=True))
-        self._bus.close()
+        self.bus.publish(Message(self._topics.status(self.host), msgspec.json.encode(gone), retain=True))
+        self.bus.close()
         self.uplink.close()
         self.executor.close()
         self._hypervisor.close()

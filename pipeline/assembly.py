@@ -45,7 +45,7 @@ def agent(
     cluster: str,
     host: str,
     boot: str,
-    bus: Bus,
+    bus: Callable[[], Bus],
     clock: Clock,
     hypervisor: Hypervisor,
     read_proc: Callable[[str], str],
@@ -57,7 +57,10 @@ def agent(
     spool: SpoolOptions,
     caps: Caps,
 ) -> Agent:
-    """Put an agent together from its parts."""
+    """Put an agent together from its parts; the bus comes last, when nothing can go wrong any more.
+
+    A start that fails must not have taken the place of an agent that runs under the same name.
+    """
     topics = Topics(cluster)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
@@ -65,12 +68,14 @@ def agent(
     collector = HostCollector(
         hypervisor, read_proc, tags, cpus, monotonic_ns=clock.monotonic_ns, leased=executor.leased
     )
+    spooled = Spool(folder / "spool", boot, spool)
+    session = bus()
     return Agent(
         host=host,
         boot=boot,
         topics=topics,
-        bus=bus,
-        uplink=Uplink(bus, Spool(folder / "spool", boot, spool), topics, host),
+        bus=session,
+        uplink=Uplink(session, spooled, topics, host),
         collector=collector,
         hypervisor=hypervisor,
         executor=executor,
@@ -88,12 +93,13 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
     host = config.host or socket.gethostname()
     boot = boot_id()
     topics = Topics(config.cluster)
+    will = last_will(topics, host, boot, clock.now_ns())
     options = config.hypervisor
     return agent(
         cluster=config.cluster,
         host=host,
         boot=boot,
-        bus=mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", last_will(topics, host, boot, clock.now_ns())),
+        bus=lambda: mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", will),
         clock=clock,
         hypervisor=LibvirtHypervisor(
             options.uri, clock=clock, deadline_s=options.deadline_s, tag_names=frozenset(options.tags)
@@ -117,7 +123,7 @@ def mqtt(options: MqttOptions, client_id: str, will: Message | None = None) -> M
 def controller(
     *,
     cluster: str,
-    bus: Bus,
+    bus: Callable[[], Bus],
     clock: Clock,
     signer: Signer,
     folder: Path | None,
@@ -139,14 +145,15 @@ def controller(
     decider = Decider(rulebook.ruleset, choose(rules.matcher), decisions)
     # Newer than any epoch before it, also on a machine that has lost its state.
     epoch = max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
+    records = RecordLog(folder / "records.jsonl" if folder is not None else None)
     made = Controller(
         topics=Topics(cluster),
-        bus=bus,
+        bus=bus(),
         rulebook=rulebook,
         pilot=Pilot(fleet=fleet, decider=decider, guards=Guards(guards), reserve=reserve, options=pilot, epoch=epoch),
         signer=signer,
         alerts=Alerts(alerts, clock, cluster),
-        records=RecordLog(folder / "records.jsonl" if folder is not None else None),
+        records=records,
         clock=clock,
         timing=timing,
         state_path=state_path,
@@ -160,7 +167,7 @@ def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
     """Put the controller of a cluster together."""
     return controller(
         cluster=config.cluster,
-        bus=mqtt(config.bus, f"virtpilot-{config.cluster}-controller"),
+        bus=lambda: mqtt(config.bus, f"virtpilot-{config.cluster}-controller"),
         clock=clock,
         signer=Signer(load_private(Path(config.commands.private_key_file))),
         folder=Path(config.state_folder),

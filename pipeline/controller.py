@@ -81,9 +81,10 @@ class Controller:
         self.records = records
         self.pilot = pilot
         self.rulebook = rulebook
+        self.reload_asked = threading.Event()
         rulebook.on_reload = pilot.reload
         self._topics = topics
-        self._bus = bus
+        self.bus = bus
         self._signer = signer
         self._alerts = alerts
         self._clock = clock
@@ -94,15 +95,10 @@ class Controller:
         self._next_tick_ns = 0
         self._next_save_ns = 0
 
-    @property
-    def connected(self) -> bool:
-        """Whether the broker is there just now."""
-        return self._bus.generation > 0
-
     def start(self) -> None:
         """Subscribe to what hosts say."""
         for topic in (self._topics.metrics("+"), self._topics.status("+"), self._topics.outcomes("+")):
-            self._bus.subscribe(topic)
+            self.bus.subscribe(topic)
 
     def restore(self, document: dict[str, Any]) -> None:
         """Take up where an earlier run ended; its commands that were not sent go out now, if still in time."""
@@ -132,13 +128,16 @@ class Controller:
         if self._clock.monotonic_ns() >= self._next_tick_ns:
             self._next_tick_ns = self._clock.monotonic_ns() + seconds(self._timing.tick_s)
             self.tick(self._clock.now_ns())
-        delivery = self._bus.receive(timeout_s)
+        delivery = self.bus.receive(timeout_s)
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
-            delivery = self._bus.receive(0)
+            delivery = self.bus.receive(0)
 
     def tick(self, now_ns: int) -> None:
         """Notice what did not come, measure effects, decide, and save now and then."""
+        if self.reload_asked.is_set():
+            self.reload_asked.clear()
+            self.rulebook.reload()
         self.rulebook.watch(now_ns)
         self._on_signals(self.rulebook.evaluator.tick(now_ns))
         self._advance(now_ns)
@@ -199,10 +198,11 @@ class Controller:
 
     def _on_signals(self, signals: list[Signal]) -> None:
         for signal in signals:
-            if self._record(signal):
-                self.pilot.decider.on_signal(signal)
-                self._alerts.signal(signal)
-                self._publish(self._topics.signals(signal.rule), signal)
+            # A signal that the record log knows was raised just before a crash: the restored state knows nothing of it.
+            self._record(signal)
+            self.pilot.decider.on_signal(signal)
+            self._alerts.signal(signal)
+            self._publish(self._topics.signals(signal.rule), signal)
 
     def _advance(self, now_ns: int) -> None:
         """Measure effects and decide; nothing leaves before it is saved."""
@@ -233,14 +233,14 @@ class Controller:
             left_ns = command.not_after_ns - now_ns
             if left_ns <= 0:
                 del self._outbox[command.id]
-            elif command.id not in self._sending and self._bus.generation:
+            elif command.id not in self._sending and self.bus.generation:
                 payload = self._signer.seal(command)
                 expiry_s = max(1, left_ns // SECOND)
                 message = Message(self._topics.commands(command.host), payload, expiry_s=expiry_s)
-                self._sending[command.id] = self._bus.publish(message)
+                self._sending[command.id] = self.bus.publish(message)
 
     def _publish(self, topic: str, record: Record) -> None:
-        self._bus.publish(Message(topic, msgspec.json.encode(record)))
+        self.bus.publish(Message(topic, msgspec.json.encode(record)))
 
     def _record(self, record: Record) -> bool:
         if not self.records.add(record):
@@ -283,4 +283,4 @@ class Controller:
         self._send()
         self._save()
         self._alerts.close(2.0)
-        self._bus.close()
+        self.bus.close()

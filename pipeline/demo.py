@@ -55,7 +55,7 @@ class Demo:
         )
         self.controller = assembly.controller(
             cluster=CLUSTER,
-            bus=self.broker.connect("controller"),
+            bus=lambda: self.broker.connect("controller"),
             clock=self.clock,
             signer=signer,
             folder=folder / "controller",
@@ -149,7 +149,7 @@ def simulated_agent(
         cluster=cluster,
         host=host,
         boot=boot,
-        bus=broker.connect(f"agent-{host}", will=last_will(Topics(cluster), host, boot, clock.now_ns())),
+        bus=lambda: broker.connect(f"agent-{host}", will=last_will(Topics(cluster), host, boot, clock.now_ns())),
         clock=clock,
         hypervisor=fleet.hypervisor(host),
         read_proc=fleet.proc(host),

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Final
 
 import structlog
 
+from virtpilot.clock import SECOND, SystemClock, seconds
+from virtpilot.errors import StateError
 from virtpilot.pipeline.config import LogOptions
+
+STOP_S: Final = 4.5
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+log = structlog.get_logger(__name__)
 
 
 def set_up_logs(options: LogOptions) -> None:
@@ -40,21 +51,73 @@ def set_up_logs(options: LogOptions) -> None:
 
 
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+def stopping(hangup: threading.Event | None = None, within_s: float = STOP_S) -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set, once and for all; further signals change nothing.
+
+    SIGHUP sets `hangup`, where there is one. An end that takes longer than `within_s` is cut off, with status 0: all
+    that must survive is on disk before it counts, as for a crash.
+    """
     stop = threading.Event()
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            sys.exit(128 + number)
-        stop.set()
-
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    former_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    numbers = _ENDING if hangup is None else (*_ENDING, signal.SIGHUP)
+    former = {number: signal.signal(number, _noticed) for number in numbers}
+    listener = threading.Thread(target=_listen, args=(reader, stop, hangup, within_s), name="signals", daemon=True)
+    listener.start()
     try:
         yield stop
     finally:
         for number, handler in former.items():
-            signal.signal(number, handler)
+            # A process that was told to end must not be hit by the same signal on its last steps.
+            signal.signal(number, signal.SIG_IGN if stop.is_set() else handler)
+        signal.set_wakeup_fd(former_fd)
+        writer.close()
+        listener.join()
+        reader.close()
+
+
+def _noticed(_number: int, _frame: FrameType | None) -> None:
+    """Leave it to the listener: a handler that takes a lock could find it held by the code that it interrupts."""
+
+
+def _listen(reader: socket.socket, stop: threading.Event, hangup: threading.Event | None, within_s: float) -> None:
+    clock, cut_ns = SystemClock(), 0
+    while True:
+        if cut_ns:
+            reader.settimeout(max((cut_ns - clock.monotonic_ns()) / SECOND, 0.001))
+        try:
+            number = reader.recv(1)
+        except TimeoutError:
+            log.error("the end takes too long and is cut off: nothing on disk is lost by it", after_s=within_s)
+            os._exit(0)
+        if not number:
+            return
+        if number[0] == signal.SIGHUP and hangup is not None:
+            hangup.set()
+        elif number[0] in _ENDING and not stop.is_set():
+            log.info("ending", signal=signal.Signals(number[0]).name)
+            cut_ns = clock.monotonic_ns() + seconds(within_s)
+            stop.set()
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold a state folder for this process alone, made if need be; raises StateError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(f"state folder {folder}: {error.strerror}") from error
+    with os.fdopen(handle, "r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StateError(f"state folder {folder}: in use by process {lock.read(20).strip() or '?'}") from error
+        lock.truncate()
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def boot_id() -> str:

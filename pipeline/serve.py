@@ -4,60 +4,99 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Final, Protocol, TypeVar
 
+import structlog
+
+from virtpilot import __version__
 from virtpilot.actuators.command import Verifier, load_public
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND, Clock, SystemClock
+from virtpilot.model import Bus
 from virtpilot.pipeline import assembly, settings
 from virtpilot.pipeline.agent import Agent, last_will
+from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.config import AgentConfig, ControllerConfig, FleetConfig, WriterConfig
 from virtpilot.pipeline.controller import Controller
-from virtpilot.pipeline.exporter import Exporter, ExporterOptions
-from virtpilot.pipeline.process import boot_id, set_up_logs, stopping
+from virtpilot.pipeline.exporter import Exporter
+from virtpilot.pipeline.process import boot_id, set_up_logs, sole_user, stopping
 from virtpilot.pipeline.writer import Writer
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics
 
-_FLEET_STEP_S = 0.5
+_FLEET_STEP_S: Final = 0.5
+log = structlog.get_logger(__name__)
+
+
+class _Service(Protocol):
+    """What a process runs; its counters are exported."""
+
+    @property
+    def bus(self) -> Bus:
+        """Its session on the bus."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set, then close."""
+
+
+_Made = TypeVar("_Made", bound=_Service)
 
 
 def agent(path: Path) -> None:
     """Run the agent of this host until it is told to stop."""
     config = settings.load(path, AgentConfig)
-    set_up_logs(config.log)
-    made = assembly.agent_from(config, SystemClock())
-    _run(made.run, watch_agent(config.exporter, made))
+    _run(config, lambda _hangup: assembly.agent_from(config, SystemClock()), watch_agent)
 
 
 def controller(path: Path) -> None:
-    """Run the controller of a cluster until it is told to stop."""
+    """Run the controller of a cluster until it is told to stop; SIGHUP reloads the rules."""
     config = settings.load(path, ControllerConfig)
-    set_up_logs(config.log)
-    made = assembly.controller_from(config, SystemClock())
-    _run(made.run, watch_controller(config.exporter, made))
+
+    def make(hangup: threading.Event) -> Controller:
+        made = assembly.controller_from(config, SystemClock())
+        made.reload_asked = hangup
+        return made
+
+    _run(config, make, watch_controller)
 
 
 def writer(path: Path) -> None:
     """Run a writer until it is told to stop."""
     config = settings.load(path, WriterConfig)
+    _run(config, lambda _hangup: assembly.writer_from(config, SystemClock()), watch_writer)
+
+
+def _run(
+    config: AgentConfig | ControllerConfig | WriterConfig,
+    make: Callable[[threading.Event], _Made],
+    watch: Callable[[Exporter, _Made], Exporter],
+) -> None:
+    """Make and run a part; what can be wrong with its surroundings is found before it speaks to anybody."""
     set_up_logs(config.log)
-    made = assembly.writer_from(config, SystemClock())
-    _run(made.run, watch_writer(config.exporter, made))
+    hangup = threading.Event()
+    with stopping(hangup) as stop, sole_user(Path(config.state_folder)), closing(Exporter(config.exporter)) as exporter:
+        made = make(hangup)
+        watch(exporter, made)
+        _watch_bus(exporter, made.bus)
+        log.info("started", version=__version__, cluster=config.cluster, exporter_port=exporter.port)
+        made.run(stop)
+    log.info("ended")
 
 
-def _run(work: Callable[[threading.Event], None], exporter: Exporter) -> None:
-    with stopping() as stop:
-        try:
-            work(stop)
-        finally:
-            exporter.close()
+def _watch_bus(exporter: Exporter, bus: Bus) -> None:
+    exporter.check("bus", lambda: bus.generation > 0)
+    if isinstance(bus, MqttBus):
+        exporter.watch("virtpilot_bus_refused_total", "Messages not taken.", "counter", lambda: bus.refused)
+        exporter.watch(
+            "virtpilot_bus_takeovers_total", "Times another client came by our name.", "counter", lambda: bus.takeovers
+        )
 
 
-def watch_agent(options: ExporterOptions, made: Agent) -> Exporter:
+def watch_agent(exporter: Exporter, made: Agent) -> Exporter:
     """Export what an agent knows of itself."""
-    exporter = Exporter(options)
     exporter.watch("virtpilot_agent_ticks_total", "Measurements made.", "counter", lambda: made.ticks)
     exporter.watch("virtpilot_agent_samples_total", "Samples measured.", "counter", lambda: made.samples)
     exporter.watch(
@@ -74,13 +113,11 @@ def watch_agent(options: ExporterOptions, made: Agent) -> Exporter:
     exporter.watch("virtpilot_spool_published_total", "Messages published.", "counter", lambda: uplink.published)
     exporter.watch("virtpilot_spool_resent_total", "Messages published again.", "counter", lambda: uplink.resent)
     exporter.watch("virtpilot_spool_dropped_total", "Messages lost to a full spool.", "counter", lambda: uplink.dropped)
-    exporter.check("bus", lambda: made.connected)
     return exporter
 
 
-def watch_controller(options: ExporterOptions, made: Controller) -> Exporter:
+def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
     """Export what a controller knows of itself."""
-    exporter = Exporter(options)
     counters = made.counters
     exporter.watch("virtpilot_controller_messages_total", "Messages handled.", "counter", lambda: counters.messages)
     exporter.watch("virtpilot_controller_samples_total", "Samples evaluated.", "counter", lambda: counters.samples)
@@ -105,19 +142,19 @@ def watch_controller(options: ExporterOptions, made: Controller) -> Exporter:
         lambda: {made.pilot.decider.matcher: 1},
         "matcher",
     )
-    exporter.check("bus", lambda: made.connected)
     exporter.check("rules", lambda: not made.rulebook.problems)
     return exporter
 
 
-def watch_writer(options: ExporterOptions, made: Writer) -> Exporter:
+def watch_writer(exporter: Exporter, made: Writer) -> Exporter:
     """Export what a writer knows of itself."""
-    exporter = Exporter(options)
     exporter.watch("virtpilot_writer_messages_total", "Messages stored.", "counter", lambda: made.written)
     exporter.watch(
         "virtpilot_writer_retries_total", "Attempts that the store did not take.", "counter", lambda: made.retries
     )
     exporter.watch("virtpilot_writer_dead_lines_total", "Lines put aside.", "counter", lambda: made.dead_lines)
+    exporter.watch("virtpilot_writer_reported_total", "Messages reported stored.", "counter", lambda: made.reported)
+    exporter.check("store", lambda: made.store_takes)
     return exporter
 
 
@@ -126,17 +163,19 @@ def fleet(path: Path) -> None:
     config = settings.load(path, FleetConfig)
     set_up_logs(config.log)
     clock = SystemClock()
-    fleet_path = Path(config.scenario) if config.scenario else scenario.demo_path()
-    simulated = Fleet(scenario.load(fleet_path), clock.now_ns())
-    agents = [_simulated(config, simulated, host, clock) for host in simulated.hosts]
-    exporter = Exporter(config.exporter)
-    with stopping() as stop:
-        try:
-            _play(simulated, agents, clock, stop)
-        finally:
-            for made in agents:
-                made.close()
-            exporter.close()
+    played = scenario.load(Path(config.scenario) if config.scenario else scenario.demo_path())
+    with (
+        stopping(threading.Event()) as stop,
+        sole_user(Path(config.state_folder)),
+        closing(Exporter(config.exporter)),
+        ExitStack() as agents_end,
+    ):
+        simulated = Fleet(played, clock.now_ns())
+        agents = []
+        for host in simulated.hosts:
+            agents.append(_simulated(config, simulated, host, clock))
+            agents_end.callback(agents[-1].close)
+        _play(simulated, agents, clock, stop)
 
 
 def _simulated(config: FleetConfig, simulated: Fleet, host: str, clock: Clock) -> Agent:
@@ -146,7 +185,7 @@ def _simulated(config: FleetConfig, simulated: Fleet, host: str, clock: Clock) -
         cluster=config.cluster,
         host=host,
         boot=boot,
-        bus=assembly.mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", will),
+        bus=lambda: assembly.mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", will),
         clock=clock,
         hypervisor=simulated.hypervisor(host),
         read_proc=simulated.proc(host),

@@ -53,7 +53,8 @@ class Writer:
         self.retries = 0
         self.dead_lines = 0
         self.reported = 0
-        self._bus = bus
+        self.store_takes = True
+        self.bus = bus
         self._store = store
         self._topics = topics
         self._clock = clock
@@ -84,12 +85,12 @@ class Writer:
         if self._hand:
             return True
         size = 0
-        delivery = self._bus.receive(timeout_s)
+        delivery = self.bus.receive(timeout_s)
         while delivery is not None:
             self._hand.append(_Item(delivery, self._id(delivery.message)))
             size += len(delivery.message.payload)
             full = len(self._hand) >= _MAX_BATCH or size >= _MAX_BATCH_BYTES
-            delivery = None if full else self._bus.receive(0)
+            delivery = None if full else self.bus.receive(0)
         return bool(self._hand)
 
     def _is_due(self, timeout_s: float) -> bool:
@@ -108,8 +109,10 @@ class Writer:
                 self._store_one(self._hand[0])
                 self._done()
             self._backoff.reset()
+            self.store_takes = True
         except StoreUnavailable as error:
             self.retries += 1
+            self.store_takes = False
             pause_s = self._backoff.next_s()
             self._not_before_ns = self._clock.monotonic_ns() + seconds(pause_s)
             log.warning("store does not take it now", error=str(error), again_in_s=round(pause_s, 1))
@@ -181,7 +184,7 @@ class Writer:
         for (host, boot), sequences in found.items():
             self.reported += sequences.count
             report = Stored(host=host, boot=boot, ranges=sequences.ranges())
-            self._bus.publish(Message(self._topics.stored(host), msgspec.json.encode(report)))
+            self.bus.publish(Message(self._topics.stored(host), msgspec.json.encode(report)))
 
     def run(self, stop: threading.Event) -> None:
         """Step until `stop` is set, then close."""
@@ -195,7 +198,7 @@ class Writer:
     def close(self) -> None:
         """Report what can be reported and leave; what is not acknowledged comes again, here or to another writer."""
         self._report()
-        self._bus.close()
+        self.bus.close()
         self._store.close()
 
 

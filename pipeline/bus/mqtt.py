@@ -31,6 +31,7 @@ __all__ = ["MqttBus", "MqttDelivery", "MqttOptions"]
 _QOS: Final = 1
 _LOOP_S: Final = 1.0
 _SUBSCRIBE_S: Final = 5.0
+_TAKEN_OVER: Final = 0x8E  # MQTT 5's reason "session taken over"
 _log = structlog.get_logger(__name__)
 
 
@@ -60,6 +61,7 @@ class MqttBus:
 
     def __init__(self, options: MqttOptions, client_id: str, will: Message | None = None) -> None:
         self.refused = 0
+        self.takeovers = 0
         self._options = options
         self._changed = threading.Condition()
         # The number of the connection that there is just now, and the same once all is subscribed on it; else 0.
@@ -67,6 +69,7 @@ class MqttBus:
         self._generation = 0
         self._connections = 0
         self._closing = threading.Event()
+        self._taken_over = False
         self._received: deque[MqttDelivery] = deque()
         self._patterns: dict[str, None] = {}
         self._asked: dict[int, str] = {}
@@ -178,7 +181,12 @@ class MqttBus:
                 self._log.exception("connection given up")
             self._lost()
             if not self._closing.is_set():
-                self._closing.wait(self._backoff.next_s())
+                self._closing.wait(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Return how long to wait before the next try."""
+        taken_over, self._taken_over = self._taken_over, False
+        return self._backoff.next_s() + (self._options.takeover_wait_s if taken_over else 0)
 
     def _serve(self) -> None:
         """Run paho's loop until the connection is gone."""
@@ -240,7 +248,14 @@ class MqttBus:
         self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         self._lost()
-        if not self._closing.is_set():
+        if self._closing.is_set():
+            return
+        if reason.value == _TAKEN_OVER:
+            self.takeovers += 1
+            self._taken_over = True
+            wait_s = self._options.takeover_wait_s
+            self._log.error("another client has come by this name: is there a second one?", again_in_s=wait_s)
+        else:
             self._log.warning("connection lost", reason=str(reason))
 
     def _on_publish(

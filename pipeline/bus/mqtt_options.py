@@ -49,6 +49,15 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_timeout_s: Annotated[float, Meta(description="Seconds for a connection to come about.", gt=0, le=600)] = 5.0
     reconnect_min_s: Annotated[float, Meta(description="Seconds before the first new try.", gt=0, le=600)] = 0.5
     reconnect_max_s: Annotated[float, Meta(description="Seconds between tries at most.", gt=0, le=3600)] = 30.0
+    takeover_wait_s: Annotated[
+        float,
+        Meta(
+            description="Seconds to stay away after another client has come by the same name: two processes must not "
+            "throw each other out at full speed.",
+            gt=0,
+            le=3600,
+        ),
+    ] = 60.0
     close_timeout_s: Annotated[float, Meta(description="Seconds to send the rest at the end.", gt=0, le=60)] = 2.0
 
 
