@@ -1,17 +1,91 @@
-"""Fixtures of every test: real servers, one of each for the session, or one of its own for a test that kills it."""
+"""Fixtures of every test: real servers, one of each for the session, or one of its own for a test that kills it.
+
+And the session's rules: what is fast runs first, nothing is skipped in CI for want of a server, no process is left.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+import secrets
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import pytest
 
-from tests.services import Alertmanager, Mosquitto, Prometheus, Server, VictoriaMetrics
+from tests.services import Alertmanager, Mosquitto, Prometheus, Server, VictoriaMetrics, until
 
 AnyServer = TypeVar("AnyServer", bound=Server)
+
+_SERVER_FIXTURES: Final = frozenset(
+    {"mosquitto", "victoriametrics", "alertmanager", "prometheus"}
+    | {"make_mosquitto", "make_victoriametrics", "make_alertmanager"}
+)
+# In the environment of whatever this session starts, so that it is known again, whoever its parent is by now.
+_MARK: Final = "VIRTPILOT_TEST_SESSION"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session a mark of its own, and Hypothesis a seed that can be given again."""
+    os.environ[_MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(secrets.randbelow(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed."""
+    return f"hypothesis seed: {config.option.hypothesis_seed} (--hypothesis-seed={config.option.hypothesis_seed})"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a server's fixture, and put the fast ones first, then the slow, the servers', the lab's."""
+    for item in items:
+        if not _SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server)
+    items.sort(key=_stage)
+
+
+def _stage(item: pytest.Item) -> int:
+    own = {mark.name for mark in item.iter_markers()}
+    return 4 * ("lab" in own) + 2 * ("server" in own) + ("slow" in own)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail under CI=true what a server or the lab should have shown and did not, however it was skipped."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail") and _stage(item) > 1:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and CI must run every test: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session where a process that it started is left, now that all fixtures have ended."""
+    if until(lambda: not _left(), 5.0):
+        return
+    for pid, command in _left().items():
+        session.config.get_terminal_writer().line(f"\nleft behind: process {pid}: {command}", red=True)
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _left() -> dict[int, str]:
+    """Return the processes with this session's mark, but for this one, as it began without."""
+    mark = f"{_MARK}={os.environ[_MARK]}".encode()
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+        except OSError:
+            continue  # it has ended meanwhile, or is not ours to look into
+    return found
 
 
 class MakeMosquitto(Protocol):

@@ -13,13 +13,16 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
 from virtpilot.clock import SystemClock, seconds
 
-_SEARCH_PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+# Servers live in sbin, which a person's PATH may lack; VIRTPILOT_SERVER_PATH names the only folders to look in.
+_SEARCH_PATH: Final = (
+    os.environ.get("VIRTPILOT_SERVER_PATH") or f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+)
 _READY_S: Final = 20.0
 _STOP_S: Final = 10.0
 
@@ -27,9 +30,13 @@ _STOP_S: Final = 10.0
 def needs(binary: str) -> str:
     """Return the path of `binary`; where it is absent the test is skipped, and failed under CI=true."""
     path = shutil.which(binary, path=_SEARCH_PATH)
-    if path is not None:
-        return path
-    reason = f"{binary} is not installed on this machine"
+    if path is None:
+        lack(f"{binary} is not installed on this machine")
+    return path
+
+
+def lack(reason: str) -> NoReturn:
+    """Skip a test for want of something; under CI=true that fails it."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}, and CI must run every test")
     pytest.skip(reason)

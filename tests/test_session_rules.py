@@ -1,0 +1,103 @@
+"""The session's own rules, each shown by a pytest run in a process of its own on a small file of tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(folder: Path, tests: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a file of tests under this repository's conftest."""
+    file = folder / "test_small.py"
+    file.write_text(textwrap.dedent(tests))
+    kept = {name: value for name, value in os.environ.items() if name not in {"CI", "PYTEST_CURRENT_TEST"}}
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-v"]
+    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", *words]
+    return subprocess.run(
+        [*command, *options, str(file)],
+        cwd=ROOT,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+NEEDS_A_BROKER = """
+    def test_speaks_to_a_broker(mosquitto):
+        assert mosquitto.ready()
+"""
+SKIPS_BY_ITSELF = """
+    import pytest
+    @pytest.mark.server
+    def test_gives_up():
+        pytest.skip("no such server")
+"""
+
+
+@pytest.mark.parametrize("tests", [NEEDS_A_BROKER, SKIPS_BY_ITSELF])
+@pytest.mark.parametrize(("ci", "status", "said"), [("", 0, "1 skipped"), ("true", 1, "CI must run every test")])
+def test_a_missing_server_skips_here_and_fails_in_ci(
+    tmp_path: Path, tests: str, ci: str, status: int, said: str
+) -> None:
+    """With nothing on the servers' path, mosquitto is absent for the run."""
+    done = run(tmp_path, tests, CI=ci, VIRTPILOT_SERVER_PATH=str(tmp_path))
+    assert done.returncode == status, done.stdout
+    assert said in done.stdout
+
+
+def test_fast_tests_come_first_then_servers_then_the_lab(tmp_path: Path) -> None:
+    tests = """
+        import pytest
+        @pytest.mark.lab
+        def test_lab(): pass
+        def test_server(mosquitto): pass
+        @pytest.mark.slow
+        def test_slow(): pass
+        def test_fast(): pass
+    """
+    done = run(tmp_path, tests, "--collect-only")
+    shown = re.findall(r"<Function (\w+)>", done.stdout)
+    assert shown == ["test_fast", "test_slow", "test_server", "test_lab"], done.stdout
+    without = run(tmp_path, tests, "--collect-only", "-m", "not server and not lab").stdout
+    assert "test_fast" in without
+    assert "test_server" not in without, "the fixture alone makes it a server's test"
+
+
+def test_a_seed_is_printed_and_can_be_given_again(tmp_path: Path) -> None:
+    tests = """
+        from hypothesis import given, settings, strategies as st
+        @settings(database=None, derandomize=False)
+        @given(st.integers())
+        def test_number(number):
+            assert number != number, "always"
+    """
+    first = run(tmp_path, tests)
+    seed = next(line for line in first.stdout.splitlines() if line.startswith("hypothesis seed: ")).split()[2]
+    again = run(tmp_path, tests, f"--hypothesis-seed={seed}")
+    assert f"hypothesis seed: {seed} " in again.stdout
+    other = run(tmp_path, tests)
+    assert f"hypothesis seed: {seed} " not in other.stdout
+
+
+def test_a_process_left_behind_fails_the_session_and_is_named(tmp_path: Path) -> None:
+    """Also one that has left its parent: it is known by its environment."""
+    tests = """
+        import subprocess
+        def test_forgets_a_process():
+            subprocess.run(["setsid", "--fork", "sleep", "8.25"], check=True)
+    """
+    done = run(tmp_path, tests)
+    assert "1 passed" in done.stdout
+    assert done.returncode == 1, done.stdout
+    assert "left behind" in done.stdout
+    assert "sleep 8.25" in done.stdout
