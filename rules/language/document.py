@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
@@ -12,15 +13,19 @@ from typing import Any, Final, TypeVar
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from virtpilot.errors import Problem
+from virtpilot.fields import Unit
 from virtpilot.model import Kind, Mode
-from virtpilot.rules.language.expression import Condition, ExpressionError, condition, formula
+from virtpilot.rules.language.expression import Condition, ExpressionError, Formula, condition, formula
 from virtpilot.rules.language.records import KNOBS, Expect, MigrateRemedy, NoData, Remedy, Rule, SetRemedy, Severity
 from virtpilot.rules.language.units import duration_ns
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_EXPECT: Final = re.compile(r"(?s)(.+?)\s+within\s+(\S+)\s*")
+_WITHIN: Final = re.compile(r"\bwithin\b")
 MAX_RULES: Final = 5_000
 MAX_REMEDIES: Final = 8
+MAX_NAMES: Final = 50
+MAX_ABOUT: Final = 500
+MAX_PROBLEMS: Final = 1_000
 _RULE_KEYS: Final = [
     "name",
     "about",
@@ -38,6 +43,11 @@ _RULE_KEYS: Final = [
     "remedies",
     "notify",
 ]
+# Words of the whole language that this version of it does not have yet.
+_LATER: Final = frozenset({"unless", "budget", "calendar", "forecast", "groups", "window"})
+_LATER_ACTIONS: Final = frozenset({"resume", "run", "shutdown", "start", "suspend", "webhook"})
+
+_MIGRATE: Final = "`migrate` is written `migrate: {to: best}`"
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -73,7 +83,15 @@ class Reader:
         if len(listed.value) > MAX_RULES:
             self._note(listed, f"more than {MAX_RULES} rules in one file")
             return []
-        return [found for node in listed.value if (found := self._rule(node)) is not None]
+        return list(self._each(listed.value))
+
+    def _each(self, nodes: Sequence[Node]) -> Iterator[tuple[Rule, Node]]:
+        for node in nodes:
+            if len(self.problems) >= MAX_PROBLEMS:
+                return
+            found = self._rule(node)
+            if found is not None:
+                yield found
 
     def _version(self, root: Node, top: Mapping[str, Node]) -> None:
         node = top.get("virtpilot")
@@ -91,14 +109,14 @@ class Reader:
             if needed not in keys:
                 self._note(node, f"`{needed}` is missing")
         get = _Getter(self, keys)
-        on = get("on", lambda n: self._choice(n, Kind, ("vm", "host")), Kind.VM)
-        when = get("when", lambda n: self._condition(n, on), None)
+        on = get("on", self._kind, None) or self._likely(keys)
+        when = get("when", lambda n: self._measured(n, on), None)
         values: dict[str, Any] = {
             "name": get("name", self._name, ""),
             "about": get("about", self._text, ""),
             "where": get("where", lambda n: self._condition(n, on), None),
             "for_ns": get("for", self._duration, 0),
-            "clear": get("clear", lambda n: self._condition(n, on), None),
+            "clear": get("clear", lambda n: self._measured(n, on), None),
             "clear_for_ns": get("clear_for", self._duration, 0),
             "no_data": get("no_data", lambda n: self._choice(n, NoData), NoData.HOLD),
             "priority": get("priority", self._priority, 50),
@@ -111,6 +129,21 @@ class Reader:
         if len(self.problems) > before or when is None:
             return None
         return Rule(on=on, when=when, digest=_digest(on, when, values), **values), keys["name"]
+
+    def _kind(self, node: Node) -> Kind:
+        if isinstance(node, ScalarNode) and node.value == Kind.CLUSTER:
+            raise self._mistake(node, "rules on the cluster are not part of this version of the language")
+        return self._choice(node, Kind, (Kind.VM, Kind.HOST))
+
+    @staticmethod
+    def _likely(keys: Mapping[str, Node]) -> Kind:
+        """Return what a rule that does not say it is about, so that its other mistakes are told all the same."""
+        node = keys.get("when")
+        try:
+            condition(str(node.value) if isinstance(node, ScalarNode) else "", Kind.HOST)
+        except ExpressionError:
+            return Kind.VM
+        return Kind.HOST if "remedies" not in keys else Kind.VM
 
     def _remedies(self, node: Node, on: Kind) -> tuple[Remedy, ...]:
         if not isinstance(node, SequenceNode):
@@ -127,14 +160,15 @@ class Reader:
         if keys is None:
             return None
         if ("set" in keys) == ("migrate" in keys):
-            self._note(node, "a remedy has either `set` or `migrate`")
+            if not self._names_later(node):
+                self._note(node, "a remedy has either `set` or `migrate`")
             return None
         get = _Getter(self, keys)
         expect = get("expect", lambda n: self._expect(n, on), None)
         if "migrate" in keys:
             if "lease" in keys:
                 self._note(keys["lease"], "`lease` goes with `set`")
-            self._migrate(keys["migrate"])
+            get("migrate", self._migrate, None)
             return MigrateRemedy(expect)
         if "lease" not in keys:
             self._note(node, "`lease` is missing: how long the knob stays changed")
@@ -143,31 +177,60 @@ class Reader:
             self._note(keys["lease"], "a lease is longer than 0s")
         return get("set", lambda n: self._set(n, on, lease_ns, expect), None)
 
+    @staticmethod
+    def _names_later(node: Node) -> bool:
+        keys = [key.value for key, _value in node.value if isinstance(key, ScalarNode)]
+        return not _LATER_ACTIONS.isdisjoint(keys)
+
     def _set(self, node: Node, on: Kind, lease_ns: int, expect: Expect | None) -> SetRemedy:
+        before = len(self.problems)
         knobs = self._mapping(node, tuple(KNOBS), "`set`")
         if knobs is None or len(knobs) != 1:
-            raise self._mistake(node, f"`set` has one knob: {', '.join(KNOBS)}")
+            message = f"`set` has one knob: {', '.join(KNOBS)}"
+            raise _Mistake(message) if len(self.problems) > before else self._mistake(node, message)
         ((knob, value),) = knobs.items()
-        return SetRemedy(knob, self._compiled(value, lambda text: formula(text, on)), lease_ns, expect)
+        return SetRemedy(knob, self._target(value, knob, on), lease_ns, expect)
+
+    def _target(self, node: Node, knob: str, on: Kind) -> Formula:
+        found = self._compiled(node, lambda text: formula(text, on))
+        if found.unit not in {None, Unit.COUNT}:
+            raise self._mistake(node, f"`{knob}` is a plain number, these are {found.unit}")
+        constant = found.value({}, math.nan)
+        low, high = KNOBS[knob]
+        if constant is not None and not low <= constant <= high:
+            raise self._mistake(node, f"`{knob}` is between {low} and {high}, not {constant:g}")
+        return found
 
     def _migrate(self, node: Node) -> None:
         keys = self._mapping(node, ("to",), "`migrate`")
-        if keys is not None and not ("to" in keys and self._scalar(keys["to"]) == "best"):
-            self._note(node, "`migrate` is written `migrate: {to: best}`")
+        if keys is None or not keys.keys() >= {"to"}:
+            raise self._mistake(node, _MIGRATE)
+        if self._scalar(keys["to"]) != "best":
+            raise self._mistake(keys["to"], _MIGRATE)
 
     def _expect(self, node: Node, on: Kind) -> Expect:
         text = self._scalar(node)
-        match = _EXPECT.fullmatch(text)
-        if match is None:
+        cut = list(_WITHIN.finditer(text))[-1:]
+        if not cut or not text[: cut[0].start()].strip() or not text[cut[0].end() :].strip():
             raise self._mistake(node, "`expect` is written `<condition> within <duration>`")
+        start, rest = cut[0].start(), text[cut[0].end() :]
+        at = cut[0].end() + len(rest) - len(rest.lstrip())
         try:
-            within_ns = duration_ns(match[2])
+            within_ns = duration_ns(rest.strip())
         except ValueError as error:
-            raise self._mistake(node, str(error), match.start(2)) from None
-        return Expect(self._compiled(node, lambda _text: condition(match[1], on)), within_ns)
+            raise self._mistake(node, str(error), at) from None
+        if within_ns == 0:
+            raise self._mistake(node, "an effect needs more than 0s", at)
+        return Expect(self._measured(node, on, text[:start].rstrip()), within_ns)
 
-    def _condition(self, node: Node, on: Kind) -> Condition:
-        return self._compiled(node, lambda text: condition(text, on))
+    def _condition(self, node: Node, on: Kind, part: str | None = None) -> Condition:
+        return self._compiled(node, lambda text: condition(text if part is None else part, on))
+
+    def _measured(self, node: Node, on: Kind, part: str | None = None) -> Condition:
+        found = self._condition(node, on, part)
+        if not found.fields:
+            raise self._mistake(node, "this reads no field: no measurement could ever change it")
+        return found
 
     def _compiled(self, node: Node, compile_text: Callable[[str], T]) -> T:
         try:
@@ -197,10 +260,16 @@ class Reader:
     def _names(self, node: Node) -> tuple[str, ...]:
         if not isinstance(node, SequenceNode):
             raise self._mistake(node, "a list of names is needed, such as [oncall]")
-        return tuple(self._name(item) for item in node.value)
+        found = tuple(self._name(item) for item in node.value[:MAX_NAMES])
+        if len(node.value) > MAX_NAMES or len(set(found)) < len(found):
+            raise self._mistake(node, f"a list of different names is needed, {MAX_NAMES} at most")
+        return found
 
     def _text(self, node: Node) -> str:
-        return self._scalar(node)[:500]
+        text = self._scalar(node)
+        if len(text) > MAX_ABOUT:
+            raise self._mistake(node, f"longer than {MAX_ABOUT} characters")
+        return text
 
     def _choice(self, node: Node, kind: type[E], allowed: tuple[str, ...] = ()) -> E:
         text = self._scalar(node)
@@ -214,22 +283,23 @@ class Reader:
             raise self._mistake(node, "a single value is needed here")
         return str(node.value)
 
-    def _mapping(
-        self, node: Node, allowed: Iterator[str] | tuple[str, ...] | list[str], what: str
-    ) -> dict[str, Node] | None:
+    def _mapping(self, node: Node, known: Sequence[str], what: str) -> dict[str, Node] | None:
         if not isinstance(node, MappingNode):
             self._note(node, f"{what} is a mapping of keys to values")
             return None
         found: dict[str, Node] = {}
-        known = tuple(allowed)
         for key, value in node.value:
+            if len(self.problems) >= MAX_PROBLEMS:
+                break
             name = str(key.value) if isinstance(key, ScalarNode) else "?"
             if name in found:
-                self._note(key, f"`{name}` stands here twice")
-            elif name not in known:
-                self._note(key, f"`{name[:80]}` is not known in {what}{_near(name, known)}")
-            else:
+                self._note(key, f"`{name[:80]}` stands here twice")
+            elif name in known:
                 found[name] = value
+            elif name in _LATER or (name in _LATER_ACTIONS and what == "a remedy"):
+                self._note(key, f"`{name}` is not part of this version of the language")
+            else:
+                self._note(key, f"`{name[:80]}` is not known in {what}{_near(name, known)}")
         return found
 
     def _mistake(self, node: Node, message: str, offset: int = 0) -> _Mistake:
@@ -241,7 +311,10 @@ class Reader:
         line, column = mark.line + 1, mark.column + 1
         # Within a value on one line the mistake's own column is known; in a folded one only where it begins.
         if isinstance(node, ScalarNode) and node.end_mark.line == mark.line:
-            column += offset + (1 if node.style in {'"', "'"} else 0)
+            quotes = 1 if node.style in {'"', "'"} else 0
+            # An escape in a quoted value makes it longer in the file than it is: then only its start is known.
+            if not quotes or node.end_mark.column - mark.column == len(node.value) + 2:
+                column += offset + quotes
         self.problems.append(Problem(self._file, line, column, message))
 
 
@@ -262,8 +335,8 @@ class _Getter:
             return default
 
 
-def _near(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name[:80], known, 1)
     return f"; did you mean `{near[0]}`?" if near else ""
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from virtpilot.fields import FIELDS, Unit, names
 from virtpilot.model import Kind
-from virtpilot.rules.language.units import QUANTITY, Quantity, quantity
+from virtpilot.rules.language.syntax import explain
+from virtpilot.rules.language.units import QUANTITY, Quantity, added, multiplied, quantity
 
 Numbers = NDArray[np.float64]
 Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
@@ -25,6 +26,7 @@ RowValues = Mapping[str, float]
 
 MAX_LENGTH: Final = 2_000
 MAX_NODES: Final = 200
+MAX_DEPTH: Final = 50
 
 _GRAMMAR: Final = rf"""
 ?start: either
@@ -86,6 +88,7 @@ class Columns(Protocol):
 
 _Value = Callable[[Columns, float], Any]
 _Truth = Callable[[Columns], Masks]
+_Combine = Callable[[str, Unit | None, Unit | None], Unit | None]
 
 
 class _Node:
@@ -97,6 +100,8 @@ class _Node:
         self.value = cast("_Value", value)
         self.truth = cast("_Truth", truth)
         self.literal: Quantity | None = None
+        self.most: float | None = None
+        """What a sum of ratio fields cannot exceed; a share of something else has no such bound."""
 
 
 class Condition:
@@ -115,10 +120,13 @@ class Condition:
 class Formula:
     """A compiled number for one subject, with `current` as its variable."""
 
-    def __init__(self, text: str, on: Kind, fields: frozenset[tuple[str, str]], value: _Value) -> None:
+    def __init__(
+        self, text: str, on: Kind, fields: frozenset[tuple[str, str]], unit: Unit | None, value: _Value
+    ) -> None:
         self.text = text
         self.on = on
         self.fields = fields
+        self.unit = unit
         self._value = value
 
     def value(self, row: RowValues, current: float) -> float | None:
@@ -155,7 +163,7 @@ def formula(text: str, on: Kind) -> Formula:
     node, fields = _compile(text, on, allow_current=True)
     if node.kind != "number":
         raise ExpressionError(0, "a number is needed, such as `current * 2`")
-    return Formula(text, on, fields, node.value)
+    return Formula(text, on, fields, node.unit, node.value)
 
 
 def _compile(text: str, on: Kind, *, allow_current: bool) -> tuple[_Node, frozenset[tuple[str, str]]]:
@@ -164,22 +172,24 @@ def _compile(text: str, on: Kind, *, allow_current: bool) -> tuple[_Node, frozen
     try:
         tree = _PARSER.parse(text)
     except lark.UnexpectedInput as error:
-        raise ExpressionError(*_syntax(error, text)) from None
-    if sum(1 for _ in tree.iter_subtrees()) > MAX_NODES:
-        raise ExpressionError(0, f"more than {MAX_NODES} parts")
+        raise ExpressionError(*explain(error, text)) from None
+    _check_size(tree)
     compiler = _Compiler(on, allow_current=allow_current)
     return compiler.node(tree), frozenset(compiler.fields)
 
 
-def _syntax(error: lark.UnexpectedInput, text: str) -> tuple[int, str]:
-    if isinstance(error, lark.UnexpectedCharacters):
-        return error.pos_in_stream or 0, f"unexpected character {text[error.pos_in_stream or 0]!r}"
-    token = getattr(error, "token", None)
-    if token is None or token.type == "$END":
-        return len(text), "the expression ends too early"
-    if token.type == "LPAR":
-        return token.start_pos, "functions are not known here"
-    return token.start_pos, f"unexpected {str(token)!r}"
+def _check_size(tree: lark.Tree[lark.Token]) -> None:
+    """Refuse what would exhaust the stack when it is compiled or evaluated."""
+    found = 0
+    waiting = [(tree, 1)]
+    while waiting:
+        part, depth = waiting.pop()
+        found += 1
+        if found > MAX_NODES:
+            raise ExpressionError(0, f"more than {MAX_NODES} parts")
+        if depth > MAX_DEPTH:
+            raise ExpressionError(part.meta.start_pos, f"nested more than {MAX_DEPTH} deep")
+        waiting += [(child, depth + 1) for child in part.children if isinstance(child, lark.Tree)]
 
 
 class _Compiler:
@@ -198,7 +208,10 @@ class _Compiler:
         return [self.node(child) for child in tree.children if isinstance(child, lark.Tree)]
 
     def _quantity(self, tree: lark.Tree[lark.Token]) -> _Node:
-        found = quantity(str(tree.children[0]))
+        try:
+            found = quantity(str(tree.children[0]))
+        except ValueError as error:
+            raise ExpressionError(tree.meta.start_pos, str(error)) from None
         node = _Node("number", found.unit, lambda _columns, _current: found.value)
         node.literal = found
         return node
@@ -225,14 +238,16 @@ class _Compiler:
         name = str(token)
         declared = FIELDS.get((measurement, name))
         if declared is None:
-            near = difflib.get_close_matches(name, names(measurement), 1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise ExpressionError(token.start_pos or 0, f"`{name}` is not a field of {measurement}{hint}")
+            raise ExpressionError(token.start_pos or 0, _unknown_field(name, measurement, self._on))
         self.fields.add((measurement, name))
-        return _Node("number", declared.unit, lambda columns, _current: columns.field(measurement, name))
+        node = _Node("number", declared.unit, lambda columns, _current: columns.field(measurement, name))
+        node.most = 1.0 if declared.unit is Unit.RATIO else None
+        return node
 
     def _tag(self, tree: lark.Tree[lark.Token]) -> _Node:
         name = str(tree.children[0])
+        if name == "cluster" or (name == "vm" and self._on is not Kind.VM):
+            raise ExpressionError(tree.meta.start_pos, f"`tags.{name}` tells nothing apart on a {self._on}")
         return _Node("text", None, lambda columns, _current: columns.tag(name))
 
     def _minus(self, tree: lark.Tree[lark.Token]) -> _Node:
@@ -241,19 +256,19 @@ class _Compiler:
         return _Node("number", inner.unit, lambda columns, current: -inner.value(columns, current))
 
     def _sum(self, tree: lark.Tree[lark.Token]) -> _Node:
-        return self._fold(tree, _added)
+        return self._fold(tree, added)
 
     def _product(self, tree: lark.Tree[lark.Token]) -> _Node:
-        return self._fold(tree, _multiplied)
+        return self._fold(tree, multiplied)
 
-    def _fold(self, tree: lark.Tree[lark.Token], combine: Callable[[str, _Node, _Node], Unit | None]) -> _Node:
+    def _fold(self, tree: lark.Tree[lark.Token], combine: _Combine) -> _Node:
         left = self.node(cast("lark.Tree[lark.Token]", tree.children[0]))
         self._must(left, "number", tree)
         for token, child in zip(tree.children[1::2], tree.children[2::2], strict=True):
             right = self.node(cast("lark.Tree[lark.Token]", child))
             self._must(right, "number", tree)
             try:
-                unit = combine(str(token), left, right)
+                unit = combine(str(token), left.unit, right.unit)
             except ValueError as error:
                 raise ExpressionError(cast("lark.Token", token).start_pos or 0, str(error)) from None
             left = _arithmetic(str(token), left, right, unit)
@@ -307,36 +322,35 @@ class _Compiler:
 
 def _arithmetic(sign: str, left: _Node, right: _Node, unit: Unit | None) -> _Node:
     apply = _ARITHMETIC[sign]
-    return _Node(
+    node = _Node(
         "number", unit, lambda columns, current: apply(left.value(columns, current), right.value(columns, current))
     )
+    if sign == "+" and left.most is not None and right.most is not None:
+        node.most = left.most + right.most
+    return node
 
 
-def _plain(node: _Node) -> bool:
-    return node.unit is None
-
-
-def _added(sign: str, left: _Node, right: _Node) -> Unit | None:
-    if left.unit is right.unit or _plain(right):
-        return left.unit
-    if _plain(left):
-        return right.unit
-    raise ValueError(f"{left.unit} {sign} {right.unit} has no meaning")
-
-
-def _multiplied(sign: str, left: _Node, right: _Node) -> Unit | None:
-    if _plain(right) or right.unit is Unit.RATIO:
-        return left.unit
-    if sign == "*":
-        return right.unit if _plain(left) or left.unit is Unit.RATIO else left.unit
-    return Unit.RATIO if left.unit is right.unit else None
+def _unknown_field(name: str, measurement: str, on: Kind) -> str:
+    text = f"`{name[:80]}` is not a field of {measurement}"
+    if measurement == Kind.VM and ("host", name) in FIELDS:
+        return f"{text}; the host's is `host.{name}`"
+    near = difflib.get_close_matches(name[:80], names(measurement), 1)
+    if near:
+        return f"{text}; did you mean `{near[0]}`?"
+    owners = sorted(owner for owner, field in FIELDS if field == name)
+    return f"{text}: {', '.join(owners)} has it, out of reach of a rule on a {on}" if owners else text
 
 
 def _check_units(left: _Node, right: _Node, at: int) -> None:
-    for value, literal in ((left, right), (right, left)):
-        if value.unit is Unit.RATIO and literal.literal and literal.unit is None and abs(literal.literal.value) > 1:
-            number = literal.literal.value
-            raise ExpressionError(at, f"a ratio is between 0 and 1: write {number:g}% for {number:g} percent")
+    for value, other in ((left, right), (right, left)):
+        literal = other.literal
+        if value.most is None or literal is None or literal.value <= value.most:
+            continue
+        if literal.unit is None:
+            number = f"{literal.value:g}"
+            raise ExpressionError(at, f"a ratio is between 0 and 1: write {number}% for {number} percent")
+        if literal.unit is Unit.RATIO:
+            raise ExpressionError(at, f"this is never over {value.most:.0%}: a ratio is between 0 and 1")
     if left.unit is not None and right.unit is not None and left.unit is not right.unit:
         raise ExpressionError(at, f"cannot compare {left.unit} with {right.unit}")
 
@@ -346,7 +360,8 @@ def _compared(compare: Callable[[Any, Any], Any], left: _Node, right: _Node) -> 
         a = np.atleast_1d(np.asarray(left.value(columns, np.nan), dtype=np.float64))
         b = np.atleast_1d(np.asarray(right.value(columns, np.nan), dtype=np.float64))
         true = compare(a, b)
-        known = ~(np.isnan(a) | np.isnan(b))
+        # A division by zero tells nothing, as a missing input does.
+        known = np.isfinite(a) & np.isfinite(b)
         return true & known, ~true & known
 
     return truth

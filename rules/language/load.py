@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ import ruamel.yaml
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
 from ruamel.yaml.nodes import Node
+from ruamel.yaml.reader import ReaderError
 
 from virtpilot.errors import Problem, RuleError
 from virtpilot.rules.language.document import Reader
@@ -17,11 +19,16 @@ from virtpilot.rules.language.records import Rule, RuleSet
 
 MAX_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 12
+MAX_PARTS: Final = 200_000
 MAX_PROBLEMS: Final = 200
+_SUFFIX: Final = "rule files are named *.yaml: this one would not be read"
 
 
 def load(paths: Iterable[Path]) -> RuleSet:
-    """Return the rules in files and folders (`*.yaml`, in order of name); raises RuleError with every problem."""
+    """Return the rules in files and folders (`*.yaml`, in order of name); raises RuleError with every problem.
+
+    A file named twice is read once. Hidden files and folders are passed over, `*.test.yaml` too.
+    """
     rules: list[Rule] = []
     problems: list[Problem] = []
     seen: dict[str, str] = {}
@@ -37,7 +44,7 @@ def load(paths: Iterable[Path]) -> RuleSet:
                 seen[rule.name] = f"{file}:{mark.line + 1}"
                 rules.append(rule)
     if problems:
-        raise RuleError(problems[:MAX_PROBLEMS])
+        raise RuleError(_bounded(sorted(problems)))
     return RuleSet(tuple(rules))
 
 
@@ -50,15 +57,41 @@ def check(paths: Iterable[Path]) -> list[Problem]:
     return []
 
 
+def _bounded(problems: list[Problem]) -> list[Problem]:
+    if len(problems) <= MAX_PROBLEMS:
+        return problems
+    last = problems[MAX_PROBLEMS - 1]
+    more = f"{last.message} … and {len(problems) - MAX_PROBLEMS} more mistakes or so"
+    return [*problems[: MAX_PROBLEMS - 1], Problem(last.file, last.line, last.column, more)]
+
+
 def _files(paths: Iterable[Path], problems: list[Problem]) -> Iterator[Path]:
+    seen: set[str] = set()
     for path in paths:
-        if path.is_dir():
-            found = [file for file in sorted(path.rglob("*.yaml")) if not file.name.endswith(".test.yaml")]
-            if not found:
-                problems.append(Problem(str(path), 0, 0, "no rule file (*.yaml) in this folder"))
-            yield from found
-        else:
-            yield path
+        for file in _inside(path, problems) if path.is_dir() else [path]:
+            real = os.path.realpath(file)
+            if real not in seen:
+                seen.add(real)
+                yield file
+
+
+def _inside(folder: Path, problems: list[Problem]) -> Iterator[Path]:
+    found = [file for file in sorted(folder.rglob("*")) if not _hidden(file.relative_to(folder))]
+    files = [file for file in found if file.suffix == ".yaml" and not file.name.endswith(".test.yaml")]
+    # Left out without a word, such a file would look as if it were in force.
+    problems += [
+        Problem(str(file), 0, 0, _SUFFIX)
+        for file in found
+        if file.suffix.lower() in {".yml", ".yaml"} and file.suffix != ".yaml"
+    ]
+    if not files:
+        problems.append(Problem(str(folder), 0, 0, "no rule file (*.yaml) in this folder"))
+    yield from files
+
+
+def _hidden(path: Path) -> bool:
+    """Tell what editors and mounted volumes keep beside the real files (`.#rules.yaml`, `..data/`)."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read(file: Path) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
@@ -71,9 +104,13 @@ def _read(file: Path) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
     except OSError as error:
         return [], [Problem(str(file), 0, 0, f"cannot be read: {error.strerror}")]
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        return [], [Problem(str(file), line, 0, "not UTF-8")]
+        return [], [_placed(str(file), raw[: error.start].decode(), "not UTF-8")]
     return parse(text, str(file))
+
+
+def _placed(file: str, before: str, message: str) -> Problem:
+    """Return a problem at the end of the text `before`."""
+    return Problem(file, before.count("\n") + 1, len(before) - before.rfind("\n"), message)
 
 
 def parse(text: str, file: str) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
@@ -86,6 +123,8 @@ def parse(text: str, file: str) -> tuple[list[tuple[Rule, Node]], list[Problem]]
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         return [], [Problem(file, line, column, f"not YAML: {error.problem or error.context}")]
+    except ReaderError as error:
+        return [], [_placed(file, text[: error.position], "not YAML: this character is not allowed in a file of text")]
     except (YAMLError, ValueError) as error:
         return [], [Problem(file, 0, 0, f"not YAML: {str(error).splitlines()[0]}")]
     reader = Reader(file)
@@ -100,8 +139,8 @@ def _yaml() -> ruamel.yaml.YAML:
 def _unsafe(text: str, file: str) -> Problem | None:
     """Look at the stream of events before any tree is built: no aliases, tags, second document or deep nesting."""
     depth = documents = 0
-    for event in _yaml().parse(text):
-        message = ""
+    for count, event in enumerate(_yaml().parse(text)):
+        message = f"more than {MAX_PARTS} parts" if count > MAX_PARTS else ""
         if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
             message = "anchors and aliases are not used in rule files"
         elif getattr(event, "tag", None):

@@ -20,6 +20,8 @@ _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([^0-9\s].*)?")
 _DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 MAX_DURATION_S: Final = 366 * 86400.0
+MAX_DURATION_CHARS: Final = 64
+MAX_NUMBER: Final = 1e18
 
 
 class Quantity(msgspec.Struct, frozen=True):
@@ -35,6 +37,8 @@ def quantity(text: str) -> Quantity:
     if match is None:
         raise ValueError(f"{text!r} is not a quantity")
     number, suffix = float(match[1]), match[2] or ""
+    if number > MAX_NUMBER:
+        raise ValueError(f"a number is {MAX_NUMBER:g} at most")
     rate = suffix.endswith("/s")
     suffix = suffix.removesuffix("/s")
     if suffix == "" and not rate:
@@ -50,9 +54,54 @@ def quantity(text: str) -> Quantity:
 
 def duration_ns(text: str) -> int:
     """Read a duration such as 30s, 1m30s or 2h into ns; raises ValueError."""
-    if not _DURATION.fullmatch(text):
-        raise ValueError(f"{text!r} is not a duration such as 30s, 2m or 1h30m")
+    if len(text) > MAX_DURATION_CHARS or not _DURATION.fullmatch(text):
+        raise ValueError(f"{text[:MAX_DURATION_CHARS]!r} is not a duration such as 30s, 2m or 1h30m")
     total = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
     if total > MAX_DURATION_S:
         raise ValueError(f"{text!r} is longer than a year")
     return seconds(total)
+
+
+def added(sign: str, left: Unit | None, right: Unit | None) -> Unit | None:
+    """Return the unit of a sum or difference; raises ValueError where it has no meaning."""
+    if left is right or right is None:
+        return left
+    if left is None:
+        return right
+    raise ValueError(f"{left} {sign} {right} has no meaning")
+
+
+_PRODUCTS: Final[dict[frozenset[Unit | None], Unit]] = {
+    frozenset({Unit.BYTES_PER_SECOND, Unit.SECONDS}): Unit.BYTES,
+    frozenset({Unit.PER_SECOND, Unit.SECONDS}): Unit.COUNT,
+}
+_QUOTIENTS: Final[dict[tuple[Unit | None, Unit], Unit]] = {
+    (None, Unit.SECONDS): Unit.PER_SECOND,
+    (None, Unit.PER_SECOND): Unit.SECONDS,
+    (Unit.COUNT, Unit.SECONDS): Unit.PER_SECOND,
+    (Unit.COUNT, Unit.PER_SECOND): Unit.SECONDS,
+    (Unit.BYTES, Unit.SECONDS): Unit.BYTES_PER_SECOND,
+    (Unit.BYTES, Unit.BYTES_PER_SECOND): Unit.SECONDS,
+}
+
+
+def multiplied(sign: str, left: Unit | None, right: Unit | None) -> Unit | None:
+    """Return the unit of a product or quotient; plain numbers, ratios and counts scale it. Raises ValueError."""
+    if sign == "*":
+        for scale in (None, Unit.RATIO, Unit.COUNT):
+            if right is scale:
+                return left if left is not None else right
+            if left is scale:
+                return right
+        found = _PRODUCTS.get(frozenset({left, right}))
+    else:
+        if right is None:
+            return left
+        if left is right:
+            return Unit.RATIO
+        if right in {Unit.RATIO, Unit.COUNT}:
+            return left
+        found = _QUOTIENTS.get((left, right))
+    if found is None:
+        raise ValueError(f"{left or 'a number'} {sign} {right} has no meaning")
+    return found

@@ -11,14 +11,18 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import structlog
 
 from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import NoData, Rule, RuleSet
 from virtpilot.rules.signals.columns import RowColumns, masks
-from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, PENDING, STATES, Machine
+from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
+from virtpilot.rules.signals.saved import VERSION, Saved, SavedRule, checked
 from virtpilot.rules.signals.table import Row, Table
+
+log = structlog.get_logger(__name__)
 
 _KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
 _OWN_TAGS: Final = frozenset({"cluster", "host", "vm", "name"})
@@ -33,12 +37,14 @@ class Tolerance(msgspec.Struct, frozen=True):
     """A subject silent for longer has no data (at least `gap_intervals`)."""
     forget_ns: int = seconds(3600)
     """A subject silent for longer is gone: its signals end."""
+    ahead_ns: int = seconds(300)
+    """A sample so far in the future is dropped: its clock is wrong, and the true ones after it would look late."""
 
 
 class _Segment(msgspec.Struct):
-    """Samples that can be taken together: (row, time, gap) in order of arrival, by kind."""
+    """Samples that can be taken together: (row, time, patience, place in the batch) in order of arrival, by kind."""
 
-    rows: dict[Kind, list[tuple[int, int, bool, int]]]
+    rows: dict[Kind, list[tuple[int, int, int, int]]]
     guests_of: set[str]
 
 
@@ -57,12 +63,17 @@ class Evaluator:
         self._tolerance = tolerance
         self._tables = {kind: Table(kind, wanted.get(name, ())) for name, kind in _KINDS.items()}
         self._machines = [Machine(rule, self._tables[rule.on].capacity) for rule in ruleset.rules]
+        self._capacity = {kind: table.capacity for kind, table in self._tables.items()}
         self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
+        self._ended: list[Signal] = []
+        self._now_ns = 0
         self.late = 0
+        self.ahead = 0
+        self._ahead_told = 0
 
     def feed(self, samples: Iterable[Sample], cause: str) -> list[Signal]:
         """Take samples (of one message, `cause` is its id) and return the transitions, in order."""
-        signals: list[Signal] = []
+        signals, self._ended = self._ended, []
         segment = _Segment({Kind.HOST: [], Kind.VM: []}, set())
         taken: set[tuple[Kind, int]] = set()
         for order, sample in enumerate(samples):
@@ -72,8 +83,7 @@ class Evaluator:
                 continue
             table = self._tables[subject.kind]
             known = table.row_of.get(subject.id)
-            if known is not None and sample.time_ns <= table.time[known]:
-                self.late += 1
+            if not self._timely(sample, 0 if known is None else int(table.time[known])):
                 continue
             again = known is not None and (subject.kind, known) in taken
             if again or (subject.kind is Kind.HOST and subject.id in segment.guests_of):
@@ -83,29 +93,46 @@ class Evaluator:
             taken.add((subject.kind, row))
         return signals + self._evaluate(segment)
 
+    def _timely(self, sample: Sample, newest_ns: int) -> bool:
+        """Tell whether a sample is news: newer than what is known, and not from a clock that runs far ahead."""
+        if sample.time_ns <= newest_ns:
+            self.late += 1
+            return False
+        if self._now_ns and sample.time_ns > self._now_ns + self._tolerance.ahead_ns:
+            self.ahead += 1
+            return False
+        return True
+
     def _knob(self, sample: Sample) -> None:
         guest, knob = sample.tags.get("vm"), sample.tags.get("knob")
         value = sample.fields.get("value_count")
         if sample.measurement == "knob" and guest and knob and value is not None:
             known = self._knobs.get((guest, knob))
-            if known is None or sample.time_ns > known[1]:
+            if self._timely(sample, known[1] if known else 0):
                 self._knobs[guest, knob] = (float(value), sample.time_ns)
 
     def _put(self, table: Table, subject: Subject, sample: Sample, cause: str, order: int, segment: _Segment) -> int:
         row = table.add(subject.id)
-        for machine in self._machines:
-            if machine.rule.on is table.kind and len(machine.state) < table.capacity:
-                machine.grow(table.capacity)
-        silence = sample.time_ns - int(table.time[row])
-        gap = table.interval[row] > 0 and silence > self._tolerance.gap_intervals * table.interval[row]
+        if table.capacity > self._capacity[table.kind]:
+            self._grow(table)
+        patience = self._patience(float(table.interval[row]))
         table.put(row, subject, sample.time_ns, sample.fields, cause)
         if table.kind is Kind.VM:
-            # A host that has not been measured yet gets its row now, empty: the guest's inputs are unknown until then.
-            hosts = self._tables[Kind.HOST]
-            table.host_row[row] = hosts.row_of.get(subject.host, -1)
+            # Of a host that has not been measured yet nothing is known: the guest's next sample looks again.
+            table.host_row[row] = self._tables[Kind.HOST].row_of.get(subject.host, -1)
             segment.guests_of.add(subject.host)
-        segment.rows[table.kind].append((row, sample.time_ns, bool(gap), order))
+        segment.rows[table.kind].append((row, sample.time_ns, patience, order))
         return row
+
+    def _grow(self, table: Table) -> None:
+        self._capacity[table.kind] = table.capacity
+        for machine in self._machines:
+            if machine.rule.on is table.kind:
+                machine.grow(table.capacity)
+
+    def _patience(self, interval: float) -> int:
+        """Return how long (ns) a condition may go unseen: some usual intervals, while there is none the stale time."""
+        return int(self._tolerance.gap_intervals * interval) or self._tolerance.stale_ns
 
     def _evaluate(self, segment: _Segment) -> list[Signal]:
         found: list[tuple[int, int, Signal]] = []
@@ -113,13 +140,13 @@ class Evaluator:
             if not entries:
                 continue
             table = self._tables[kind]
-            rows = np.array([entry[0] for entry in entries], np.int64)
-            times = np.array([entry[1] for entry in entries], np.int64)
-            gaps = np.array([entry[2] for entry in entries], np.bool_)
+            rows, times, patience, _orders = (np.array(column, np.int64) for column in zip(*entries, strict=True))
             columns = RowColumns(table, self._tables[Kind.HOST], rows)
             for number, machine in enumerate(self._machines):
                 if machine.rule.on is kind:
-                    for at, old, new in machine.step(columns, rows, times, gaps):
+                    with np.errstate(all="ignore"):
+                        changes = machine.step(columns, rows, times, patience)
+                    for at, old, new in changes:
                         signal = self._signal(machine.rule, table, entries[at][0], old, new, entries[at][1])
                         found.append((entries[at][3], number, signal))
         found.sort(key=lambda item: item[:2])
@@ -154,50 +181,64 @@ class Evaluator:
 
     def tick(self, now_ns: int) -> list[Signal]:
         """Notice what did not come: apply `no_data` to silent subjects, end the signals of those that are gone."""
-        signals: list[Signal] = []
+        self._now_ns = now_ns
+        signals, self._ended = self._ended, []
         for table in self._tables.values():
-            for subject_id, row in list(table.rows()):
-                silence = now_ns - int(table.time[row])
-                if silence > self._tolerance.forget_ns:
-                    signals += self._end(table, row, now_ns)
-                    table.remove(subject_id)
-                elif silence > max(self._tolerance.stale_ns, self._tolerance.gap_intervals * table.interval[row]):
-                    signals += self._silent(table, row, now_ns)
-        if any(now_ns - at > self._tolerance.forget_ns for _value, at in self._knobs.values()):
-            self._knobs = {k: v for k, v in self._knobs.items() if now_ns - v[1] <= self._tolerance.forget_ns}
+            quiet, gone = self._absent(table, now_ns)
+            for subject_id in gone:
+                signals += self._end(table, subject_id, now_ns)
+            if quiet:
+                signals += self._silent(table, quiet, now_ns)
+        oldest_ns, newest_ns = now_ns - self._tolerance.forget_ns, now_ns + self._tolerance.ahead_ns
+        if any(not oldest_ns <= at <= newest_ns for _value, at in self._knobs.values()):
+            self._knobs = {k: v for k, v in self._knobs.items() if oldest_ns <= v[1] <= newest_ns}
+        if self.ahead > 2 * self._ahead_told:
+            self._ahead_told = self.ahead
+            log.warning("samples from the future are dropped: is a host's clock wrong?", count=self.ahead)
         return signals
 
-    def _end(self, table: Table, row: int, now_ns: int) -> list[Signal]:
-        return [self._change(machine, table, row, INACTIVE, now_ns) for machine in self._active(table, row)]
+    def _absent(self, table: Table, now_ns: int) -> tuple[list[str], list[str]]:
+        """Return the subjects that are silent and those that are gone, by id."""
+        ids = list(table.row_of)
+        rows = np.fromiter(table.row_of.values(), np.int64, len(ids))
+        silence = now_ns - table.time[rows]
+        usual = self._tolerance.gap_intervals * table.interval[rows]
+        gone = (silence > self._tolerance.forget_ns) | (silence < -self._tolerance.ahead_ns)
+        quiet = (silence > np.maximum(self._tolerance.stale_ns, usual)) & ~gone
+        return sorted(ids[at] for at in np.flatnonzero(quiet)), sorted(ids[at] for at in np.flatnonzero(gone))
 
-    def _silent(self, table: Table, row: int, now_ns: int) -> list[Signal]:
+    def _end(self, table: Table, subject_id: str, now_ns: int) -> list[Signal]:
+        row = table.row_of[subject_id]
         signals = []
         for machine in self._machines:
-            if machine.rule.on is not table.kind:
-                continue
-            state = int(machine.state[row])
-            if machine.rule.no_data is NoData.CLEAR and state != INACTIVE:
-                signals.append(self._change(machine, table, row, INACTIVE, now_ns))
-            elif machine.rule.no_data is NoData.FIRE and state == INACTIVE:
-                signals.append(self._change(machine, table, row, PENDING, now_ns))
-            elif machine.rule.no_data is NoData.FIRE and state == PENDING and self._due(machine, row, now_ns):
-                signals.append(self._change(machine, table, row, FIRING, now_ns))
+            old = int(machine.state[row]) if machine.rule.on is table.kind else INACTIVE
+            if old != INACTIVE:
+                machine.state[row] = INACTIVE
+                signals.append(self._signal(machine.rule, table, row, old, INACTIVE, now_ns))
+        table.remove(subject_id)
+        if table.kind is Kind.HOST:
+            # The row will be another host's.
+            guests = self._tables[Kind.VM]
+            guests.host_row[guests.host_row == row] = -1
         return signals
 
-    @staticmethod
-    def _due(machine: Machine, row: int, now_ns: int) -> bool:
-        return now_ns - int(machine.since[row]) >= machine.rule.for_ns
-
-    def _active(self, table: Table, row: int) -> list[Machine]:
-        return [
-            machine for machine in self._machines if machine.rule.on is table.kind and machine.state[row] != INACTIVE
-        ]
-
-    def _change(self, machine: Machine, table: Table, row: int, new: int, now_ns: int) -> Signal:
-        old = int(machine.state[row])
-        machine.state[row] = new
-        machine.since[row] = now_ns
-        return self._signal(machine.rule, table, row, old, new, now_ns)
+    def _silent(self, table: Table, quiet: list[str], now_ns: int) -> list[Signal]:
+        rows = np.array([table.row_of[subject_id] for subject_id in quiet], np.int64)
+        times = np.full(len(rows), now_ns, np.int64)
+        # That nothing comes is what the rule's `no_data` speaks of: no gap in it.
+        patience = np.full(len(rows), np.iinfo(np.int64).max, np.int64)
+        columns = RowColumns(table, self._tables[Kind.HOST], rows)
+        found: list[tuple[int, int, Signal]] = []
+        for number, machine in enumerate(self._machines):
+            # With `hold` nothing changes while nothing is known.
+            if machine.rule.on is table.kind and machine.rule.no_data is not NoData.HOLD:
+                with np.errstate(all="ignore"):
+                    changes = machine.step(columns, rows, times, patience, silent=True)
+                for at, old, new in changes:
+                    signal = self._signal(machine.rule, table, int(rows[at]), old, new, now_ns)
+                    found.append((at, number, signal))
+        found.sort(key=lambda item: item[:2])
+        return [signal for _at, _rule, signal in found]
 
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         """Tell whether a condition holds for a subject by a sample after `after_ns`; None while that is not known."""
@@ -205,7 +246,8 @@ class Evaluator:
         row = table.row_of.get(subject_id)
         if row is None or table.time[row] <= after_ns:
             return None
-        true, false = masks(condition, RowColumns(table, self._tables[Kind.HOST], np.array([row], np.int64)), 1)
+        with np.errstate(all="ignore"):
+            true, false = masks(condition, RowColumns(table, self._tables[Kind.HOST], np.array([row], np.int64)), 1)
         return True if true[0] else False if false[0] else None
 
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
@@ -248,36 +290,70 @@ class Evaluator:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the whole state, JSON-able."""
-        return {
-            "tables": {kind.value: table.dump() for kind, table in self._tables.items()},
-            "knobs": [[guest, knob, value, at] for (guest, knob), (value, at) in self._knobs.items()],
-            "rules": [
-                {"name": m.rule.name, "digest": m.rule.digest, "states": self._states(m)} for m in self._machines
-            ],
-        }
+        saved = Saved(
+            VERSION,
+            {kind: table.dump() for kind, table in self._tables.items()},
+            [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
+            [SavedRule(one.rule.name, one.rule.digest, self._states(one)) for one in self._machines],
+        )
+        document: dict[str, Any] = msgspec.to_builtins(saved)
+        return document
 
-    def _states(self, machine: Machine) -> list[list[Any]]:
-        rows = self._tables[machine.rule.on].rows()
-        return [[s, STATES[machine.state[r]], int(machine.since[r])] for s, r in rows if machine.state[r] != INACTIVE]
+    def _states(self, machine: Machine) -> list[tuple[str, SignalState, int, int]]:
+        return [
+            (subject_id, STATES[machine.state[row]], int(machine.since[row]), int(machine.seen[row]))
+            for subject_id, row in self._tables[machine.rule.on].rows()
+            if machine.state[row] != INACTIVE
+        ]
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Take up a former state; a rule that has changed since starts afresh."""
+        """Take up a former state, whole or not at all; raises StateError.
+
+        A rule that has changed starts afresh. Its signals of before, and those of a rule that is no more, end: the
+        next `feed` or `tick` says so.
+        """
+        saved = checked(snapshot)
         for kind, table in self._tables.items():
-            table.load(snapshot["tables"].get(kind.value, []))
+            table.load(saved.tables.get(kind, []))
+            self._grow(table)
         guests, hosts = self._tables[Kind.VM], self._tables[Kind.HOST]
         for _id, row in guests.rows():
             subject = guests.subjects[row]
             guests.host_row[row] = hosts.row_of.get(subject.host, -1) if subject is not None else -1
-        self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in snapshot["knobs"]}
-        former = {(rule["name"], rule["digest"]): rule["states"] for rule in snapshot["rules"]}
-        for machine in self._machines:
-            table = self._tables[machine.rule.on]
-            machine.grow(table.capacity)
-            for subject_id, state, since in former.get((machine.rule.name, machine.rule.digest), ()):
-                place = table.row_of.get(subject_id)
-                if place is not None:
-                    machine.state[place] = CODES[SignalState(state)]
-                    machine.since[place] = since
+        self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in saved.knobs}
+        machines = {(machine.rule.name, machine.rule.digest): machine for machine in self._machines}
+        for rule in saved.rules:
+            machine = machines.get((rule.name, rule.digest))
+            for state in rule.states:
+                if machine is None:
+                    self._ended += self._over(rule.name, *state)
+                else:
+                    self._resume(machine, *state)
+
+    def _resume(self, machine: Machine, subject_id: str, state: SignalState, since: int, seen: int) -> None:
+        row = self._tables[machine.rule.on].row_of.get(subject_id)
+        if row is not None:
+            machine.state[row], machine.since[row], machine.seen[row] = CODES[state], since, seen
+
+    def _over(self, rule: str, subject_id: str, state: SignalState, since: int, _seen: int) -> list[Signal]:
+        """Return the end of a signal whose rule is not in force any more."""
+        for table in self._tables.values():
+            row = table.row_of.get(subject_id)
+            subject = None if row is None else table.subjects[row]
+            if row is not None and subject is not None:
+                at_ns = max(int(table.time[row]), since)
+                signal = Signal(
+                    id=record_id("sg", rule, subject_id, SignalState.INACTIVE, at_ns),
+                    cause=table.causes[row],
+                    rule=rule,
+                    subject=subject,
+                    previous=state,
+                    state=SignalState.INACTIVE,
+                    at_ns=at_ns,
+                    about="The rule has been changed or removed.",
+                )
+                return [signal]
+        return []
 
 
 def _subject(sample: Sample) -> Subject | None:
@@ -287,11 +363,8 @@ def _subject(sample: Sample) -> Subject | None:
     host = tags.get("host", "")
     if kind is None or not host:
         return None
+    others = {name: value for name, value in tags.items() if name not in _OWN_TAGS}
     if kind is Kind.HOST:
-        return Subject(kind, host, host, host, {k: v for k, v in tags.items() if k not in _OWN_TAGS})
+        return Subject(kind, host, host, host, others)
     guest = tags.get("vm", "")
-    return (
-        Subject(kind, guest, tags.get("name", guest), host, {k: v for k, v in tags.items() if k not in _OWN_TAGS})
-        if guest
-        else None
-    )
+    return Subject(kind, guest, tags.get("name", guest), host, others) if guest else None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import SignalState
+from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import NoData, Rule
 from virtpilot.rules.signals.columns import RowColumns, masks
 
@@ -23,27 +24,37 @@ Transitions = list[tuple[int, int, int]]
 
 
 class Machine:
-    """Keeps a state and the time since which the present condition has held, for each row."""
+    """Keeps for each row a state, since when its condition has held, and when it was last seen to hold."""
 
     def __init__(self, rule: Rule, capacity: int) -> None:
         self.rule = rule
         self.state: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self.since: NDArray[np.int64] = np.zeros(capacity, np.int64)
+        self.seen: NDArray[np.int64] = np.zeros(capacity, np.int64)
 
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
         more = capacity - len(self.state)
-        self.state = np.pad(self.state, (0, more))
-        self.since = np.pad(self.since, (0, more))
+        if more > 0:
+            self.state = np.pad(self.state, (0, more))
+            self.since = np.pad(self.since, (0, more))
+            self.seen = np.pad(self.seen, (0, more))
 
     def step(
-        self, columns: RowColumns, rows: NDArray[np.int64], times: NDArray[np.int64], gaps: NDArray[np.bool_]
+        self,
+        columns: RowColumns,
+        rows: NDArray[np.int64],
+        times: NDArray[np.int64],
+        patience: NDArray[np.int64],
+        *,
+        silent: bool = False,
     ) -> Transitions:
-        """Take one sample of each row; `gaps` tells where too much time has passed since the one before.
+        """Take one sample of each row, or note that none comes (`silent`): then all that the rule reads is missing.
 
+        `patience` is how long (ns) nothing may be known without `for` and `clear_for` beginning again.
         Returns (position in `rows`, former state, new state) for each row that has changed.
         """
-        given = self._inputs(columns, len(rows))
+        given = self._inputs(columns, len(rows), silent=silent)
         old = self.state[rows]
         # Most subjects are calm most of the time: nothing to do is the common case.
         if not (old.any() or given.fires.any()):
@@ -53,30 +64,43 @@ class Machine:
         new[(old == PENDING) & given.gives_up] = INACTIVE
         new[(old == FIRING) & given.clears] = CLEARING
         new[(old == CLEARING) & given.stays] = FIRING
-        since = np.where((new != old) | gaps, times, self.since[rows])
-        new[(new == PENDING) & given.fires & (times - since >= self.rule.for_ns)] = FIRING
-        new[(new == CLEARING) & given.clears & (times - since >= self.rule.clear_for_ns)] = INACTIVE
+        again = (new != old) | (times - self.seen[rows] > patience)
+        since = np.where(again, times, self.since[rows])
+        held = ((new == PENDING) & given.fires) | ((new == CLEARING) & given.clears)
+        self.seen[rows] = np.where(held, times, self.seen[rows])
+        new[(new == PENDING) & held & (times - since >= self.rule.for_ns)] = FIRING
+        new[(new == CLEARING) & held & (times - since >= self.rule.clear_for_ns)] = INACTIVE
         # Where the rule does not apply (any more) there is nothing to wait for.
         new[given.void] = INACTIVE
         self.state[rows] = new
         self.since[rows] = since
         return [(int(at), int(old[at]), int(new[at])) for at in np.flatnonzero(new != old)]
 
-    def _inputs(self, columns: RowColumns, count: int) -> _Inputs:
+    def _inputs(self, columns: RowColumns, count: int, *, silent: bool) -> _Inputs:
         rule = self.rule
-        fires, calm = masks(rule.when, columns, count)
-        clears, stays = (calm, fires) if rule.clear is None else masks(rule.clear, columns, count)
-        unknown = ~(fires | calm)
+        none = np.zeros(count, np.bool_)
+        fires, calm = (none, none) if silent else masks(rule.when, columns, count)
+        if rule.clear is None:
+            clears, stays = calm, fires
+        else:
+            clears, stays = (none, none) if silent else masks(rule.clear, columns, count)
         if rule.no_data is NoData.FIRE:
+            unknown = ~(fires | calm)
             fires, clears, stays = fires | unknown, clears & ~unknown, stays | unknown
         elif rule.no_data is NoData.CLEAR:
-            calm, clears, stays = calm | unknown, clears | unknown, stays & ~unknown
-        void = np.zeros(count, np.bool_)
-        if rule.where is not None:
-            applies, _ = masks(rule.where, columns, count)
-            void = ~applies
-            fires = fires & applies
-        return _Inputs(fires, calm, clears, stays, void)
+            # What is missing speaks for calm, in the condition and in `clear`, unless the condition holds.
+            clears, stays = clears | ~(fires | clears | stays) | ~(fires | calm), stays & (fires | calm)
+            calm = ~fires
+        given = _Inputs(fires, calm, clears, stays, none)
+        return given if rule.where is None else self._where(rule.where, given, columns, count)
+
+    def _where(self, where: Condition, given: _Inputs, columns: RowColumns, count: int) -> _Inputs:
+        """Let a rule speak only where it applies; where that is not known, all stays as it is."""
+        applies, apart = masks(where, columns, count)
+        if self.rule.no_data is NoData.CLEAR:
+            apart = ~applies
+        fires, calm, clears, stays, _void = given
+        return _Inputs(fires & applies, calm & applies, clears & applies, stays & applies, apart)
 
 
 class _Inputs(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -25,6 +25,20 @@ class Row(msgspec.Struct, frozen=True):
     values: Mapping[str, float]
 
 
+Time = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class SavedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One subject on disk."""
+
+    subject: Subject
+    time: Time
+    since: Time
+    interval: Annotated[float, msgspec.Meta(ge=0)]
+    cause: str
+    values: dict[str, float]
+
+
 class Table:
     """Grows by doubling; rows of subjects that have gone are used again."""
 
@@ -41,11 +55,8 @@ class Table:
         self.since: NDArray[np.int64] = np.zeros(_FIRST_ROWS, np.int64)
         self.interval: NDArray[np.float64] = np.zeros(_FIRST_ROWS, np.float64)
         self.host_row: NDArray[np.int64] = np.full(_FIRST_ROWS, -1, np.int64)
-
-    @property
-    def capacity(self) -> int:
+        self.capacity = _FIRST_ROWS
         """How many rows there is room for."""
-        return len(self.time)
 
     def add(self, subject_id: str) -> int:
         """Return the row of a subject, a fresh one where it is new."""
@@ -80,6 +91,7 @@ class Table:
         self.since = np.pad(self.since, (0, more))
         self.interval = np.pad(self.interval, (0, more))
         self.host_row = np.pad(self.host_row, (0, more), constant_values=-1)
+        self.capacity += more
 
     def put(self, row: int, subject: Subject, time_ns: int, fields: Mapping[str, float], cause: str) -> None:
         """Replace a subject's values; a field that this sample lacks is missing from now on."""
@@ -107,25 +119,19 @@ class Table:
         found = self.values[:, row].tolist()
         return {name: value for name, value in zip(self.fields, found, strict=True) if value == value}  # noqa: PLR0124 - NaN
 
-    def dump(self) -> list[dict[str, Any]]:
-        """Return all rows, JSON-able."""
+    def dump(self) -> list[SavedRow]:
+        """Return all rows as they are saved."""
         return [
-            {
-                "subject": msgspec.to_builtins(self.subjects[row]),
-                "time": int(self.time[row]),
-                "since": int(self.since[row]),
-                "interval": float(self.interval[row]),
-                "cause": self.causes[row],
-                "values": self.present(row),
-            }
+            SavedRow(subject, int(self.time[row]), int(self.since[row]), float(self.interval[row]), self.causes[row],
+                     self.present(row))
             for _id, row in self.rows()
-        ]
+            if (subject := self.subjects[row]) is not None
+        ]  # fmt: skip
 
-    def load(self, rows: list[dict[str, Any]]) -> None:
+    def load(self, rows: Iterable[SavedRow]) -> None:
         """Take up rows that `dump` gave."""
-        for item in rows:
-            subject = msgspec.convert(item["subject"], Subject)
-            row = self.add(subject.id)
-            self.put(row, subject, item["time"], item["values"], item["cause"])
-            self.since[row] = item["since"]
-            self.interval[row] = item["interval"]
+        for saved in rows:
+            row = self.add(saved.subject.id)
+            self.put(row, saved.subject, saved.time, saved.values, saved.cause)
+            self.since[row] = saved.since
+            self.interval[row] = saved.interval
