@@ -172,9 +172,7 @@ class Reader:
             return MigrateRemedy(expect)
         if "lease" not in keys:
             self._note(node, "`lease` is missing: how long the knob stays changed")
-        lease_ns = get("lease", self._duration, 0)
-        if "lease" in keys and lease_ns == 0:
-            self._note(keys["lease"], "a lease is longer than 0s")
+        lease_ns = get("lease", self._lease, 0)
         return get("set", lambda n: self._set(n, on, lease_ns, expect), None)
 
     @staticmethod
@@ -202,8 +200,8 @@ class Reader:
         return found
 
     def _migrate(self, node: Node) -> None:
-        keys = self._mapping(node, ("to",), "`migrate`")
-        if keys is None or not keys.keys() >= {"to"}:
+        keys = self._mapping(node, ("to",), "`migrate`") if isinstance(node, MappingNode) else None
+        if keys is None or "to" not in keys:
             raise self._mistake(node, _MIGRATE)
         if self._scalar(keys["to"]) != "best":
             raise self._mistake(keys["to"], _MIGRATE)
@@ -244,6 +242,12 @@ class Reader:
             return duration_ns(text)
         except ValueError as error:
             raise self._mistake(node, str(error)) from None
+
+    def _lease(self, node: Node) -> int:
+        found = self._duration(node)
+        if found == 0:
+            raise self._mistake(node, "a lease is longer than 0s")
+        return found
 
     def _priority(self, node: Node) -> int:
         text = self._scalar(node)
@@ -295,7 +299,7 @@ class Reader:
             if name in found:
                 self._note(key, f"`{name[:80]}` stands here twice")
             elif name in known:
-                found[name] = value
+                found[name] = _placed(value, key)
             elif name in _LATER or (name in _LATER_ACTIONS and what == "a remedy"):
                 self._note(key, f"`{name}` is not part of this version of the language")
             else:
@@ -333,6 +337,13 @@ class _Getter:
             return read(node)
         except _Mistake:
             return default
+
+
+def _placed(value: Node, key: Node) -> Node:
+    """Return a value; one that was left out stands where its key does."""
+    if isinstance(value, ScalarNode) and value.value == "" and value.style is None:
+        return ScalarNode(value.tag, "", key.start_mark, key.end_mark)
+    return value
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -43,12 +43,13 @@ _GRAMMAR: Final = rf"""
      | STRING -> text
      | "current" -> current
      | "host" "." NAME -> host_field
-     | "tags" "." NAME -> tag
+     | TAG -> tag
      | NAME -> field
      | "(" either ")"
 COMPARE: "<=" | ">=" | "==" | "!=" | "<" | ">"
 ADD: "+" | "-"
 MULTIPLY: "*" | "/"
+TAG: /tags\.[A-Za-z_][A-Za-z0-9_]*(?:[.-][A-Za-z0-9_]+)*/
 NAME: /(?!(?:and|or|not|current|host|tags)\b)[A-Za-z_][A-Za-z0-9_]*/
 STRING: /"[^"\\\n]*"/
 QUANTITY: /{QUANTITY}/
@@ -238,14 +239,14 @@ class _Compiler:
         name = str(token)
         declared = FIELDS.get((measurement, name))
         if declared is None:
-            raise ExpressionError(token.start_pos or 0, _unknown_field(name, measurement, self._on))
+            raise ExpressionError(token.start_pos or 0, _unknown_field(name, measurement, current=self._allow_current))
         self.fields.add((measurement, name))
         node = _Node("number", declared.unit, lambda columns, _current: columns.field(measurement, name))
         node.most = 1.0 if declared.unit is Unit.RATIO else None
         return node
 
     def _tag(self, tree: lark.Tree[lark.Token]) -> _Node:
-        name = str(tree.children[0])
+        name = str(tree.children[0]).removeprefix("tags.")
         if name == "cluster" or (name == "vm" and self._on is not Kind.VM):
             raise ExpressionError(tree.meta.start_pos, f"`tags.{name}` tells nothing apart on a {self._on}")
         return _Node("text", None, lambda columns, _current: columns.tag(name))
@@ -330,15 +331,16 @@ def _arithmetic(sign: str, left: _Node, right: _Node, unit: Unit | None) -> _Nod
     return node
 
 
-def _unknown_field(name: str, measurement: str, on: Kind) -> str:
+def _unknown_field(name: str, measurement: str, *, current: bool) -> str:
     text = f"`{name[:80]}` is not a field of {measurement}"
-    if measurement == Kind.VM and ("host", name) in FIELDS:
-        return f"{text}; the host's is `host.{name}`"
-    near = difflib.get_close_matches(name[:80], names(measurement), 1)
-    if near:
-        return f"{text}; did you mean `{near[0]}`?"
     owners = sorted(owner for owner, field in FIELDS if field == name)
-    return f"{text}: {', '.join(owners)} has it, out of reach of a rule on a {on}" if owners else text
+    if measurement == Kind.VM and "host" in owners:
+        return f"{text}; the host's is `host.{name}`"
+    if owners:
+        return f"{text}: {', '.join(owners)} has it, out of reach here"
+    known = [*names(measurement), *(["current"] if current else [])]
+    near = difflib.get_close_matches(name[:80], known, 1)
+    return f"{text}; did you mean `{near[0]}`?" if near else text
 
 
 def _check_units(left: _Node, right: _Node, at: int) -> None:

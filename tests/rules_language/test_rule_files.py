@@ -1,0 +1,126 @@
+"""Rule files by example: `good/*.yaml` with what they mean, `bad/*` with every mistake at its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from virtpilot.errors import RuleError
+from virtpilot.rules.language import MigrateRemedy, Rule, SetRemedy, check, load
+from virtpilot.rules.language.load import MAX_BYTES, MAX_PROBLEMS
+from virtpilot.rules.language.records import Expect
+
+HERE = Path(__file__).parent
+GOOD = sorted((HERE / "good").glob("*.yaml"))
+BAD = sorted(path for path in (HERE / "bad").iterdir() if path.suffix != ".txt")
+RULE = "  - {{name: {name}, on: vm, when: cpu_steal_ratio > 10%}}\n"
+
+
+def rules(*names: str) -> str:
+    return "virtpilot: 1\nrules:\n" + "".join(RULE.format(name=name) for name in names)
+
+
+def lines(rule: Rule) -> Iterator[str]:
+    """What a rule means, for a person to compare with its file."""
+    yield f"{rule.name}: on {rule.on}, {rule.mode}, {rule.severity}, priority {rule.priority}, no data: {rule.no_data}"
+    yield f"  about {rule.about!r}, notify {list(rule.notify)}"
+    yield f"  when {rule.when.text!r} for {rule.for_ns / 1e9:g} s"
+    clear = rule.clear.text if rule.clear else None
+    yield f"  clear {clear!r} for {rule.clear_for_ns / 1e9:g} s, cooldown {rule.cooldown_ns / 1e9:g} s"
+    if rule.where:
+        yield f"  where {rule.where.text!r}"
+    yield f"  reads {' '.join('.'.join(pair) for pair in sorted({p for c in rule.conditions() for p in c.fields}))}"
+    for remedy in rule.remedies:
+        match remedy:
+            case SetRemedy():
+                yield f"  set {remedy.knob} to {remedy.formula.text!r} for {remedy.lease_ns / 1e9:g} s"
+            case MigrateRemedy():
+                yield "  migrate"
+        if isinstance(remedy.expect, Expect):
+            yield f"    expect {remedy.expect.condition.text!r} within {remedy.expect.within_ns / 1e9:g} s"
+
+
+def summary(file: Path) -> str:
+    return "".join(f"{line}\n" for rule in load([file]).rules for line in lines(rule))
+
+
+@pytest.mark.parametrize("file", GOOD, ids=lambda file: file.stem)
+def test_a_good_file_means_what_it_says(file: Path) -> None:
+    assert check([file]) == []
+    assert summary(file) == file.with_suffix(".txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_a_bad_file_is_refused_with_every_mistake_at_its_place(path: Path) -> None:
+    told = "".join(f"{problem}\n" for problem in check([path])).replace(f"{path.parent}{os.sep}", "")
+    assert told == (path.parent / f"{path.stem}.txt").read_text(encoding="utf-8")
+    with pytest.raises(RuleError) as raised:
+        load([path])
+    assert list(raised.value.problems) == check([path])
+
+
+def test_there_are_examples_of_everything() -> None:
+    assert len(GOOD) >= 10
+    assert len(BAD) >= 100
+
+
+def test_mistakes_of_several_files_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(rules("a").replace("10%", "10"))
+    (tmp_path / "a.yaml").write_text("virtpilot: 2\nrules: []\n")
+    problems = check([tmp_path / "b.yaml", tmp_path / "a.yaml", tmp_path / "missing.yaml"])
+    assert [(Path(p.file).name, p.line) for p in problems] == [("a.yaml", 1), ("b.yaml", 3), ("missing.yaml", 0)]
+    assert problems[-1].message == "cannot be read: No such file or directory"
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_bytes(b"#" * (MAX_BYTES + 1))
+    assert [p.message for p in check([file])] == ["larger than 1024 KiB"]
+    file.write_text(rules("a").ljust(MAX_BYTES, "\n"))
+    assert check([file]) == []
+
+
+def test_more_rules_than_a_file_may_have_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "many.yaml"
+    file.write_text("virtpilot: 1\nrules: [" + "a," * 5001 + "]\n")
+    assert [str(p).rpartition("/")[2] for p in check([file])] == ["many.yaml:2:8: more than 5000 rules in one file"]
+
+
+def test_countless_mistakes_are_cut_with_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "many.yaml"
+    file.write_text("virtpilot: 1\nrules:\n" + "  - x\n" * (MAX_PROBLEMS + 50))
+    problems = check([file])
+    assert len(problems) == MAX_PROBLEMS
+    assert problems[-1].message.endswith("… and 50 more mistakes or so")
+
+
+def test_a_folder_is_read_in_order_of_name_without_tests_and_hidden_files(tmp_path: Path) -> None:
+    for name, rule in (
+        ("b.yaml", "b"),
+        ("a/z.yaml", "z"),
+        ("c.test.yaml", "t"),
+        (".#b.yaml", "h"),
+        ("..data/b.yaml", "b"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(rules(rule))
+    assert [rule.name for rule in load([tmp_path]).rules] == ["z", "b"]
+
+
+def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(rules("a"))
+    (tmp_path / "link.yaml").symlink_to("a.yaml")
+    assert [rule.name for rule in load([tmp_path, tmp_path / "a.yaml"]).rules] == ["a"]
+
+
+def test_a_link_to_itself_is_a_mistake_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to("a.yaml")
+    assert [p.message for p in check([tmp_path])] == ["cannot be read: Too many levels of symbolic links"]
+
+
+def test_a_folder_named_like_a_file_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").mkdir()
+    assert [p.message for p in check([tmp_path])] == ["cannot be read: Is a directory"]
