@@ -63,8 +63,13 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }  # fmt: skip
 
 
+def _quotient(left: Any, right: Any) -> Any:
+    """Return a quotient; by zero it is missing, as an input would be."""
+    return np.divide(left, np.where(np.equal(right, 0), np.nan, right))
+
+
 _ARITHMETIC: Final[dict[str, Callable[[Any, Any], Any]]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": np.divide,
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": _quotient,
 }  # fmt: skip
 
 
@@ -362,7 +367,6 @@ def _compared(compare: Callable[[Any, Any], Any], left: _Node, right: _Node) -> 
         a = np.atleast_1d(np.asarray(left.value(columns, np.nan), dtype=np.float64))
         b = np.atleast_1d(np.asarray(right.value(columns, np.nan), dtype=np.float64))
         true = compare(a, b)
-        # A division by zero tells nothing, as a missing input does.
         known = np.isfinite(a) & np.isfinite(b)
         return true & known, ~true & known
 

@@ -15,7 +15,7 @@ _BYTES: Final = {
     "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
     "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40,
 }  # fmt: skip
-QUANTITY: Final = r"[0-9]+(?:\.[0-9]+)?(?:%|(?:ms|s|m|h|d|B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)(?:\/s)?\b)?(?![A-Za-z0-9_.])"
+QUANTITY: Final = r"[0-9]+(?:\.[0-9]+)?(?:%|(?:ms|s|m|h|d|B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)(?:\/s)?\b)?(?![A-Za-z0-9_.%])"
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([^0-9\s].*)?")
 _DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
