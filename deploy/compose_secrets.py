@@ -23,15 +23,21 @@ from virtpilot.errors import VirtpilotError
 BROKER_UID: Final = 1883
 GRAFANA_UID: Final = 472
 SERVICES: Final = ("controller", "writer", "fleet")
+# The broker's health check comes in as this user, who may do nothing; mosquitto's clients read a file of this name.
+HEALTH: Final = "health"
+HEALTH_FILE: Final = "mosquitto_pub"
 
 
 def make_secrets(folder: Path, uid: int) -> None:
     """Fill the folders; raises OSError, ValueError or VirtpilotError."""
     made = folder / "made"
-    make_users(made, list(SERVICES))
+    make_users(made, [*SERVICES, HEALTH])
     if not (made / PRIVATE_NAME).exists():
         generate(made)
-    _give(made / HASHED, folder / "broker" / HASHED, BROKER_UID)
+    (made / HEALTH_FILE).touch(mode=0o600)
+    (made / HEALTH_FILE).write_text(f"-u {HEALTH}\n-P {(made / f'{HEALTH}.password').read_text()}")
+    for name in (HASHED, HEALTH_FILE):
+        _give(made / name, folder / "broker" / name, BROKER_UID)
     for service in SERVICES:
         _give(made / f"{service}.password", folder / service / "bus-password", uid)
     make_users(made / "grafana", ["admin"])

@@ -193,3 +193,15 @@ def test_a_second_start_keeps_the_secrets(tmp_path: Path) -> None:
     load_private(tmp_path / "controller/controller.key")
     assert load_public([tmp_path / "fleet/controller.pub"])
     assert sorted(path.name for path in (tmp_path / "writer").iterdir()) == ["bus-password"]
+
+
+def test_the_brokers_health_check_has_the_password_of_its_user(tmp_path: Path) -> None:
+    service = SERVICES["mosquitto"]
+    assert service["healthcheck"]["test"][1] == compose_secrets.HEALTH_FILE
+    assert service["environment"]["XDG_CONFIG_HOME"] == "/secrets/broker"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose_secrets, "BROKER_UID", os.getuid())
+        patch.setattr(compose_secrets, "GRAFANA_UID", os.getuid())
+        compose_secrets.make_secrets(tmp_path, os.getuid())
+    password = (tmp_path / "made/health.password").read_text()
+    assert (tmp_path / "broker/mosquitto_pub").read_text() == f"-u health\n-P {password}"
