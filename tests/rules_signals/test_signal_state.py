@@ -1,0 +1,193 @@
+"""What a restart and a reload keep, what they drop, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.rules_signals.reference import (
+    CLEARING,
+    FIRING,
+    INACTIVE,
+    PENDING,
+    RULES,
+    START_NS,
+    Change,
+    changes,
+    host,
+    ruleset,
+    vm,
+)
+from virtpilot.clock import seconds
+from virtpilot.errors import StateError
+from virtpilot.model import Kind
+from virtpilot.rules.signals.evaluator import Evaluator
+
+WAITS = "virtpilot: 1\nrules:\n  - {name: waits, on: vm, when: cpu_steal_ratio > 50%, for: 30s, clear_for: 20s}\n"
+BUSY = "  - {name: busy, on: host, when: cpu_usage_ratio > 50%}\n"
+
+
+def at(time_s: float) -> int:
+    return START_NS + seconds(time_s)
+
+
+def restarted(evaluator: Evaluator, rules: str = WAITS) -> Evaluator:
+    fresh = Evaluator(ruleset(rules))
+    fresh.restore(json.loads(json.dumps(evaluator.snapshot())))
+    return fresh
+
+
+def told(evaluator: Evaluator, *levels: float, start: float) -> list[Change]:
+    return [
+        change
+        for number, level in enumerate(levels)
+        for change in changes(evaluator.feed([vm("g", start + 10 * number, level)], "m"))
+    ]
+
+
+def test_a_restart_in_the_middle_of_for_loses_none_of_it() -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.9, 0.9, start=0)
+    assert told(restarted(evaluator), 0.9, 0.9, start=20) == [("waits", "g", PENDING, FIRING, at(30))]
+
+
+def test_a_restart_in_the_middle_of_clear_for_loses_none_of_it() -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1, start=0)
+    assert told(restarted(evaluator), 0.1, start=60) == [("waits", "g", CLEARING, INACTIVE, at(60))]
+
+
+def test_samples_that_were_taken_before_a_restart_are_late_after_it() -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.9, 0.9, 0.9, 0.9, start=0)
+    again = restarted(evaluator)
+    assert told(again, 0.1, 0.1, 0.1, 0.1, start=0) == []
+    assert again.late == 4
+
+
+def test_a_restart_keeps_guests_hosts_and_knobs() -> None:
+    evaluator = Evaluator(ruleset(RULES))
+    evaluator.feed([host("h1", 0, 0.7), vm("g", 1, 0.3, tier="gold")], "m")
+    again = restarted(evaluator, RULES)
+    assert again.latest(Kind.VM) == evaluator.latest(Kind.VM)
+    assert again.latest(Kind.HOST) == evaluator.latest(Kind.HOST)
+    row = again.row(Kind.VM, "g")
+    assert row is not None
+    assert row.values["host.cpu_usage_ratio"] == 0.7
+    assert again.snapshot() == evaluator.snapshot()
+
+
+def test_a_reload_keeps_unchanged_rules_and_ends_those_that_are_no_more() -> None:
+    evaluator = Evaluator(ruleset(WAITS + BUSY))
+    told(evaluator, 0.9, 0.9, 0.9, start=0)
+    evaluator.feed([host("h1", 21, 0.9)], "host-message")
+    reloaded = restarted(evaluator, WAITS + BUSY.replace("busy", "hot"))
+    (over,) = reloaded.tick(at(25))
+    assert changes([over]) == [("busy", "h1", FIRING, INACTIVE, at(21))]
+    assert (over.cause, over.about) == ("host-message", "The rule has been changed or removed.")
+    assert told(reloaded, 0.9, start=30) == [("waits", "g", PENDING, FIRING, at(30))]
+    assert reloaded.tick(at(31)) == []
+
+
+def test_a_rule_whose_condition_changed_starts_afresh() -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.9, 0.9, 0.9, 0.9, start=0)
+    changed = restarted(evaluator, WAITS.replace("50%", "60%"))
+    assert told(changed, 0.9, start=40) == [
+        ("waits", "g", FIRING, INACTIVE, at(30)),
+        ("waits", "g", INACTIVE, PENDING, at(40)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("for: 30s", "for: 20s"),
+        ("clear_for: 20s", "clear: cpu_steal_ratio < 1%"),
+        ("on: vm", 'on: vm, where: tags.a == "b"'),
+        ("on: vm", "on: vm, no_data: fire"),
+    ],
+)
+def test_whatever_changes_a_signal_counts_as_a_change(change: tuple[str, str]) -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.9, start=0)
+    assert len(restarted(evaluator, WAITS.replace(*change)).tick(at(1))) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("on: vm", "on: vm, about: other words"),
+        ("on: vm", "on: vm, severity: critical"),
+        ("on: vm", "on: vm, priority: 3"),
+        ("on: vm", "on: vm, mode: act"),
+    ],
+)
+def test_what_does_not_change_a_signal_leaves_it_alone(change: tuple[str, str]) -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.9, 0.9, 0.9, start=0)
+    again = restarted(evaluator, WAITS.replace(*change))
+    assert told(again, 0.9, start=30) == [("waits", "g", PENDING, FIRING, at(30))]
+
+
+def _set(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        place: Any = document
+        for part in path[:-1]:
+            place = place[part]
+        if value is KeyError:
+            del place[path[-1]]
+        else:
+            place[path[-1]] = value
+
+    return change
+
+
+DAMAGE = {
+    "another version": _set("version", value=2),
+    "no version": _set("version", value=KeyError),
+    "no tables": _set("tables", value=KeyError),
+    "tables of another kind": _set("tables", "pod", value=[]),
+    "a row without subject": _set("tables", "vm", 0, "subject", value=KeyError),
+    "a subject of another kind": _set("tables", "vm", 0, "subject", "kind", value="host"),
+    "a time that is a text": _set("tables", "vm", 0, "time", value="now"),
+    "a time before all times": _set("tables", "vm", 0, "time", value=-1),
+    "a time beyond all times": _set("tables", "vm", 0, "time", value=2**63),
+    "a value that is a text": _set("tables", "vm", 0, "values", "cpu_steal_ratio", value="much"),
+    "an unknown state": _set("rules", 0, "states", 0, 1, value="burning"),
+    "a state too short": _set("rules", 0, "states", 0, value=["g", "firing"]),
+    "rules that are no list": _set("rules", value={}),
+    "an unknown key": _set("more", value=1),
+    "knobs of another shape": _set("knobs", value=[["g", "cpu_shares", "many", 1]]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_snapshot_is_refused_and_changes_nothing(name: str) -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.9, start=0)
+    document = json.loads(json.dumps(evaluator.snapshot()))
+    DAMAGE[name](document)
+    fresh = Evaluator(ruleset(WAITS))
+    before = copy.deepcopy(fresh.snapshot())
+    with pytest.raises(StateError, match="signals: "):
+        fresh.restore(document)
+    assert fresh.snapshot() == before
+
+
+@pytest.mark.parametrize("document", [None, [], "state", 3])
+def test_what_is_no_snapshot_at_all_is_refused(document: Any) -> None:
+    with pytest.raises(StateError, match="version None is not known"):
+        Evaluator(ruleset(WAITS)).restore(document)
+
+
+def test_a_field_that_only_the_new_rules_read_is_unknown_until_it_is_measured() -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    told(evaluator, 0.1, start=0)
+    reloaded = restarted(evaluator, WAITS + "  - {name: used, on: vm, when: cpu_usage_ratio < 50%}\n")
+    assert reloaded.feed([vm("g", 10, 0.1)], "m") == []
+    assert changes(reloaded.feed([vm("g", 20, 0.1, 0.2)], "m")) == [("used", "g", INACTIVE, FIRING, at(20))]
