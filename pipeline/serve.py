@@ -167,15 +167,27 @@ def fleet(path: Path) -> None:
     with (
         stopping(threading.Event()) as stop,
         sole_user(Path(config.state_folder)),
-        closing(Exporter(config.exporter)),
+        closing(Exporter(config.exporter)) as exporter,
         ExitStack() as agents_end,
     ):
         simulated = Fleet(played, clock.now_ns())
-        agents = []
+        agents: list[Agent] = []
+        _watch_fleet(exporter, agents)
         for host in simulated.hosts:
             agents.append(_simulated(config, simulated, host, clock))
             agents_end.callback(agents[-1].close)
         _play(simulated, agents, clock, stop)
+
+
+def _watch_fleet(exporter: Exporter, agents: list[Agent]) -> None:
+    exporter.watch("virtpilot_fleet_hosts_count", "Simulated hosts.", "gauge", lambda: len(agents))
+    exporter.watch(
+        "virtpilot_agent_ticks_total", "Measurements made.", "counter", lambda: sum(made.ticks for made in agents)
+    )
+    exporter.watch(
+        "virtpilot_agent_samples_total", "Samples measured.", "counter", lambda: sum(made.samples for made in agents)
+    )
+    exporter.check("bus", lambda: all(made.bus.generation > 0 for made in agents))
 
 
 def _simulated(config: FleetConfig, simulated: Fleet, host: str, clock: Clock) -> Agent:

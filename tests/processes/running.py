@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.services import free_port, http, lack, until
+from virtpilot.pipeline.rulebook import LIBRARY
 
 Table = Mapping[str, Any]
 _SERIES = re.compile(r"^([a-z_]+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
@@ -190,6 +191,17 @@ class Site:
             "timing": {"tick_s": 0.2, "save_s": 0.2},
         }
         return self.process("controller", **(given | sections))
+
+    def usual(self, command: str) -> Process:
+        """Return the agent, the controller with the shipped rules, or the writer to files."""
+        match command:
+            case "agent":
+                return self.agent()
+            case "controller":
+                return self.controller(LIBRARY)
+            case "writer":
+                return self.file_writer()
+        raise ValueError(command)
 
     def close(self) -> None:
         """End what still runs."""
