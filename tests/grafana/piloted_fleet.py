@@ -1,0 +1,120 @@
+"""The whole chain on the simulated fleet, its measurements in a store of the test's choice and its time the present.
+
+Simulator → collectors → agents → bus → writer → store, and bus → controller → commands → agents: production's parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from virtpilot.actuators.command import Signer, Verifier
+from virtpilot.actuators.guard import GuardOptions
+from virtpilot.clock import SystemClock, VirtualClock, seconds
+from virtpilot.model import Mode, Outcome, Store
+from virtpilot.pipeline import assembly
+from virtpilot.pipeline.agent import Agent
+from virtpilot.pipeline.alerts import AlertOptions
+from virtpilot.pipeline.bus.memory import MemoryBroker
+from virtpilot.pipeline.controller import ControllerTiming
+from virtpilot.pipeline.demo import simulated_agent
+from virtpilot.pipeline.pilot import PilotOptions
+from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.writer import Writer
+from virtpilot.planner.placement import Reserve
+from virtpilot.rules.decisions.decider import DecisionOptions
+from virtpilot.simulator import scenario
+from virtpilot.simulator.fleet import Fleet
+from virtpilot.topics import Topics
+
+# In it a guest starves, is refused help while it warms up, gets more shares, and is moved.
+PLAYED_S: Final = 300
+
+
+class PilotedFleet:
+    """Three hosts and twelve guests of the demo's scenario under a controller in mode act."""
+
+    def __init__(self, folder: Path, cluster: str, make_store: Callable[[VirtualClock], Store]) -> None:
+        self.cluster = cluster
+        self.clock = VirtualClock(SystemClock().now_ns() - seconds(PLAYED_S))
+        self.start_s = self.clock.now_ns() / 1e9
+        self.fleet = Fleet(scenario.load(scenario.demo_path()), self.clock.now_ns())
+        self.broker = MemoryBroker(self.clock)
+        key = Ed25519PrivateKey.generate()
+        signer = Signer(key)
+        self.writer = Writer(
+            self.broker.connect("writer"),
+            make_store(self.clock),
+            Topics(cluster),
+            self.clock,
+            dead_letters=folder / "dead-letters",
+        )
+        self.controller = assembly.controller(
+            cluster=cluster,
+            bus=lambda: self.broker.connect("controller"),
+            clock=self.clock,
+            signer=signer,
+            folder=folder / "controller",
+            rules=RuleOptions(modes={"*": Mode.ACT}),
+            decisions=DecisionOptions(),
+            guards=GuardOptions(warm_up_s=70),
+            reserve=Reserve(),
+            pilot=PilotOptions(),
+            alerts=AlertOptions(),
+            timing=ControllerTiming(save_s=60.0),
+        )
+        self.controller.start()
+        self.agents = [
+            self._agent(host, folder, Verifier({signer.key_id: key.public_key()}, host)) for host in self.hosts
+        ]
+
+    @property
+    def hosts(self) -> list[str]:
+        """Their names."""
+        return list(self.fleet.hosts)
+
+    @property
+    def end_s(self) -> float:
+        """The present, as the fleet knows it."""
+        return self.clock.now_ns() / 1e9
+
+    def moved(self) -> str:
+        """Return the UUID of the guest that was moved."""
+        records = [entry.record for entry in self.controller.records.entries()]
+        moves = [record for record in records if isinstance(record, Outcome) and record.action == "migrate"]
+        assert moves, "nothing was moved"
+        return moves[0].guest
+
+    def _agent(self, host: str, folder: Path, verifier: Verifier) -> Agent:
+        made = simulated_agent(
+            self.fleet,
+            host,
+            cluster=self.cluster,
+            boot="test",
+            broker=self.broker,
+            clock=self.clock,
+            folder=folder / host,
+            verifier=verifier,
+        )
+        made.start()
+        return made
+
+    def play(self, played_s: int = PLAYED_S) -> None:
+        """Let so many seconds of the fleet's time pass."""
+        for _ in range(played_s):
+            self.fleet.advance(1)
+            self.clock.advance(1)
+            for agent in self.agents:
+                agent.step(0)
+            self.controller.step(0)
+            self.writer.step(0)
+
+    def close(self) -> None:
+        """End everything in order."""
+        for agent in self.agents:
+            agent.close()
+        self.writer.close()
+        self.controller.close()
