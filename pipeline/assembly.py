@@ -57,17 +57,12 @@ def agent(
     spool: SpoolOptions,
     caps: Caps,
 ) -> Agent:
-    """Put an agent together from its parts; the bus comes last, when nothing can go wrong any more.
-
-    A start that fails must not have taken the place of an agent that runs under the same name.
-    """
+    """Put an agent together; the bus comes last: a start that fails must not take the place of one that runs."""
     topics = Topics(cluster)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
-    tags = {"cluster": cluster, "host": host}
-    collector = HostCollector(
-        hypervisor, read_proc, tags, cpus, monotonic_ns=clock.monotonic_ns, leased=executor.leased
-    )
+    tags, now = {"cluster": cluster, "host": host}, clock.monotonic_ns
+    collector = HostCollector(hypervisor, read_proc, tags, cpus, monotonic_ns=now, leased=executor.leased)
     spooled = Spool(folder / "spool", boot, spool)
     session = bus()
     return Agent(
@@ -145,7 +140,6 @@ def controller(
     decider = Decider(rulebook.ruleset, choose(rules.matcher), decisions)
     # Newer than any epoch before it, also on a machine that has lost its state.
     epoch = max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
-    records = RecordLog(folder / "records.jsonl" if folder is not None else None)
     made = Controller(
         topics=Topics(cluster),
         bus=bus(),
@@ -153,7 +147,7 @@ def controller(
         pilot=Pilot(fleet=fleet, decider=decider, guards=Guards(guards), reserve=reserve, options=pilot, epoch=epoch),
         signer=signer,
         alerts=Alerts(alerts, clock, cluster),
-        records=records,
+        records=RecordLog(folder / "records.jsonl" if folder is not None else None),
         clock=clock,
         timing=timing,
         state_path=state_path,

@@ -50,9 +50,8 @@ class Demo:
         self.store = FileStore(folder / "store")
         key = Ed25519PrivateKey.generate()
         signer = Signer(key)
-        self.writer = Writer(
-            self.broker.connect("writer"), self.store, self.topics, self.clock, dead_letters=folder / "dead-letters"
-        )
+        bus, dead = self.broker.connect("writer"), folder / "dead-letters"
+        self.writer = Writer(bus, self.store, self.topics, self.clock, dead_letters=dead)
         self.controller = assembly.controller(
             cluster=CLUSTER,
             bus=lambda: self.broker.connect("controller"),
