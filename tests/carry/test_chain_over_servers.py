@@ -158,7 +158,7 @@ def test_the_broker_killed_and_absent_costs_no_sample(
 def test_a_writer_killed_in_the_middle_costs_no_sample(
     folder: Path, make_mosquitto: MakeMosquitto, make_victoriametrics: MakeVictoriaMetrics
 ) -> None:
-    """Two share the load; one is killed -9 and never comes back. The broker gives it its share until its session ends."""
+    """Two share the load; one is killed -9 for good. The broker gives it its share until its session ends."""
     chain = Chain(folder, make_mosquitto(), make_victoriametrics(), hold_s=1.0, resend_s=4.0)
     try:
         doomed = chain.start_writer("w1")
