@@ -46,3 +46,4 @@ dashboards:
 docs:
 	@deploy/bootstrap.sh dev
 	$(BIN)/python -m virtpilot.pipeline.reference docs
+	$(BIN)/python -m deploy.config
