@@ -48,9 +48,6 @@ class HypervisorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     tags: Annotated[
         list[str], Meta(description="Attributes of the guests' metadata element that become tags of their samples.")
     ] = msgspec.field(default_factory=lambda: ["tier", "role", "team"])
-    balloon_period_s: Annotated[
-        int, Meta(description="Ask QEMU for balloon statistics this often; 0 leaves the guests as they are.", ge=0)
-    ] = 0
 
 
 class AgentKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
