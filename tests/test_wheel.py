@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("collectors", "rules", "actuators", "planner", "simulator", "pipeline", "grafana")
-DATA = ("*.yaml", "*.yml", "*.json", "*.toml", "py.typed")
+DATA = ("*.yaml", "*.yml", "*.json", "*.toml", "*.env", "py.typed")
 
 Done = subprocess.CompletedProcess[str]
 
