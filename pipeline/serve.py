@@ -91,7 +91,10 @@ def _watch_bus(exporter: Exporter, bus: Bus) -> None:
     if isinstance(bus, MqttBus):
         exporter.watch("virtpilot_bus_refused_total", "Messages not taken.", "counter", lambda: bus.refused)
         exporter.watch(
-            "virtpilot_bus_takeovers_total", "Times another client came by our name.", "counter", lambda: bus.takeovers
+            "virtpilot_bus_takeovers_total",
+            "Times another client came by our name, it seems.",
+            "counter",
+            lambda: bus.takeovers,
         )
 
 

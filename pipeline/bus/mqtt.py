@@ -20,11 +20,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from virtpilot.clock import SystemClock
 from virtpilot.errors import BusError
 from virtpilot.model import Message
-from virtpilot.pipeline.backoff import Backoff
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, shared
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
+from virtpilot.pipeline.bus.reconnect import Reconnect
 
 __all__ = ["MqttBus", "MqttDelivery", "MqttOptions"]
 
@@ -61,7 +62,6 @@ class MqttBus:
 
     def __init__(self, options: MqttOptions, client_id: str, will: Message | None = None) -> None:
         self.refused = 0
-        self.takeovers = 0
         self._options = options
         self._changed = threading.Condition()
         # The number of the connection that there is just now, and the same once all is subscribed on it; else 0.
@@ -69,13 +69,12 @@ class MqttBus:
         self._generation = 0
         self._connections = 0
         self._closing = threading.Event()
-        self._taken_over = False
         self._received: deque[MqttDelivery] = deque()
         self._patterns: dict[str, None] = {}
         self._asked: dict[int, str] = {}
         self._confirmed: set[str] = set()
         self._sent: dict[int, Future[None]] = {}
-        self._backoff = Backoff(options.reconnect_min_s, options.reconnect_max_s)
+        self._reconnect = Reconnect(options, SystemClock())
         self._log = _log.bind(client=client_id, broker=f"{options.host}:{options.port}")
         self._client = self._dressed(new_client(options, client_id))
         if will is not None:
@@ -98,6 +97,11 @@ class MqttBus:
     def generation(self) -> int:
         """How often a connection was made, 0 while there is none."""
         return self._generation
+
+    @property
+    def takeovers(self) -> int:
+        """How often another client seems to have thrown this one out by coming with the same name."""
+        return self._reconnect.takeovers
 
     def publish(self, message: Message) -> Future[None]:
         """Send; the future is done when the broker has it, or fails with BusError."""
@@ -181,12 +185,7 @@ class MqttBus:
                 self._log.exception("connection given up")
             self._lost()
             if not self._closing.is_set():
-                self._closing.wait(self._pause_s())
-
-    def _pause_s(self) -> float:
-        """Return how long to wait before the next try."""
-        taken_over, self._taken_over = self._taken_over, False
-        return self._backoff.next_s() + (self._options.takeover_wait_s if taken_over else 0)
+                self._closing.wait(self._reconnect.pause_s())
 
     def _serve(self) -> None:
         """Run paho's loop until the connection is gone."""
@@ -213,7 +212,7 @@ class MqttBus:
                 self._received.clear()
             else:
                 self._confirmed.clear()
-            self._backoff.reset()
+            self._reconnect.connected()
             self._connections += 1
             self._line = self._connections
             for pattern in self._patterns:
@@ -250,11 +249,9 @@ class MqttBus:
         self._lost()
         if self._closing.is_set():
             return
-        if reason.value == _TAKEN_OVER:
-            self.takeovers += 1
-            self._taken_over = True
-            wait_s = self._options.takeover_wait_s
-            self._log.error("another client has come by this name: is there a second one?", again_in_s=wait_s)
+        if self._reconnect.lost(taken_over=reason.value == _TAKEN_OVER):
+            message = "connection lost again and again: does another process use this name?"
+            self._log.error(message, reason=str(reason), takeovers=self.takeovers)
         else:
             self._log.warning("connection lost", reason=str(reason))
 

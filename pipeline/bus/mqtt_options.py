@@ -52,8 +52,8 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     takeover_wait_s: Annotated[
         float,
         Meta(
-            description="Seconds to stay away after another client has come by the same name: two processes must not "
-            "throw each other out at full speed.",
+            description="Seconds to stay away when the broker says that another client has come by the same name: "
+            "two processes must not throw each other out at full speed.",
             gt=0,
             le=3600,
         ),

@@ -1,0 +1,153 @@
+"""The controller as a process: a kill in the middle of a `for`, rules that break and come right while it runs."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.processes.running import Process, Site
+from tests.services import Mosquitto, until
+from virtpilot.clock import SystemClock, seconds
+from virtpilot.lineprotocol import encode_lines
+from virtpilot.model import Message, Sample, Signal, SignalState
+from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
+from virtpilot.topics import Topics
+
+pytestmark = pytest.mark.server
+
+BUSY = """\
+virtpilot: 1
+rules:
+  - name: busy
+    about: A host is busy.
+    on: host
+    when: cpu_usage_ratio > 50%
+    for: 20s
+"""
+IDLE = """\
+  - name: idle
+    about: A host has nothing to do.
+    on: host
+    when: cpu_usage_ratio < 1%
+    for: 20s
+"""
+
+
+class Host:
+    """Publishes what a host would measure, at times of the test's choice, and hears what is said of it."""
+
+    def __init__(self, port: int, cluster: str) -> None:
+        self._topics = Topics(cluster)
+        self._bus = MqttBus(MqttOptions(port=port), "a-host")
+        self._bus.subscribe(self._topics.signals("+"))
+        assert until(lambda: self._bus.generation)
+        self.begun_ns = SystemClock().now_ns() - seconds(40)
+        self.signals: list[Signal] = []
+
+    def busy(self, *at_s: float) -> None:
+        """Measure 90 % CPU at so many seconds from its beginning."""
+        for moment_s in at_s:
+            tags = {"cluster": self._topics.cluster, "host": "h1"}
+            sample = Sample("host", tags, {"cpu_usage_ratio": 0.9}, self.begun_ns + seconds(moment_s))
+            self._bus.publish(Message(self._topics.metrics("h1"), encode_lines([sample]))).result(10)
+
+    def states(self, rule: str) -> list[tuple[SignalState, float]]:
+        """Return what a rule has said so far: its states with their times in seconds from the beginning."""
+        while (delivery := self._bus.receive(0)) is not None:
+            self.signals.append(msgspec.json.decode(delivery.message.payload, type=Signal))
+            delivery.ack()
+        return [(one.state, (one.at_ns - self.begun_ns) / 1e9) for one in self.signals if one.rule == rule]
+
+    def close(self) -> None:
+        """Leave."""
+        self._bus.close()
+
+
+@pytest.fixture
+def host(site: Site, broker: Mosquitto) -> Iterator[Host]:
+    """A host whose clock the test owns."""
+    made = Host(broker.port, site.cluster)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    """A file with one rule."""
+    file = tmp_path / "rules.yaml"
+    file.write_text(BUSY)
+    return file
+
+
+def handled(controller: Process, count: int) -> None:
+    """Wait until so many samples are evaluated."""
+    controller.reaches("virtpilot_controller_samples_total", count)
+
+
+def saved(site: Site, text: str) -> bool:
+    """Return whether the state on disk holds a word."""
+    file = site.folder / "controller" / "state.json"
+    return file.exists() and f'"{text}"' in file.read_text()
+
+
+def test_killed_in_the_middle_of_a_for_it_goes_on_where_it_was(site: Site, host: Host, rules: Path) -> None:
+    """Forgotten, the condition would have to hold for another 20 s: until 32, and nothing is measured after 28."""
+    controller = site.controller(rules).start().up()
+    host.busy(0, 2, 4, 6, 8, 10)
+    handled(controller, 6)
+    assert until(lambda: saved(site, "pending"))
+    controller.kill()
+    controller.start().up()
+    host.busy(12, 14, 16, 18, 20, 22, 24, 26, 28)
+    handled(controller, 9)
+    firing = (SignalState.FIRING, 20.0)
+    assert until(lambda: firing in host.states("busy"), 5.0), (host.signals, controller.output())
+    assert host.states("busy") == [(SignalState.PENDING, 0.0), firing], "each said once"
+    controller.terminate()
+    assert saved(site, "firing")
+
+
+def test_broken_rules_change_nothing_and_mended_ones_come_into_force(site: Site, host: Host, rules: Path) -> None:
+    controller = site.controller(rules).start().up()
+    host.busy(0, 2)
+    handled(controller, 2)
+    rules.write_text(BUSY.replace("cpu_usage_ratio", "cpu_usage_rato").replace("for: 20s", "for: soon"))
+    controller.reaches("virtpilot_rules_refused_total", 1)
+    for line in (6, 7):
+        assert re.search(rf"{re.escape(str(rules))}:{line}:\d+: ", controller.output()), controller.output()
+    assert controller.number("virtpilot_rules_count") == 1
+    assert controller.health() == (503, {"bus": True, "rules": False})
+    host.busy(4, 6, 8, 10, 12, 14, 16, 18, 20)
+    assert until(lambda: (SignalState.FIRING, 20.0) in host.states("busy"), 5.0), "the last good ones stay in force"
+
+    rules.write_text(BUSY + IDLE)
+    controller.reaches("virtpilot_rules_count", 2)
+    assert controller.health() == (200, {"bus": True, "rules": True})
+    assert len(host.states("busy")) == 2, "an unchanged rule's signal goes on"
+    controller.terminate()
+
+
+def test_rules_gone_while_it_runs_stay_in_force(site: Site, rules: Path) -> None:
+    controller = site.controller(rules).start().up()
+    rules.unlink()
+    controller.reaches("virtpilot_rules_refused_total", 1)
+    assert str(rules) in controller.output()
+    assert controller.number("virtpilot_rules_count") == 1
+    controller.terminate()
+
+
+def test_a_hangup_reloads_at_once_also_what_looks_unchanged(site: Site, host: Host, rules: Path) -> None:
+    controller = site.controller(rules).start().up()
+    assert "rules loaded" not in controller.output()
+    host.busy(0, 2, 4)
+    handled(controller, 3)
+    controller.signal(signal.SIGHUP)
+    assert until(lambda: "rules loaded" in controller.output()), controller.output()
+    host.busy(6, 8, 10, 12, 14, 16, 18, 20)
+    assert until(lambda: (SignalState.FIRING, 20.0) in host.states("busy"), 5.0), "what was pending still is"
+    controller.terminate()
