@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prometheus_client.parser import text_string_to_metric_families
 
 from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.actuators.guard import GuardOptions
 from virtpilot.clock import SystemClock, VirtualClock, seconds
 from virtpilot.model import Mode, Outcome, Store
-from virtpilot.pipeline import assembly
+from virtpilot.pipeline import assembly, serve
 from virtpilot.pipeline.agent import Agent
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.demo import simulated_agent
+from virtpilot.pipeline.exporter import Exporter, ExporterOptions
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.writer import Writer
@@ -88,6 +90,14 @@ class PilotedFleet:
         assert moves, "nothing was moved"
         return moves[0].guest
 
+    def exporters(self, port: Callable[[], int] = lambda: 0) -> list[Exporter]:
+        """Return an exporter for each process, as production watches it; `port` gives each one's port, 0 for none."""
+        made = [
+            serve.watch_controller(Exporter(ExporterOptions(port=port())), self.controller),
+            serve.watch_writer(Exporter(ExporterOptions(port=port())), self.writer),
+        ]
+        return made + [serve.watch_agent(Exporter(ExporterOptions(port=port())), agent) for agent in self.agents]
+
     def _agent(self, host: str, folder: Path, verifier: Verifier) -> Agent:
         made = simulated_agent(
             self.fleet,
@@ -118,3 +128,11 @@ class PilotedFleet:
             agent.close()
         self.writer.close()
         self.controller.close()
+
+
+def exported_names(exporter: Exporter) -> frozenset[str]:
+    """Return the series' names on an exporter's page, those of metrics without a value yet too."""
+    _, page = exporter.metrics()
+    families = list(text_string_to_metric_families(page.decode()))
+    series = {sample.name for family in families for sample in family.samples}
+    return frozenset(series | {f"{family.name}_total" for family in families if family.type == "counter"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -12,16 +11,19 @@ from typing import Any, Final
 import jsonschema
 import pytest
 
+from tests.grafana.piloted_fleet import PilotedFleet, exported_names
 from virtpilot import fields
 from virtpilot.fields import Unit
 from virtpilot.grafana.__main__ import main
 from virtpilot.grafana.boards import BOARDS
-from virtpilot.grafana.queries import panels, queries, substitute, targets
-from virtpilot.grafana.view import Source
+from virtpilot.grafana.queries import choices, notes, panels, queries, substitute, targets
+from virtpilot.grafana.view import SOURCE_NAME, SOURCE_UID, Source
+from virtpilot.pipeline.store.file import FileStore
 
 ROOT: Final = Path(__file__).parents[2]
 _SCHEMA: Final = Path(__file__).parent / "grafana-dashboard.jsonschema.json"
 _METRIC: Final = re.compile(r"\b(?:host|vm|vm_vcpu|vm_disk|vm_net|knob)_[a-z0-9_]+\b(?=\{)")
+_SELECTOR: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*(?=\{)")
 _SERIES: Final = {f"{measurement}_{name}": field for (measurement, name), field in fields.FIELDS.items()}
 _GAUGE_UNITS: Final = {
     Unit.RATIO: {"percentunit"},
@@ -60,13 +62,7 @@ def test_without_a_folder_it_tells_its_use(capsys: pytest.CaptureFixture[str]) -
 
 @each_board
 def test_grafanas_own_schema_takes_it(name: str) -> None:
-    if not _SCHEMA.exists():
-        reason = f"no {_SCHEMA.name} beside the repository"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    schema = json.loads(_SCHEMA.read_text())
-    validator = jsonschema.Draft7Validator(schema)
+    validator = jsonschema.Draft7Validator(json.loads(_SCHEMA.read_text()))
     assert [error.message for error in validator.iter_errors(_board(name))] == []
     broken = _board(name) | {"panels": [{"type": 3}]}
     assert list(validator.iter_errors(broken))
@@ -105,14 +101,24 @@ def test_no_panel_lies_over_another_or_outside_the_grid(name: str) -> None:
 
 
 @each_board
-def test_every_panel_target_and_variable_uses_the_data_source_variable(name: str) -> None:
+def test_every_panel_target_note_and_variable_goes_by_a_data_source_variable(name: str) -> None:
     board = _board(name)
     variables = board["templating"]["list"]
     sources = [{"type": "prometheus", "uid": f"${{{one['name']}}}"} for one in variables if one["type"] == "datasource"]
     assert sources
-    assert all(one["datasource"] in sources for one in variables if one["type"] == "query")
-    assert all(panel["datasource"] in sources for panel in panels(board) if panel["type"] != "row")
-    assert all(target["datasource"] in sources for _, target in targets(board))
+    shown = [panel for panel in panels(board) if panel["type"] != "row"]
+    asked = [one for one in variables if one["type"] == "query"] + shown
+    asked += notes(board) + [note["target"] for note in notes(board)]
+    assert all(one["datasource"] in sources for one in asked)
+    assert all(target["datasource"] == panel["datasource"] for panel, target in targets(board))
+
+
+@each_board
+def test_data_source_variables_open_with_the_provisioned_one(name: str) -> None:
+    for variable in _board(name)["templating"]["list"]:
+        if variable["type"] == "datasource":
+            assert variable["query"] == "prometheus"
+            assert variable["current"] == {"text": SOURCE_NAME, "value": SOURCE_UID}
 
 
 @each_board
@@ -127,35 +133,55 @@ def test_every_panel_has_a_unit_and_a_query_with_a_reference_of_its_own(name: st
 
 
 @each_board
+def test_numbers_and_rankings_ask_for_the_present_and_graphs_for_the_range(name: str) -> None:
+    for panel, target in targets(_board(name)):
+        present = panel["type"] in {"stat", "bargauge"}
+        assert (bool(target.get("instant")), bool(target.get("range"))) == (present, not present), panel["title"]
+
+
+@each_board
 def test_every_variable_in_a_query_is_one_of_the_boards(name: str) -> None:
     board = _board(name)
-    own = {variable["name"]: "x" for variable in board["templating"]["list"]}
-    grafanas = {"__rate_interval": "1m", "__range": "1h"}
+    known = {variable["name"]: "x" for variable in board["templating"]["list"]}
+    known |= {"__rate_interval": "1m", "__range": "1h"}
     for _, target in targets(board):
-        substitute(target["expr"], own | grafanas)
+        substitute(target["expr"], known)
+    for note in notes(board):
+        assert note["expr"] == note["target"]["expr"]
+        substitute(note["expr"], known)
     for variable in board["templating"]["list"]:
-        substitute(variable["query"], own | grafanas)
+        substitute(variable["query"], known)
 
 
-@pytest.mark.parametrize("name", ["fleet", "guest"])
-def test_queries_name_declared_fields_only(name: str) -> None:
-    for query in queries(_board(name)):
-        if query.source is Source.EXPORTERS:
-            continue
-        used = _METRIC.findall(query.expression)
-        assert used, query.owner
-        assert set(used) <= set(_SERIES), query.owner
-        # Nothing that looks like a metric has escaped the pattern above.
-        selectors = re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*(?=\{)", query.expression)
-        assert selectors == used, query.owner
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
+    """The names that the processes' own exporters give."""
+    folder = tmp_path_factory.mktemp("exported")
+    chain = PilotedFleet(folder, "names", lambda _clock: FileStore(folder / "store"))
+    exporters = chain.exporters()
+    try:
+        return frozenset().union(*map(exported_names, exporters))
+    finally:
+        chain.close()
 
 
-@pytest.mark.parametrize("name", ["fleet", "guest"])
+@each_board
+def test_queries_name_declared_fields_and_exported_metrics_only(name: str, exported: frozenset[str]) -> None:
+    board = _board(name)
+    for asked in (*queries(board), *choices(board)):
+        known = frozenset(_SERIES) if asked.source is Source.STORE else exported
+        used = _SELECTOR.findall(asked.expression) or [asked.expression]  # label_values takes a bare metric too
+        assert set(used) <= known, asked.owner
+
+
+@each_board
 def test_counters_are_asked_for_rates_and_gauges_are_not(name: str) -> None:
-    for query in queries(_board(name)):
-        for metric in _METRIC.findall(query.expression):
-            rated = re.search(rf"(?:rate|increase)\({metric}\{{", query.expression) is not None
-            assert rated == (_SERIES[metric].type is fields.Type.COUNTER), (query.owner, metric)
+    for asked in queries(_board(name)):
+        for metric in _SELECTOR.findall(asked.expression):
+            rated = re.search(rf"(?:rate|increase)\({metric}\{{", asked.expression) is not None
+            declared = _SERIES.get(metric)
+            counter = declared.type is fields.Type.COUNTER if declared else metric.endswith("_total")
+            assert rated == counter, (asked.owner, metric)
 
 
 @pytest.mark.parametrize("name", ["fleet", "guest"])
@@ -172,8 +198,17 @@ def test_units_agree_with_the_fields(name: str) -> None:
 
 
 def test_queries_fill_in_variables_and_refuse_unknown_ones() -> None:
-    target = {"refId": "A", "expr": "a{b='$x'}[${y:raw}]", "datasource": {"uid": "${datasource}"}}
+    target = {"refId": "A", "expr": "a{b='$x'}[${y:raw}]", "datasource": {"uid": "${exporters}"}, "instant": True}
     board = {"panels": [{"title": "t", "panels": [{"title": "in", "targets": [target]}]}]}
-    assert [query.expression for query in queries(board, {"x": "1", "y": "2m"})] == ["a{b='1'}[2m]"]
+    (found,) = queries(board, {"x": "1", "y": "2m"})
+    assert (found.owner, found.expression) == ("in / A", "a{b='1'}[2m]")
+    assert (found.source, found.instant) == (Source.EXPORTERS, True)
     with pytest.raises(KeyError, match="y"):
         queries(board, {"x": "1"})
+
+
+@pytest.mark.parametrize("query", ["", "metrics(a)", "label_values(a)", "query_result"])
+def test_variables_of_another_form_are_refused(query: str) -> None:
+    variable = {"name": "v", "type": "query", "query": query, "datasource": {"uid": "${datasource}"}}
+    with pytest.raises(ValueError, match="variable v"):
+        choices({"templating": {"list": [variable]}})
