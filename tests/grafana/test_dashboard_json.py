@@ -16,7 +16,7 @@ from virtpilot import fields
 from virtpilot.fields import Unit
 from virtpilot.grafana.__main__ import main
 from virtpilot.grafana.boards import BOARDS
-from virtpilot.grafana.queries import choices, notes, panels, queries, substitute, targets
+from virtpilot.grafana.queries import Choice, Query, choices, notes, panels, queries, substitute, targets
 from virtpilot.grafana.view import SOURCE_NAME, SOURCE_UID, Source
 from virtpilot.pipeline.store.file import FileStore
 
@@ -168,7 +168,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
 @each_board
 def test_queries_name_declared_fields_and_exported_metrics_only(name: str, exported: frozenset[str]) -> None:
     board = _board(name)
-    for asked in (*queries(board), *choices(board)):
+    every: list[Query | Choice] = [*queries(board), *choices(board)]
+    for asked in every:
         known = frozenset(_SERIES) if asked.source is Source.STORE else exported
         used = _SELECTOR.findall(asked.expression) or [asked.expression]  # label_values takes a bare metric too
         assert set(used) <= known, asked.owner
