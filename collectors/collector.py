@@ -61,7 +61,7 @@ class HostCollector:
         if self._duration_s is not None:
             host["tick_duration_seconds"] = self._duration_s
         samples = [Sample("host", dict(self._tags), host, now_ns)]
-        for guest in guests or ():
+        for guest in filter(domain.lives_here, guests or ()):
             leased = {knob: int(self._leased(guest.uuid, knob)) for knob in guest.knobs}
             samples.extend(domain.parse(guest, self._tags, leased, self._rates, now_ns))
         self._duration_s = (self._monotonic_ns() - began_ns) / 1e9

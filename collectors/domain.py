@@ -15,6 +15,9 @@ Leased = Mapping[str, int]
 _NS: Final = 1e-9
 _KIB: Final = 1024
 _RUNNING: Final = 1
+# (virDomainState, its reason) of a guest that another host tells of: one that comes in or goes out by a migration
+# (paused: migration, starting up, post-copy), and the definition that a migration has left behind (shut off: migrated).
+_ELSEWHERE: Final = frozenset({(3, 2), (3, 11), (3, 12), (5, 4)})
 _MAX_DEVICES: Final = 512
 
 # libvirt's name → our field and what turns its unit into ours.
@@ -69,13 +72,20 @@ _RATES: Final = {
 }
 
 
+def lives_here(guest: GuestStats) -> bool:
+    """Return whether a guest is this host's to tell of: during a migration both hosts list it."""
+    return (guest.stats.get("state.state"), guest.stats.get("state.reason")) not in _ELSEWHERE
+
+
 def parse(guest: GuestStats, tags: Mapping[str, str], leased: Leased, rates: Rates, now_ns: int) -> Iterator[Sample]:
     """Yield the samples of one guest: itself, its vCPUs, disks, NICs and knobs."""
     own = {**guest.tags, **tags, "vm": guest.uuid, "name": guest.name}
     stats = guest.stats
+    # Counters of another run of the guest are others, even where they are larger.
+    run = f"{guest.uuid} {guest.run}"
     fields = _read(stats, "", _VM)
     if fields.get("state_code") == _RUNNING:
-        fields |= _usage(guest.uuid, stats, fields, rates, now_ns)
+        fields |= _usage(run, stats, fields, rates, now_ns)
     if fields:
         yield Sample("vm", own, fields, now_ns)
     for index in _indices(stats, "vcpu", int(_number(stats.get("vcpu.maximum")) or 0)):
@@ -86,11 +96,7 @@ def parse(guest: GuestStats, tags: Mapping[str, str], leased: Leased, rates: Rat
             found = _read(stats, f"{prefix}.{index}.", names)
             label = name if isinstance(name, str) and name else str(index)
             for counter, rate_name in _RATES[measurement].items():
-                rate = (
-                    rates.rate((guest.uuid, prefix, label, counter), found[counter], now_ns)
-                    if counter in found
-                    else None
-                )
+                rate = rates.rate((run, prefix, label, counter), found[counter], now_ns) if counter in found else None
                 if rate is not None:
                     found[rate_name] = rate
             yield from _device(measurement, {**own, tag: label}, found, now_ns)
@@ -103,19 +109,19 @@ def _device(measurement: str, tags: dict[str, str], fields: Fields, now_ns: int)
         yield Sample(measurement, tags, fields, now_ns)
 
 
-def _usage(uuid: str, stats: Mapping[str, Any], fields: Fields, rates: Rates, now_ns: int) -> Fields:
+def _usage(run: str, stats: Mapping[str, Any], fields: Fields, rates: Rates, now_ns: int) -> Fields:
     """Return ratios of what a running guest's vCPUs used and lacked, per online vCPU."""
     found: Fields = {}
     vcpus = int(fields.get("vcpus_count", 0))
     if vcpus <= 0:
         return found
     used = fields.get("cpu_time_seconds_total")
-    rate = rates.rate((uuid, "cpu.time"), used, now_ns) if used is not None else None
+    rate = rates.rate((run, "cpu.time"), used, now_ns) if used is not None else None
     if rate is not None:
         # QEMU's own threads count too: a guest can use more than its vCPUs.
         found["cpu_usage_ratio"] = rate / vcpus
     delays = [
-        rates.rate((uuid, "delay", str(index)), delay * _NS, now_ns)
+        rates.rate((run, "delay", str(index)), delay * _NS, now_ns)
         for index in _indices(stats, "vcpu", int(fields.get("vcpus_max_count", vcpus)))
         if (delay := _number(stats.get(f"vcpu.{index}.delay"))) is not None
     ]

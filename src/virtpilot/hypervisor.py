@@ -23,13 +23,17 @@ class GuestState(StrEnum):
 
 
 class GuestStats(msgspec.Struct, frozen=True):
-    """One guest as the hypervisor tells it: `stats` under the names of virConnectGetAllDomainStats."""
+    """One guest as the hypervisor tells it: `stats` under the names of virConnectGetAllDomainStats.
+
+    `run` is another number after each start (libvirt's domain id), -1 while it is off or where nobody tells.
+    """
 
     uuid: str
     name: str
     stats: Mapping[str, int | float | str | bool]
     knobs: Mapping[str, int] = {}
     tags: Mapping[str, str] = {}
+    run: int = -1
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

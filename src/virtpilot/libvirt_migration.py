@@ -1,0 +1,132 @@
+"""A live migration as libvirt carries it out: started, watched, aborted.
+
+Source: virDomainMigrateToURI3, virDomainGetJobStats, virDomainAbortJob, VIR_DOMAIN_EVENT_ID_JOB_COMPLETED.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+
+from virtpilot.errors import HypervisorError
+from virtpilot.hypervisor import JobState, JobStatus
+from virtpilot.libvirt_link import Lane, LibvirtLink
+
+log = structlog.get_logger(__name__)
+
+MIGRATION_URI: Final = re.compile(
+    r"qemu\+(?:tls|tcp|ssh)://(?:[A-Za-z0-9._-]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/system"
+)
+_PATIENCE_S: Final = 1.0
+# libvirt's name → ours and what turns its unit into ours.
+_PROGRESS: Final[dict[str, tuple[str, float]]] = {
+    "data_total": ("data_total_bytes", 1),
+    "data_processed": ("data_processed_bytes", 1),
+    "data_remaining": ("data_remaining_bytes", 1),
+    "memory_bps": ("bandwidth_bytes_per_second", 1),
+    "memory_iteration": ("iterations", 1),
+    "auto_converge_throttle": ("throttle_ratio", 0.01),
+    "time_elapsed": ("elapsed_seconds", 0.001),
+    "downtime": ("downtime_seconds", 0.001),
+}
+
+
+class LibvirtMigration:
+    """One guest's way to the libvirt at `uri`: the call runs in a thread of its own and ends with the migration."""
+
+    def __init__(self, link: LibvirtLink, guest: str, uri: str, *, persistent: bool) -> None:
+        self._link = link
+        self._guest = guest
+        self._persistent = persistent
+        self._progress: Mapping[str, float] = {}
+        self._told = threading.Event()
+        self._status: JobStatus | None = None
+        threading.Thread(target=self._run, args=(uri,), name=f"migrate-{guest[:8]}", daemon=True).start()
+
+    def poll(self) -> JobStatus:
+        """Return where it stands; its progress is asked for at once, and is the last known where none comes."""
+        if self._status is None:
+            self._ask()
+        return self._status or JobStatus(JobState.RUNNING, "", self._progress)
+
+    def abort(self) -> None:
+        """Ask libvirt to abort the job; whether it did is told by poll."""
+        if self._status is not None:
+            return
+        try:
+            self._link.call(Lane.COMMAND, lambda connection: self._domain(connection).abortJob())
+        except HypervisorError as error:
+            log.warning("migration not aborted", guest=self._guest, error=str(error))
+
+    def _domain(self, connection: Any) -> Any:
+        return connection.lookupByUUIDString(self._guest)
+
+    def _ask(self) -> None:
+        try:
+            told = self._link.call(
+                Lane.PROGRESS, lambda connection: self._domain(connection).jobStats(), patience_s=_PATIENCE_S
+            )
+        except HypervisorError as error:
+            log.debug("no progress told", guest=self._guest, error=str(error))
+            return
+        if told.get("type") in {self._link.binding.VIR_DOMAIN_JOB_BOUNDED, self._link.binding.VIR_DOMAIN_JOB_UNBOUNDED}:
+            self._progress = read_job(told)
+
+    def _run(self, uri: str) -> None:
+        error = ""
+        try:
+            connection = self._link.open_alone()
+            try:
+                self._move(connection, uri)
+            finally:
+                connection.close()
+        except self._link.binding.libvirtError as failure:
+            error = str(failure)
+        self._status = JobStatus(JobState.FAILED if error else JobState.DONE, error, self._progress)
+
+    def _move(self, connection: Any, uri: str) -> None:
+        known = self._link.binding
+        flags = (
+            known.VIR_MIGRATE_LIVE
+            | known.VIR_MIGRATE_PEER2PEER
+            | known.VIR_MIGRATE_AUTO_CONVERGE
+            | known.VIR_MIGRATE_ABORT_ON_ERROR
+        )
+        if self._persistent:
+            flags |= known.VIR_MIGRATE_PERSIST_DEST | known.VIR_MIGRATE_UNDEFINE_SOURCE
+        domain = self._domain(connection)
+        listening = self._listen(connection, domain)
+        domain.migrateToURI3(uri, {}, flags)
+        # Only the source's daemon knows the downtime, and a guest that has left can no longer be asked about.
+        if listening and not self._told.wait(_PATIENCE_S):
+            log.debug("the end of the migration was not told", guest=self._guest)
+
+    def _listen(self, connection: Any, domain: Any) -> bool:
+        event = self._link.binding.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED
+        try:
+            connection.domainEventRegisterAny(domain, event, self._completed, None)
+        except self._link.binding.libvirtError as error:
+            log.debug("migration statistics will not be told", guest=self._guest, error=str(error))
+            return False
+        return True
+
+    def _completed(self, _connection: Any, _domain: Any, told: Mapping[str, Any], _opaque: object) -> None:
+        self._progress = read_job(told)
+        self._told.set()
+
+
+def read_job(told: Mapping[str, Any]) -> dict[str, float]:
+    """Return a job's statistics in bytes, seconds and ratios; what is not told is absent."""
+    found = {
+        ours: told[theirs] * factor
+        for theirs, (ours, factor) in _PROGRESS.items()
+        if isinstance(told.get(theirs), int | float)
+    }
+    pages, size = told.get("memory_dirty_rate"), told.get("memory_page_size")
+    if isinstance(pages, int) and isinstance(size, int):
+        found["dirty_bytes_per_second"] = float(pages * size)
+    return found
