@@ -77,11 +77,12 @@ _PILOT: Final = Section(
             decimals=0,
         ),
         stack(
-            "Signals",
-            "Rules' conditions that changed state: pending, firing, clearing, inactive.",
+            "Firing signals",
+            "Subjects for which a rule's condition holds, or has ceased to a moment ago.",
             "none",
-            (f"sum(increase(virtpilot_signals_total{_JOBS}[$__rate_interval]))", "changes of state"),
+            (f"sum by (rule) (virtpilot_signals_firing_count{_JOBS})", "{{rule}}"),
             width=6,
+            decimals=0,
             source=Source.EXPORTERS,
         ),
         stack(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import structlog
 
@@ -100,22 +100,36 @@ def _watch_bus(exporter: Exporter, bus: Bus) -> None:
 
 def watch_agent(exporter: Exporter, made: Agent) -> Exporter:
     """Export what an agent knows of itself."""
-    exporter.watch("virtpilot_agent_ticks_total", "Measurements made.", "counter", lambda: made.ticks)
-    exporter.watch("virtpilot_agent_samples_total", "Samples measured.", "counter", lambda: made.samples)
-    exporter.watch(
-        "virtpilot_agent_failures_total", "Sources that could not be read.", "counter", lambda: made.collector.failures
+    return _watch_agents(exporter, [made])
+
+
+def _watch_agents(exporter: Exporter, agents: Sequence[Agent]) -> Exporter:
+    """Export the sums of what agents know of themselves."""
+
+    def watch(name: str, meaning: str, kind: Literal["counter", "gauge"], read: Callable[[Agent], int]) -> None:
+        exporter.watch(name, meaning, kind, lambda: sum(map(read, agents)))
+
+    watch("virtpilot_agent_ticks_total", "Measurements made.", "counter", lambda made: made.ticks)
+    watch("virtpilot_agent_samples_total", "Samples measured.", "counter", lambda made: made.samples)
+    watch(
+        "virtpilot_agent_failures_total",
+        "Sources that could not be read.",
+        "counter",
+        lambda made: made.collector.failures,
     )
-    exporter.watch(
-        "virtpilot_agent_commands_refused_total", "Commands not verified.", "counter", lambda: made.commands_refused
+    watch(
+        "virtpilot_agent_commands_refused_total",
+        "Commands not verified.",
+        "counter",
+        lambda made: made.commands_refused,
     )
-    exporter.watch("virtpilot_agent_leases_count", "Knobs held just now.", "gauge", lambda: len(made.executor.leases()))
-    uplink = made.uplink
-    exporter.watch(
-        "virtpilot_spool_messages_count", "Messages not reported stored yet.", "gauge", lambda: uplink.pending
+    watch("virtpilot_agent_leases_count", "Knobs held just now.", "gauge", lambda made: len(made.executor.leases()))
+    watch("virtpilot_spool_messages_count", "Messages not reported stored.", "gauge", lambda made: made.uplink.pending)
+    watch("virtpilot_spool_published_total", "Messages published.", "counter", lambda made: made.uplink.published)
+    watch("virtpilot_spool_resent_total", "Messages published again.", "counter", lambda made: made.uplink.resent)
+    watch(
+        "virtpilot_spool_dropped_total", "Messages lost to a full spool.", "counter", lambda made: made.uplink.dropped
     )
-    exporter.watch("virtpilot_spool_published_total", "Messages published.", "counter", lambda: uplink.published)
-    exporter.watch("virtpilot_spool_resent_total", "Messages published again.", "counter", lambda: uplink.resent)
-    exporter.watch("virtpilot_spool_dropped_total", "Messages lost to a full spool.", "counter", lambda: uplink.dropped)
     return exporter
 
 
@@ -129,6 +143,13 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
         "virtpilot_controller_bad_messages_total", "Unreadable messages.", "counter", lambda: counters.bad_messages
     )
     exporter.watch("virtpilot_signals_total", "Signal transitions.", "counter", lambda: counters.signals)
+    exporter.watch(
+        "virtpilot_signals_firing_count",
+        "Subjects for which a rule fires just now.",
+        "gauge",
+        lambda: made.rulebook.evaluator.firing_counts(),  # noqa: PLW0108 - a reload replaces the evaluator
+        "rule",
+    )
     exporter.watch("virtpilot_decisions_accepted_total", "Decisions accepted.", "counter", lambda: counters.accepted)
     exporter.watch(
         "virtpilot_decisions_refused_total", "Decisions refused.", "counter", lambda: dict(counters.refused), "guard"
@@ -182,14 +203,9 @@ def fleet(path: Path) -> None:
         _play(simulated, agents, clock, stop)
 
 
-def _watch_fleet(exporter: Exporter, agents: list[Agent]) -> None:
+def _watch_fleet(exporter: Exporter, agents: Sequence[Agent]) -> None:
     exporter.watch("virtpilot_fleet_hosts_count", "Simulated hosts.", "gauge", lambda: len(agents))
-    exporter.watch(
-        "virtpilot_agent_ticks_total", "Measurements made.", "counter", lambda: sum(made.ticks for made in agents)
-    )
-    exporter.watch(
-        "virtpilot_agent_samples_total", "Samples measured.", "counter", lambda: sum(made.samples for made in agents)
-    )
+    _watch_agents(exporter, agents)
     exporter.check("bus", lambda: all(made.bus.generation > 0 for made in agents))
 
 

@@ -25,6 +25,7 @@ from virtpilot.rules.signals.table import Row, Table
 log = structlog.get_logger(__name__)
 
 _KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
+_OFF: Final = frozenset({5, 6})  # virDomainState: shut off, crashed
 _OWN_TAGS: Final = frozenset({"cluster", "host", "vm", "name"})
 
 
@@ -85,6 +86,8 @@ class Evaluator:
             known = table.row_of.get(subject.id)
             if not self._timely(sample, 0 if known is None else int(table.time[known])):
                 continue
+            if known is not None and self._left_behind(table, known, subject, sample):
+                continue
             again = known is not None and (subject.kind, known) in taken
             if again or (subject.kind is Kind.HOST and subject.id in segment.guests_of):
                 signals += self._evaluate(segment)
@@ -102,6 +105,13 @@ class Evaluator:
             self.ahead += 1
             return False
         return True
+
+    def _left_behind(self, table: Table, row: int, subject: Subject, sample: Sample) -> bool:
+        """Tell whether this is a mere definition, as a migration may leave one, of a guest measured elsewhere."""
+        now = table.subjects[row]
+        if sample.fields.get("state_code") not in _OFF or now is None or now.host == subject.host:
+            return False
+        return sample.time_ns - int(table.time[row]) < self._tolerance.stale_ns
 
     def _knob(self, sample: Sample) -> None:
         guest, knob = sample.tags.get("vm"), sample.tags.get("knob")
@@ -278,6 +288,10 @@ class Evaluator:
     def knob(self, guest: str, knob: str) -> tuple[float, int] | None:
         """Return a knob's measured value and when it was, None where it is not known."""
         return self._knobs.get((guest, knob))
+
+    def firing_counts(self) -> dict[str, int]:
+        """Return how many subjects of each rule fire just now (or are clearing); any thread may ask."""
+        return {machine.rule.name: int(np.count_nonzero(machine.state >= FIRING)) for machine in self._machines}
 
     def firing(self) -> Iterator[tuple[Rule, Subject]]:
         """Yield what fires just now (or is clearing)."""

@@ -246,3 +246,36 @@ def test_memory_is_bounded_when_subjects_come_and_go() -> None:
     assert [len(tables[kind].subjects) for kind in (Kind.VM, Kind.HOST)] == [50, 1]
     assert {len(machine.state) for machine in evaluator._machines} == {64}
     assert sum(len(rule["states"]) for rule in evaluator.snapshot()["rules"]) == 0
+
+
+def stateful(on: str, time_s: float, state: int) -> Sample:
+    sample = vm("g", time_s, 0.9, on=on)
+    return Sample(sample.measurement, sample.tags, {**sample.fields, "state_code": state}, sample.time_ns)
+
+
+@pytest.mark.parametrize("alive", [1, 3])
+def test_a_definition_left_on_another_host_does_not_move_the_guest_there(alive: int) -> None:
+    evaluator = Evaluator(ALL)
+    evaluator.feed([stateful("h2", 1, 5)], "m")
+    for number in range(1, 6):
+        evaluator.feed([stateful("h1", 10 * number, alive), stateful("h2", 10 * number + 1, 5)], "m")
+        assert evaluator.latest(Kind.VM)["g"].subject.host == "h1"
+
+
+def test_a_guest_that_was_moved_while_off_is_where_it_alone_is_told_of() -> None:
+    evaluator = Evaluator(ALL)
+    evaluator.feed([stateful("h1", 0, 5)], "m")
+    hosts = []
+    for number in range(1, 8):
+        evaluator.feed([stateful("h2", 10 * number, 5)], "m")
+        hosts.append(evaluator.latest(Kind.VM)["g"].subject.host)
+    assert hosts == ["h1"] * 5 + ["h2"] * 2
+
+
+def test_a_guest_that_ends_on_its_own_host_is_off() -> None:
+    evaluator = Evaluator(ruleset("virtpilot: 1\nrules:\n  - {name: off, on: vm, when: state_code == 5}\n"))
+    evaluator.feed([stateful("h1", 0, 1), stateful("h1", 10, 5)], "m")
+    assert [(rule.name, subject.id) for rule, subject in evaluator.firing()] == [("off", "g")]
+    assert evaluator.firing_counts() == {"off": 1}
+    evaluator.feed([stateful("h1", 20, 1)], "m")
+    assert evaluator.firing_counts() == {"off": 0}
