@@ -26,7 +26,7 @@ MAX_REMEDIES: Final = 8
 MAX_NAMES: Final = 50
 MAX_ABOUT: Final = 500
 MAX_PROBLEMS: Final = 1_000
-_RULE_KEYS: Final = [
+RULE_KEYS: Final = [
     "name",
     "about",
     "on",
@@ -102,7 +102,7 @@ class Reader:
 
     def _rule(self, node: Node) -> tuple[Rule, Node] | None:
         before = len(self.problems)
-        keys = self._mapping(node, _RULE_KEYS, "a rule")
+        keys = self._mapping(node, RULE_KEYS, "a rule")
         if keys is None:
             return None
         for needed in ("name", "on", "when"):
