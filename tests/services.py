@@ -10,6 +10,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -68,7 +69,7 @@ def http(url: str, query: dict[str, str] | None = None, body: bytes | None = Non
         return bytes(answer.read())
 
 
-class Server:
+class Server(ABC):
     """One server process; `start` waits until it answers, `stop` ends it in order, `kill` is SIGKILL."""
 
     name = "server"
@@ -94,13 +95,13 @@ class Server:
         """The process's id; 0 while it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else 0
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Return the arguments after the binary."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ready(self) -> bool:
         """Return whether the server answers."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Start on the same port and folder as before and wait until it answers."""
