@@ -108,6 +108,6 @@ class HostCollector:
             "guests_running_count": len(running),
             "guests_defined_count": len(guests),
             "guests_skipped_total": skipped,
-            "vcpus_allocated_count": sum(int(stats.get("vcpu.current", 0)) for stats in running),
-            "memory_allocated_bytes": sum(int(stats.get("balloon.current", 0)) * 1024 for stats in running),
+            "vcpus_allocated_count": sum(domain.number(stats.get("vcpu.current")) or 0 for stats in running),
+            "memory_allocated_bytes": sum(domain.number(stats.get("balloon.current")) or 0 for stats in running) * 1024,
         }

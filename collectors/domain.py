@@ -88,10 +88,10 @@ def parse(guest: GuestStats, tags: Mapping[str, str], leased: Leased, rates: Rat
         fields |= _usage(run, stats, fields, rates, now_ns)
     if fields:
         yield Sample("vm", own, fields, now_ns)
-    for index in _indices(stats, "vcpu", int(_number(stats.get("vcpu.maximum")) or 0)):
+    for index in _indices(stats, "vcpu", int(number(stats.get("vcpu.maximum")) or 0)):
         yield from _device("vm_vcpu", {**own, "vcpu": str(index)}, _read(stats, f"vcpu.{index}.", _VCPU), now_ns)
     for measurement, prefix, tag, names in (("vm_disk", "block", "disk", _DISK), ("vm_net", "net", "nic", _NET)):
-        for index in _indices(stats, prefix, int(_number(stats.get(f"{prefix}.count")) or 0)):
+        for index in _indices(stats, prefix, int(number(stats.get(f"{prefix}.count")) or 0)):
             name = stats.get(f"{prefix}.{index}.name")
             found = _read(stats, f"{prefix}.{index}.", names)
             label = name if isinstance(name, str) and name else str(index)
@@ -123,7 +123,7 @@ def _usage(run: str, stats: Mapping[str, Any], fields: Fields, rates: Rates, now
     delays = [
         rates.rate((run, "delay", str(index)), delay * _NS, now_ns)
         for index in _indices(stats, "vcpu", int(fields.get("vcpus_max_count", vcpus)))
-        if (delay := _number(stats.get(f"vcpu.{index}.delay"))) is not None
+        if (delay := number(stats.get(f"vcpu.{index}.delay"))) is not None
     ]
     known = [delay for delay in delays if delay is not None]
     if known:
@@ -137,13 +137,13 @@ def _usage(run: str, stats: Mapping[str, Any], fields: Fields, rates: Rates, now
 def _read(stats: Mapping[str, Any], prefix: str, names: Mapping[str, tuple[str, float]]) -> Fields:
     found: Fields = {}
     for name, (field, factor) in names.items():
-        number = _number(stats.get(prefix + name))
-        if number is not None:
-            found[field] = number * factor
+        value = number(stats.get(prefix + name))
+        if value is not None:
+            found[field] = value * factor
     return found
 
 
-def _number(value: object) -> int | float | None:
+def number(value: object) -> int | float | None:
     """Return a number that can be one of libvirt's counts; anything else is absent."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**64:
         return None

@@ -1,0 +1,134 @@
+"""Whatever /proc and libvirt say: finite numbers, ratios within 0 and 1, the documented errors, no guest lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Final
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.collectors.told_guests import ToldGuests
+from virtpilot.clock import seconds
+from virtpilot.collectors import cpu, load, memory, pressure
+from virtpilot.collectors.collector import HostCollector
+from virtpilot.fields import FIELDS, Unit
+from virtpilot.hypervisor import GuestStats
+from virtpilot.lineprotocol import encode_lines, parse
+from virtpilot.model import Sample
+
+FULL: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "guests/everything-that-qemu-tells.json").read_text())
+START_NS: Final = seconds(1_800_000_000)
+# A domain's CPU time has QEMU's own threads in it: a guest can use more than its vCPUs.
+UNBOUND: Final = {("vm", "cpu_usage_ratio")}
+bounded = settings(derandomize=True, deadline=None, max_examples=150)
+
+words = st.sampled_from(
+    [
+        "cpu0",
+        "cpu1",
+        "cpu",
+        "some",
+        "full",
+        "avg10=0.00",
+        "total=12",
+        "total=x",
+        "MemTotal:",
+        "MemAvailable:",
+        "kB",
+        "0",
+        "7",
+        "-3",
+        "99999999999999999999999",
+        "1e400",
+        "nan",
+        "inf",
+        "\x00",
+        "ÿ",
+        ":",
+        "=",
+        "٣",
+    ]
+)
+texts = st.one_of(st.text(max_size=80), st.lists(st.lists(words, max_size=11).map(" ".join), max_size=6).map("\n".join))
+values = st.one_of(
+    st.integers(0, 2**63),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=5),
+)
+stats = st.dictionaries(st.sampled_from([*sorted(FULL["first"]), "unheard.of", "vcpu.9.delay", "block.7.name"]), values)
+
+
+def check_numbers(samples: list[Sample]) -> None:
+    for sample in samples:
+        for name, value in sample.fields.items():
+            assert math.isfinite(value)
+            assert value >= 0
+            declared = FIELDS[sample.measurement, name]
+            if declared.unit is Unit.RATIO and (sample.measurement, name) not in UNBOUND:
+                assert value <= 1, name
+
+
+@bounded
+@given(st.lists(st.dictionaries(st.sampled_from(["stat", "meminfo", "loadavg", "pressure/cpu", "pressure/io"]), texts)))
+def test_a_proc_that_says_anything(moments: list[dict[str, str]]) -> None:
+    now: dict[str, str] = {}
+
+    def read(path: str) -> str:
+        if path not in now:
+            raise FileNotFoundError(path)
+        return now[path]
+
+    collector = HostCollector(ToldGuests(), read, {"host": "h"}, frozenset({0, 1}), monotonic_ns=lambda: 0)
+    for number, moment in enumerate(moments):
+        now = moment
+        samples = collector.collect(START_NS + number * seconds(10))
+        check_numbers(samples)
+        assert samples[0].fields["guests_defined_count"] == 0
+
+
+@bounded
+@given(texts)
+def test_each_parser_by_itself_raises_value_error_at_most(text: str) -> None:
+    assert all(number >= 0 for number in cpu.parse(text, frozenset({0})))
+    assert all(number >= 0 for number in memory.parse(text).values())
+    assert all(number >= 0 for number in pressure.parse(text).values())
+    with contextlib.suppress(ValueError):
+        assert all(math.isfinite(number) for number in load.collect(lambda _path: text).values())
+
+
+@bounded
+@given(st.lists(stats, min_size=1, max_size=3))
+def test_guests_of_which_libvirt_says_anything(rounds: list[dict[str, Any]]) -> None:
+    hypervisor = ToldGuests()
+    collector = HostCollector(
+        hypervisor, lambda _path: "", {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=lambda: 0
+    )
+    sound = {"state.state": 1, "state.reason": 1, "cpu.time": 5}
+    for number, told in enumerate(rounds):
+        hypervisor.told = [GuestStats("u-1", "odd one", told, run=1), GuestStats("u-2", "sound", sound, run=1)]
+        samples = collector.collect(START_NS + number * seconds(10))
+        check_numbers(samples)
+        assert any(sample.tags.get("vm") == "u-2" for sample in samples)
+        if told.get("state.state") == 1 and not isinstance(told["state.state"], bool):
+            assert any(sample.tags.get("vm") == "u-1" for sample in samples)
+
+
+@bounded
+@given(st.lists(st.dictionaries(st.sampled_from(sorted(FULL["first"])), st.integers(0, 2**50)), max_size=3))
+def test_what_is_told_goes_over_the_wire_unchanged(rounds: list[dict[str, Any]]) -> None:
+    hypervisor = ToldGuests()
+    collector = HostCollector(hypervisor, lambda _path: "", {"host": "h"}, frozenset({0}), monotonic_ns=lambda: 0)
+    for number, part in enumerate(rounds):
+        hypervisor.told = [GuestStats("u-1", "a name, with = signs", FULL["first"] | part, run=1)]
+        samples = collector.collect(START_NS + number * seconds(10))
+        parsed = parse(encode_lines(samples))
+        assert parsed.bad == []
+        assert [(s.measurement, dict(s.tags), dict(s.fields), s.time_ns) for s in parsed.samples] == [
+            (s.measurement, dict(sorted(s.tags.items())), s.fields, s.time_ns) for s in samples
+        ]

@@ -1,0 +1,126 @@
+"""The collector as a whole: totals, failures told once, guests that come and go, a real /proc and a real libvirt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from tests.collectors.told_guests import ToldGuests
+from virtpilot.clock import SystemClock, seconds
+from virtpilot.collectors.collector import HostCollector
+from virtpilot.collectors.proc import ProcFiles
+from virtpilot.errors import HypervisorTimeout
+from virtpilot.fields import names
+from virtpilot.hypervisor import GuestStats
+from virtpilot.libvirt_host import LibvirtHypervisor
+
+RUNNING = {"state.state": 1, "state.reason": 1}
+
+
+def collector_of(
+    hypervisor: ToldGuests | LibvirtHypervisor,
+    read: Callable[[str], str],
+    monotonic_ns: Callable[[], int] = lambda: 0,
+) -> HostCollector:
+    return HostCollector(hypervisor, read, {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=monotonic_ns)
+
+
+def no_proc(path: str) -> str:
+    raise FileNotFoundError(path)
+
+
+def test_totals_count_what_runs_and_what_is_defined() -> None:
+    guests = [
+        GuestStats("u-1", "a", RUNNING | {"vcpu.current": 2, "balloon.current": 1024}),
+        GuestStats("u-2", "b", RUNNING | {"vcpu.current": 4, "balloon.current": 2048}),
+        GuestStats("u-3", "c", {"state.state": 5, "state.reason": 1, "vcpu.current": 8, "balloon.current": 4096}),
+    ]
+    (host, *_guests) = collector_of(ToldGuests(guests, skipped=3), no_proc).collect(seconds(1))
+    assert host.fields.keys() <= set(names("host"))
+    assert host.fields == {
+        "guests_running_count": 2,
+        "guests_defined_count": 3,
+        "guests_skipped_total": 3,
+        "vcpus_allocated_count": 6,
+        "memory_allocated_bytes": 3 * 1024 * 1024,
+    }
+
+
+def test_a_failing_source_stops_no_other_and_is_told_once_in_a_row() -> None:
+    hypervisor = ToldGuests([GuestStats("u-1", "a", RUNNING)])
+    texts: dict[str, str] = {"loadavg": "1 2 3", "stat": "cpu0 1 1 1 1 1 1 1 1"}
+
+    def read(path: str) -> str:
+        if path not in texts:
+            raise PermissionError(path)
+        return texts[path]
+
+    collector = collector_of(hypervisor, read)
+    with structlog.testing.capture_logs() as logs:
+        for number in range(3):
+            host, guest = collector.collect(seconds(10 * number))
+            assert (host.fields["load1_count"], guest.measurement) == (1, "vm")
+        texts["meminfo"] = "MemTotal: 1 kB"
+        collector.collect(seconds(30))
+        del texts["meminfo"]
+        collector.collect(seconds(40))
+    told = [entry["source"] for entry in logs if entry["log_level"] == "warning"]
+    assert told == ["memory", "memory"]
+    assert collector.failures == 4
+
+
+def test_a_hypervisor_that_hangs_costs_the_guests_only() -> None:
+    hypervisor = ToldGuests(HypervisorTimeout("no answer"))
+    collector = collector_of(hypervisor, lambda _path: "1 2 3")
+    (host,) = collector.collect(seconds(1))
+    assert host.fields["load1_count"] == 1
+    assert "guests_defined_count" not in host.fields
+    hypervisor.told = [GuestStats("u-1", "a", RUNNING)]
+    assert [sample.measurement for sample in collector.collect(seconds(11))] == ["host", "vm"]
+
+
+def test_a_tick_tells_how_long_the_one_before_took() -> None:
+    times = iter([0, 250_000_000, 10**9, 10**9])
+    collector = collector_of(ToldGuests(), no_proc, lambda: next(times))
+    assert "tick_duration_seconds" not in collector.collect(seconds(1))[0].fields
+    assert collector.collect(seconds(11))[0].fields["tick_duration_seconds"] == 0.25
+
+
+def test_a_guest_that_was_away_for_a_round_has_no_rate_from_before() -> None:
+    hypervisor = ToldGuests()
+    collector = collector_of(hypervisor, no_proc)
+
+    def usage(cpu_time: int | None, now_s: int) -> Any:
+        told = [GuestStats("u-1", "a", RUNNING | {"vcpu.current": 1, "cpu.time": cpu_time}, run=1)] if cpu_time else []
+        hypervisor.told = told
+        samples = collector.collect(seconds(now_s))
+        return samples[1].fields.get("cpu_usage_ratio") if told else None
+
+    second = 10**9
+    assert [usage(second, 0), usage(2 * second, 10), usage(None, 20)] == [None, 0.1, None]
+    assert [usage(9 * second, 30), usage(14 * second, 40)] == [None, 0.5]
+
+
+def test_this_machine_and_libvirts_own_test_driver_are_measured() -> None:
+    clock = SystemClock()
+    hypervisor = LibvirtHypervisor("test:///default", clock=clock)
+    collector = HostCollector(
+        hypervisor, ProcFiles(), {"cluster": "c", "host": "h"}, frozenset(os.sched_getaffinity(0)),
+        monotonic_ns=clock.monotonic_ns,
+    )  # fmt: skip
+    try:
+        now_ns = clock.now_ns()
+        collector.collect(now_ns)
+        samples = collector.collect(now_ns + seconds(10))
+    finally:
+        hypervisor.close()
+    host, guest = samples
+    assert host.fields["memory_total_bytes"] == pytest.approx(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    assert host.fields["cpus_count"] == len(os.sched_getaffinity(0))
+    assert {"load1_count", "memory_available_bytes", "guests_running_count"} <= host.fields.keys()
+    assert (guest.measurement, guest.tags["name"], guest.fields["state_code"]) == ("vm", "test", 1)
+    assert collector.failures == 0

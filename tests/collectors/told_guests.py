@@ -1,0 +1,39 @@
+"""A hypervisor that tells what a test gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from virtpilot.errors import HypervisorError
+from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job
+
+
+class ToldGuests:
+    """The reading half of a Hypervisor: `told` is what `guests` returns, or raises."""
+
+    def __init__(self, told: Sequence[GuestStats] | HypervisorError = (), skipped: int = 0) -> None:
+        self.told = told
+        self.skipped = skipped
+
+    def guests(self) -> Sequence[GuestStats]:
+        if isinstance(self.told, HypervisorError):
+            raise self.told
+        return self.told
+
+    def facts(self) -> HostFacts:
+        return HostFacts(cpus=1, memory_bytes=1, driver="told")
+
+    def state(self, guest: str) -> GuestState:
+        raise HypervisorError("only told of")
+
+    def get_knob(self, guest: str, knob: str) -> int:
+        raise HypervisorError("only told of")
+
+    def set_knob(self, guest: str, knob: str, value: int) -> None:
+        raise HypervisorError("only told of")
+
+    def migrate(self, guest: str, uri: str) -> Job:
+        raise HypervisorError("only told of")
+
+    def close(self) -> None:
+        self.told = ()
