@@ -5,6 +5,7 @@ Source: virDomainMigrateToURI3, virDomainGetJobStats, virDomainAbortJob, VIR_DOM
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Mapping
@@ -18,8 +19,10 @@ from virtpilot.libvirt_link import Lane, LibvirtLink
 
 log = structlog.get_logger(__name__)
 
+# No part may begin with a dash: ssh would take it for an option.
 MIGRATION_URI: Final = re.compile(
-    r"qemu\+(?:tls|tcp|ssh)://(?:[A-Za-z0-9._-]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/system"
+    r"qemu\+(?:tls|tcp|ssh)://(?:[A-Za-z0-9._][A-Za-z0-9._-]*@)?"
+    r"(?:[A-Za-z0-9._][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/system"
 )
 _PATIENCE_S: Final = 1.0
 # libvirt's name → ours and what turns its unit into ours.
@@ -121,12 +124,8 @@ class LibvirtMigration:
 
 def read_job(told: Mapping[str, Any]) -> dict[str, float]:
     """Return a job's statistics in bytes, seconds and ratios; what is not told is absent."""
-    found = {
-        ours: told[theirs] * factor
-        for theirs, (ours, factor) in _PROGRESS.items()
-        if isinstance(told.get(theirs), int | float)
-    }
-    pages, size = told.get("memory_dirty_rate"), told.get("memory_page_size")
-    if isinstance(pages, int) and isinstance(size, int):
-        found["dirty_bytes_per_second"] = float(pages * size)
+    numbers = {name: value for name, value in told.items() if type(value) in {int, float} and 0 <= value < math.inf}
+    found = {ours: numbers[theirs] * factor for theirs, (ours, factor) in _PROGRESS.items() if theirs in numbers}
+    if {"memory_dirty_rate", "memory_page_size"} <= numbers.keys():
+        found["dirty_bytes_per_second"] = float(numbers["memory_dirty_rate"] * numbers["memory_page_size"])
     return found

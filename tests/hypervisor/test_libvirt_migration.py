@@ -1,0 +1,208 @@
+"""A migration's life under faults, and what may be migrated to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.hypervisor.fake_libvirt import WEB, FakeLibvirt, Hang, fail
+from tests.services import until
+from virtpilot.clock import SystemClock, VirtualClock
+from virtpilot.errors import GuestNotFound, HypervisorError
+from virtpilot.hypervisor import Job, JobState, JobStatus
+from virtpilot.libvirt_host import LibvirtHypervisor
+from virtpilot.libvirt_migration import MIGRATION_URI, read_job
+
+TARGET: Final = "qemu+tcp://10.0.0.2/system"
+FLAGS: Final = FakeLibvirt.VIR_MIGRATE_LIVE | FakeLibvirt.VIR_MIGRATE_PEER2PEER
+ALONG: Final = FakeLibvirt.VIR_MIGRATE_PERSIST_DEST | FakeLibvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+
+
+@pytest.fixture
+def libvirt() -> FakeLibvirt:
+    return FakeLibvirt()
+
+
+@pytest.fixture
+def hypervisor(libvirt: FakeLibvirt) -> Iterator[LibvirtHypervisor]:
+    made = LibvirtHypervisor("fake:///system", clock=VirtualClock(), deadline_s=5.0, binding=libvirt)
+    yield made
+    made.close()
+
+
+def ended(job: Job) -> JobStatus:
+    assert until(lambda: job.poll().state is not JobState.RUNNING, 10)
+    return job.poll()
+
+
+def test_the_end_tells_bytes_and_downtime(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.on["migrateToURI3"] = lambda: libvirt.tell_completed({"downtime": 94, "data_processed": 5_000})
+    status = ended(hypervisor.migrate(WEB, TARGET))
+    assert status == JobStatus(JobState.DONE, "", {"downtime_seconds": 0.094, "data_processed_bytes": 5000})
+    ((guest, uri, flags),) = libvirt.migrations
+    assert (guest, uri, flags & FLAGS, flags & ALONG) == (WEB, TARGET, FLAGS, ALONG)
+
+
+def test_a_transient_guest_leaves_no_definition(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.domains[WEB].persistent = False
+    libvirt.on["migrateToURI3"] = lambda: libvirt.tell_completed({})
+    ended(hypervisor.migrate(WEB, TARGET))
+    assert libvirt.migrations[0][2] & ALONG == 0
+
+
+def test_an_end_that_nobody_tells_of_is_an_end_all_the_same(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    libvirt.on["domainEventRegisterAny"] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
+    assert ended(hypervisor.migrate(WEB, TARGET)) == JobStatus(JobState.DONE)
+
+
+def test_a_failure_tells_libvirts_words(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.on["migrateToURI3"] = fail("unable to connect to server at '10.0.0.2:16509'")
+    status = ended(hypervisor.migrate(WEB, TARGET))
+    assert (status.state, status.error) == (JobState.FAILED, "unable to connect to server at '10.0.0.2:16509'")
+    assert WEB in libvirt.domains
+
+
+def test_a_migration_without_a_connection_fails(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    hypervisor.state(WEB)
+    libvirt.on["open"] = fail("Failed to connect socket")
+    assert ended(hypervisor.migrate(WEB, TARGET)).error == "Failed to connect socket"
+
+
+def test_progress_is_told_while_it_runs(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    hang = libvirt.on["migrateToURI3"] = Hang()
+    job = hypervisor.migrate(WEB, TARGET)
+    assert hang.begun.wait(5)
+    assert job.poll() == JobStatus(JobState.RUNNING)
+    libvirt.domains[WEB].job = {"type": 2, "data_total": 900, "data_remaining": 300, "memory_iteration": 4}
+    told = {"data_total_bytes": 900, "data_remaining_bytes": 300, "iterations": 4}
+    assert job.poll() == JobStatus(JobState.RUNNING, "", told)
+    libvirt.on["jobStats"] = fail("the guest is about to leave")
+    assert job.poll() == JobStatus(JobState.RUNNING, "", told)
+    hang.let_go()
+    assert ended(job).state is JobState.DONE
+
+
+def test_progress_that_hangs_holds_up_nobody(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    moving, asking = Hang(), Hang()
+    libvirt.on |= {"migrateToURI3": moving, "jobStats": asking}
+    job = hypervisor.migrate(WEB, TARGET)
+    clock = SystemClock()
+    before_ns = clock.monotonic_ns()
+    polls = [job.poll().state for _ in range(6)]
+    # Each of three calls is given a second, then no more are made.
+    assert clock.monotonic_ns() - before_ns < 4.5e9
+    assert polls == [JobState.RUNNING] * 6
+    job.abort()
+    assert libvirt.calls["abortJob"] == 1
+    asking.let_go()
+    moving.let_go()
+    ended(job)
+
+
+def test_abort_asks_libvirt_and_the_job_says_how_it_ended(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    hang = Hang()
+
+    def move() -> None:
+        hang()
+        fail("operation aborted: migration out job: canceled by client")()
+
+    libvirt.on |= {"migrateToURI3": move, "abortJob": hang.let_go}
+    job = hypervisor.migrate(WEB, TARGET)
+    assert hang.begun.wait(5)
+    job.abort()
+    status = ended(job)
+    assert (status.state, "canceled" in status.error) == (JobState.FAILED, True)
+    job.abort()
+    assert libvirt.calls["abortJob"] == 1
+
+
+def test_an_abort_that_fails_is_no_fault_of_the_caller(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    hang = libvirt.on["migrateToURI3"] = Hang()
+    libvirt.on["abortJob"] = fail("cannot acquire state change lock")
+    job = hypervisor.migrate(WEB, TARGET)
+    assert hang.begun.wait(5)
+    job.abort()
+    assert job.poll().state is JobState.RUNNING
+    hang.let_go()
+    ended(job)
+
+
+def test_a_guest_that_is_not_there_cannot_be_moved(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    with pytest.raises(GuestNotFound):
+        hypervisor.migrate("00000000-0000-4000-8000-00000000000f", TARGET)
+    assert libvirt.migrations == []
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "test:///default",
+        "qemu:///system",
+        "qemu+unix:///system?socket=/tmp/evil",
+        "qemu+ext://10.0.0.2/system?command=/bin/sh",
+        "qemu+tcp://10.0.0.2/system?command=/bin/sh",
+        "qemu+ssh://-oProxyCommand=sh/system",
+        "qemu+ssh://-l@host-2/system",
+        "qemu+ssh://-v/system",
+        "qemu+ssh://a b/system",
+        "qemu+tcp://10.0.0.2/session",
+        "qemu+tcp://10.0.0.2/system\n",
+    ],
+)
+def test_only_plain_uris_of_hosts_are_migrated_to(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, uri: str
+) -> None:
+    with pytest.raises(HypervisorError, match="not a libvirt URI to migrate to"):
+        hypervisor.migrate(WEB, uri)
+    assert libvirt.migrations == []
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "qemu+tcp://10.0.0.2/system",
+        "qemu+tls://host-2.example.org:16514/system",
+        "qemu+ssh://root@host-2/system",
+        "qemu+tcp://[fd00::2]/system",
+    ],
+)
+def test_uris_of_hosts_pass(uri: str) -> None:
+    assert MIGRATION_URI.fullmatch(uri)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.text(st.sampled_from("qemu+tcpsh:/@.-[]0a?=& \n%"), max_size=40))
+def test_no_uri_smuggles_parameters_options_or_spaces(text: str) -> None:
+    uri = f"qemu+ssh://{text}/system"
+    if MIGRATION_URI.fullmatch(uri):
+        assert not set(text) & set("?&= \n%/")
+        assert not text.startswith("-")
+
+
+numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.text(max_size=3), st.none())
+names = st.sampled_from(
+    ["downtime", "data_total", "memory_dirty_rate", "memory_page_size", "auto_converge_throttle", "x"]
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.dictionaries(names, numbers | st.integers(0, 2**64)))
+def test_a_jobs_statistics_are_numbers_or_absent(told: dict[str, Any]) -> None:
+    found = read_job(told)
+    assert all(type(value) in {int, float} and 0 <= value < float("inf") for value in found.values())
+
+
+def test_a_jobs_units_are_ours() -> None:
+    told = {"auto_converge_throttle": 20, "time_elapsed": 1500, "memory_dirty_rate": 100, "memory_page_size": 4096}
+    assert read_job(told) == {
+        "throttle_ratio": pytest.approx(0.2),
+        "elapsed_seconds": 1.5,
+        "dirty_bytes_per_second": 409_600.0,
+    }

@@ -1,0 +1,232 @@
+"""Reading guests under faults: no guest holds up or hides another, what is absent stays absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+import structlog.testing
+
+from tests.hypervisor.fake_libvirt import DB, STATS, WEB, FakeLibvirt, Hang, fail
+from virtpilot.clock import VirtualClock
+from virtpilot.errors import HypervisorUnavailable
+from virtpilot.hypervisor import GuestStats
+from virtpilot.libvirt_host import LibvirtHypervisor
+from virtpilot.libvirt_tags import TAGS_NAMESPACE
+
+TAGS: Final = f'<tags xmlns="{TAGS_NAMESPACE}" tier="batch" secret="no"/>'
+
+
+@pytest.fixture
+def libvirt() -> FakeLibvirt:
+    return FakeLibvirt()
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def hypervisor(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtHypervisor]:
+    made = LibvirtHypervisor(
+        "fake:///system", clock=clock, deadline_s=0.1, tag_names=frozenset({"tier"}), binding=libvirt
+    )
+    yield made
+    made.close()
+
+
+def by_name(hypervisor: LibvirtHypervisor) -> dict[str, GuestStats]:
+    return {guest.name: guest for guest in hypervisor.guests()}
+
+
+def test_all_guests_come_by_one_bulk_call(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.domains[WEB].metadata_text = TAGS
+    found = by_name(hypervisor)
+    assert found["web-1"] == GuestStats(WEB, "web-1", STATS, {"cpu_shares": 1024}, {"tier": "batch"}, 1)
+    assert found["db-1"].tags == {}
+    assert (libvirt.calls["getAllDomainStats"], libvirt.calls["domainListGetStats web-1"]) == (1, 0)
+
+
+def test_a_stuck_guest_costs_one_deadline_and_the_others_nothing(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    hang = libvirt.on["getAllDomainStats of QEMU"] = Hang()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(8):
+            found = by_name(hypervisor)
+            # What QEMU itself would have to be asked for is absent, the rest is there.
+            assert found["db-1"].stats.keys() == {"state.state", "state.reason", "cpu.time", "net.count"}
+            assert found["web-1"].knobs == {"cpu_shares": 1024}
+        assert libvirt.calls["getAllDomainStats of QEMU"] <= 5
+        hang.let_go()
+        libvirt.on.clear()
+        for _ in range(3):
+            found = by_name(hypervisor)
+    assert found["db-1"].stats == STATS
+    assert [entry["event"] for entry in logs] == [
+        "a guest holds up libvirt's statistics",
+        "libvirt's statistics come in time again",
+    ]
+
+
+def test_one_guest_that_fails_the_bulk_call_is_left_out_and_counted(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    libvirt.on["getAllDomainStats"] = fail("internal error: unable to parse the monitor's answer")
+    libvirt.on["domainListGetStats web-1"] = fail("internal error: unable to parse the monitor's answer")
+    assert by_name(hypervisor).keys() == {"db-1"}
+    assert hypervisor.skipped == 1
+    libvirt.on.clear()
+    assert by_name(hypervisor).keys() == {"db-1", "web-1"}
+    assert hypervisor.skipped == 1
+
+
+def test_a_guest_that_vanishes_between_listing_and_reading_is_left_out_and_counted(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    libvirt.on["getAllDomainStats"] = fail("internal error")
+    libvirt.on["domainListGetStats db-1"] = lambda: (libvirt.domains.pop(DB, None), None)[1]
+    assert by_name(hypervisor).keys() == {"web-1"}
+    assert hypervisor.skipped == 1
+
+
+def test_a_guest_that_vanishes_before_its_details_are_read_is_told_without_them(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    def vanish() -> None:
+        libvirt.domains.pop(DB, None)
+
+    libvirt.on["lookupByUUIDString"] = vanish
+    found = by_name(hypervisor)
+    assert (found["db-1"].knobs, found["web-1"].knobs) == ({}, {"cpu_shares": 1024})
+    assert by_name(hypervisor).keys() == {"web-1"}
+
+
+def test_a_driver_without_bulk_statistics_is_asked_guest_by_guest(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    libvirt.on["getAllDomainStats"] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
+    libvirt.on["blockStats"] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
+    libvirt.domains[DB].stats["state.state"] = 5
+    libvirt.domains[DB].run = -1
+    found = by_name(hypervisor)
+    assert found["web-1"].stats == {
+        "state.state": 1, "state.reason": 1, "balloon.maximum": 2048, "balloon.current": 1024, "vcpu.current": 1,
+        "vcpu.maximum": 1, "cpu.time": 6_000_000_000, "cpu.user": 4, "cpu.system": 2, "balloon.rss": 99,
+    }  # fmt: skip
+    assert found["db-1"].stats.keys() == {
+        "state.state", "state.reason", "balloon.maximum", "balloon.current", "vcpu.current", "vcpu.maximum",
+    }  # fmt: skip
+    del libvirt.on["blockStats"]
+    stats = by_name(hypervisor)["web-1"].stats
+    assert (stats["net.0.name"], stats["net.0.tx.errs"], "net.0.tx.drop" in stats) == ("vnet0", 7, False)
+    assert (stats["block.0.name"], stats["block.0.wr.bytes"], "block.0.errors" in stats) == ("vda", 4, False)
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "<!DOCTYPE a [<!ENTITY b 'c'>]><domain><devices><disk><target dev='&b;'/></disk></devices></domain>",
+        "<domain><devices><disk><target dev=",
+        "<domain>" + " " * 5_000_000 + "</domain>",
+        "",
+    ],
+    ids=["entities", "cut", "huge", "none"],
+)
+def test_a_guests_own_xml_is_not_trusted(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, xml: str) -> None:
+    libvirt.on["getAllDomainStats"] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
+    libvirt.domains[WEB].xml = xml
+    found = by_name(hypervisor)
+    assert "block.count" not in found["web-1"].stats
+    assert found["db-1"].stats["block.count"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'<!DOCTYPE a [<!ENTITY b "batch">]><tags xmlns="{TAGS_NAMESPACE}" tier="&b;"/>',
+        f'<tags xmlns="{TAGS_NAMESPACE}" tier="{"x" * 20_000}"/>',
+        f'<tags xmlns="{TAGS_NAMESPACE}" tier="a&#10;b"/>',
+        "tier=batch",
+        "",
+    ],
+    ids=["entities", "huge", "line-feed", "no-xml", "empty"],
+)
+def test_hostile_metadata_gives_no_tags(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, text: str) -> None:
+    libvirt.domains[WEB].metadata_text = text
+    assert by_name(hypervisor)["web-1"].tags == {}
+
+
+def test_knobs_and_tags_are_asked_for_seldom(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
+    asked: list[tuple[int, int]] = []
+    for _ in range(13):
+        hypervisor.guests()
+        asked.append((libvirt.calls["schedulerParametersFlags"], libvirt.calls["metadata"]))
+        clock.advance(10)
+    # Two guests, every 10 s: knobs each 30 s, tags each 60 s.
+    assert [knobs for knobs, _ in asked] == [2, 2, 2, 4, 4, 4, 6, 6, 6, 8, 8, 8, 10]
+    assert [tags for _, tags in asked] == [2] * 6 + [4] * 6 + [6]
+
+
+def test_a_knob_that_was_set_is_seen_at_once(hypervisor: LibvirtHypervisor) -> None:
+    hypervisor.guests()
+    hypervisor.set_knob(WEB, "cpu_shares", 4096)
+    assert hypervisor.get_knob(WEB, "cpu_shares") == 4096
+    assert by_name(hypervisor)["web-1"].knobs == {"cpu_shares": 4096}
+
+
+def test_what_was_known_of_another_run_of_a_guest_is_forgotten(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    hypervisor.guests()
+    libvirt.domains[WEB].run = 2
+    libvirt.domains[WEB].shares = 77
+    found = by_name(hypervisor)
+    assert (found["web-1"].run, found["web-1"].knobs) == (2, {"cpu_shares": 77})
+
+
+def test_what_another_libvirtd_told_is_forgotten(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    hypervisor.guests()
+    libvirt.domains[WEB].shares = 77
+    libvirt.cut()
+    hypervisor.guests()
+    assert by_name(hypervisor)["web-1"].knobs == {"cpu_shares": 77}
+
+
+def test_details_that_hang_cost_no_guest(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    hang = libvirt.on["metadata"] = Hang()
+    with structlog.testing.capture_logs() as logs:
+        found = by_name(hypervisor)
+    hang.let_go()
+    assert found.keys() == {"web-1", "db-1"}
+    assert [entry["event"] for entry in logs] == ["some guests' knobs and tags are not known anew"]
+
+
+def test_a_driver_without_shares_has_no_such_knob(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.domains[WEB].shares = None
+    libvirt.domains[DB].stats["state.state"] = 5
+    found = by_name(hypervisor)
+    assert (found["web-1"].knobs, found["db-1"].knobs) == ({}, {})
+
+
+def test_without_libvirtd_reading_says_so_and_goes_on_when_it_is_back(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
+    hypervisor.guests()
+    libvirt.cut()
+    libvirt.on["open"] = fail("Failed to connect socket", libvirt.VIR_ERR_SYSTEM_ERROR)
+    with pytest.raises(HypervisorUnavailable):
+        hypervisor.guests()
+    libvirt.on.clear()
+    clock.advance(1)
+    assert by_name(hypervisor).keys() == {"web-1", "db-1"}
+
+
+def test_any_stats_are_passed_on_as_they_are(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    odd: dict[str, Any] = {"state.state": 1, "vcpu.0.delay": -1, "block.0.name": "x" * 10_000}
+    libvirt.domains[WEB].stats = odd
+    assert by_name(hypervisor)["web-1"].stats == odd
