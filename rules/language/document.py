@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
@@ -16,16 +14,13 @@ from virtpilot.errors import Problem
 from virtpilot.fields import Unit
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.expression import Condition, ExpressionError, Formula, condition, formula
+from virtpilot.rules.language.nodes import MAX_PROBLEMS, Getter, Mistake, NodeReader
 from virtpilot.rules.language.records import KNOBS, Expect, MigrateRemedy, NoData, Remedy, Rule, SetRemedy, Severity
 from virtpilot.rules.language.units import duration_ns
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WITHIN: Final = re.compile(r"\bwithin\b")
 MAX_RULES: Final = 5_000
 MAX_REMEDIES: Final = 8
-MAX_NAMES: Final = 50
-MAX_ABOUT: Final = 500
-MAX_PROBLEMS: Final = 1_000
 RULE_KEYS: Final = [
     "name",
     "about",
@@ -50,19 +45,10 @@ _LATER_ACTIONS: Final = frozenset({"resume", "run", "shutdown", "start", "suspen
 _MIGRATE: Final = "`migrate` is written `migrate: {to: best}`"
 
 T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
 
 
-class _Mistake(Exception):
-    """Ends the reading of one value; the problem has been noted."""
-
-
-class Reader:
-    """Reads one file's root node; `problems` has what was wrong."""
-
-    def __init__(self, file: str) -> None:
-        self.problems: list[Problem] = []
-        self._file = file
+class Reader(NodeReader):
+    """Reads one rule file's root node."""
 
     def rules(self, root: Node | None) -> list[tuple[Rule, Node]]:
         """Return the rules that are right, each with its name's node."""
@@ -108,7 +94,7 @@ class Reader:
         for needed in ("name", "on", "when"):
             if needed not in keys:
                 self._note(node, f"`{needed}` is missing")
-        get = _Getter(self, keys)
+        get = Getter(self, keys)
         on = get("on", self._kind, None) or self._likely(keys)
         when = get("when", lambda n: self._measured(n, on), None)
         values: dict[str, Any] = {
@@ -163,7 +149,7 @@ class Reader:
             if not self._names_later(node):
                 self._note(node, "a remedy has either `set` or `migrate`")
             return None
-        get = _Getter(self, keys)
+        get = Getter(self, keys)
         expect = get("expect", lambda n: self._expect(n, on), None)
         if "migrate" in keys:
             if "lease" in keys:
@@ -175,6 +161,11 @@ class Reader:
         lease_ns = get("lease", self._lease, 0)
         return get("set", lambda n: self._set(n, on, lease_ns, expect), None)
 
+    def _stranger(self, name: str, known: Sequence[str], what: str) -> str:
+        if name in _LATER or (name in _LATER_ACTIONS and what == "a remedy"):
+            return f"`{name}` is not part of this version of the language"
+        return super()._stranger(name, known, what)
+
     @staticmethod
     def _names_later(node: Node) -> bool:
         keys = [key.value for key, _value in node.value if isinstance(key, ScalarNode)]
@@ -185,7 +176,7 @@ class Reader:
         knobs = self._mapping(node, tuple(KNOBS), "`set`")
         if knobs is None or len(knobs) != 1:
             message = f"`set` has one knob: {', '.join(KNOBS)}"
-            raise _Mistake(message) if len(self.problems) > before else self._mistake(node, message)
+            raise Mistake(message) if len(self.problems) > before else self._mistake(node, message)
         ((knob, value),) = knobs.items()
         return SetRemedy(knob, self._target(value, knob, on), lease_ns, expect)
 
@@ -236,13 +227,6 @@ class Reader:
         except ExpressionError as error:
             raise self._mistake(node, error.message, error.column) from None
 
-    def _duration(self, node: Node) -> int:
-        text = self._scalar(node)
-        try:
-            return duration_ns(text)
-        except ValueError as error:
-            raise self._mistake(node, str(error)) from None
-
     def _lease(self, node: Node) -> int:
         found = self._duration(node)
         if found == 0:
@@ -254,101 +238,6 @@ class Reader:
         if not re.fullmatch(r"[0-9]{1,3}", text) or int(text) > 100:
             raise self._mistake(node, f"a priority is a whole number from 0 to 100, not {text!r}")
         return int(text)
-
-    def _name(self, node: Node) -> str:
-        text = self._scalar(node)
-        if not _NAME.fullmatch(text):
-            raise self._mistake(node, f"{text[:80]!r} is not a name: letters, digits, '.', '_' and '-', 64 at most")
-        return text
-
-    def _names(self, node: Node) -> tuple[str, ...]:
-        if not isinstance(node, SequenceNode):
-            raise self._mistake(node, "a list of names is needed, such as [oncall]")
-        found = tuple(self._name(item) for item in node.value[:MAX_NAMES])
-        if len(node.value) > MAX_NAMES or len(set(found)) < len(found):
-            raise self._mistake(node, f"a list of different names is needed, {MAX_NAMES} at most")
-        return found
-
-    def _text(self, node: Node) -> str:
-        text = self._scalar(node)
-        if len(text) > MAX_ABOUT:
-            raise self._mistake(node, f"longer than {MAX_ABOUT} characters")
-        return text
-
-    def _choice(self, node: Node, kind: type[E], allowed: tuple[str, ...] = ()) -> E:
-        text = self._scalar(node)
-        values = allowed or tuple(member.value for member in kind)
-        if text not in values:
-            raise self._mistake(node, f"{text[:80]!r} is not one of {', '.join(values)}{_near(text, values)}")
-        return kind(text)
-
-    def _scalar(self, node: Node) -> str:
-        if not isinstance(node, ScalarNode):
-            raise self._mistake(node, "a single value is needed here")
-        return str(node.value)
-
-    def _mapping(self, node: Node, known: Sequence[str], what: str) -> dict[str, Node] | None:
-        if not isinstance(node, MappingNode):
-            self._note(node, f"{what} is a mapping of keys to values")
-            return None
-        found: dict[str, Node] = {}
-        for key, value in node.value:
-            if len(self.problems) >= MAX_PROBLEMS:
-                break
-            name = str(key.value) if isinstance(key, ScalarNode) else "?"
-            if name in found:
-                self._note(key, f"`{name[:80]}` stands here twice")
-            elif name in known:
-                found[name] = _placed(value, key)
-            elif name in _LATER or (name in _LATER_ACTIONS and what == "a remedy"):
-                self._note(key, f"`{name}` is not part of this version of the language")
-            else:
-                self._note(key, f"`{name[:80]}` is not known in {what}{_near(name, known)}")
-        return found
-
-    def _mistake(self, node: Node, message: str, offset: int = 0) -> _Mistake:
-        self._note(node, message, offset)
-        return _Mistake(message)
-
-    def _note(self, node: Node, message: str, offset: int = 0) -> None:
-        mark = node.start_mark
-        line, column = mark.line + 1, mark.column + 1
-        # Within a value on one line the mistake's own column is known; in a folded one only where it begins.
-        if isinstance(node, ScalarNode) and node.end_mark.line == mark.line:
-            quotes = 1 if node.style in {'"', "'"} else 0
-            # An escape in a quoted value makes it longer in the file than it is: then only its start is known.
-            if not quotes or node.end_mark.column - mark.column == len(node.value) + 2:
-                column += offset + quotes
-        self.problems.append(Problem(self._file, line, column, message))
-
-
-class _Getter:
-    """Reads a key with a function; a mistake has been noted and gives the default."""
-
-    def __init__(self, reader: Reader, keys: Mapping[str, Node]) -> None:
-        self._reader = reader
-        self._keys = keys
-
-    def __call__(self, key: str, read: Callable[[Node], T], default: T) -> T:
-        node = self._keys.get(key)
-        if node is None:
-            return default
-        try:
-            return read(node)
-        except _Mistake:
-            return default
-
-
-def _placed(value: Node, key: Node) -> Node:
-    """Return a value; one that was left out stands where its key does."""
-    if isinstance(value, ScalarNode) and value.value == "" and value.style is None:
-        return ScalarNode(value.tag, "", key.start_mark, key.end_mark)
-    return value
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name[:80], known, 1)
-    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def _digest(on: Kind, when: Condition, values: Mapping[str, Any]) -> str:

@@ -172,7 +172,8 @@ def formula(text: str, on: Kind) -> Formula:
     return Formula(text, on, fields, node.unit, node.value)
 
 
-def _compile(text: str, on: Kind, *, allow_current: bool) -> tuple[_Node, frozenset[tuple[str, str]]]:
+def tree_of(text: str) -> lark.Tree[lark.Token]:
+    """Return the tree of an expression, bounded in size, its parts with their places; raises ExpressionError."""
     if len(text) > MAX_LENGTH:
         raise ExpressionError(0, f"longer than {MAX_LENGTH} characters")
     try:
@@ -180,6 +181,11 @@ def _compile(text: str, on: Kind, *, allow_current: bool) -> tuple[_Node, frozen
     except lark.UnexpectedInput as error:
         raise ExpressionError(*explain(error, text)) from None
     _check_size(tree)
+    return tree
+
+
+def _compile(text: str, on: Kind, *, allow_current: bool) -> tuple[_Node, frozenset[tuple[str, str]]]:
+    tree = tree_of(text)
     compiler = _Compiler(on, allow_current=allow_current)
     return compiler.node(tree), frozenset(compiler.fields)
 

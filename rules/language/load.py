@@ -95,17 +95,22 @@ def _hidden(path: Path) -> bool:
 
 
 def _read(file: Path) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
+    text = read(file)
+    return ([], [text]) if isinstance(text, Problem) else parse(text, str(file))
+
+
+def read(file: Path) -> str | Problem:
+    """Return a file's text, bounded in size, or why it is not read."""
     try:
         with file.open("rb") as handle:
             raw = handle.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            return [], [Problem(str(file), 0, 0, f"larger than {MAX_BYTES // 1024} KiB")]
-        text = raw.decode()
+            return Problem(str(file), 0, 0, f"larger than {MAX_BYTES // 1024} KiB")
+        return raw.decode()
     except OSError as error:
-        return [], [Problem(str(file), 0, 0, f"cannot be read: {error.strerror}")]
+        return Problem(str(file), 0, 0, f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
-        return [], [_placed(str(file), raw[: error.start].decode(), "not UTF-8")]
-    return parse(text, str(file))
+        return _placed(str(file), raw[: error.start].decode(), "not UTF-8")
 
 
 def _placed(file: str, before: str, message: str) -> Problem:
@@ -115,21 +120,26 @@ def _placed(file: str, before: str, message: str) -> Problem:
 
 def parse(text: str, file: str) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
     """Return the rules in YAML text, each with its name's node, and every problem in it."""
-    try:
-        if (problem := _unsafe(text, file)) is not None:
-            return [], [problem]
-        root = _yaml().compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        return [], [Problem(file, line, column, f"not YAML: {error.problem or error.context}")]
-    except ReaderError as error:
-        return [], [_placed(file, text[: error.position], "not YAML: this character is not allowed in a file of text")]
-    except (YAMLError, ValueError) as error:
-        return [], [Problem(file, 0, 0, f"not YAML: {str(error).splitlines()[0]}")]
+    root = compose(text, file)
+    if isinstance(root, Problem):
+        return [], [root]
     reader = Reader(file)
     rules = reader.rules(root)
     return rules, reader.problems
+
+
+def compose(text: str, file: str) -> Node | Problem | None:
+    """Return the root node of YAML text that may be hostile, None where it is empty, or why it is not read."""
+    try:
+        return _unsafe(text, file) or _yaml().compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        return Problem(file, line, column, f"not YAML: {error.problem or error.context}")
+    except ReaderError as error:
+        return _placed(file, text[: error.position], "not YAML: this character is not allowed in a file of text")
+    except (YAMLError, ValueError) as error:
+        return Problem(file, 0, 0, f"not YAML: {str(error).splitlines()[0]}")
 
 
 def _yaml() -> ruamel.yaml.YAML:
