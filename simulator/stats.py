@@ -28,7 +28,8 @@ def guest_stats(world: World, guest: int) -> GuestStats:
         total = [float(value) for value in world.guest_total[:, guest]]
         stats |= _cpu(total, spec.vcpus) | _balloon(world, guest, total) | _block(total)
         stats |= _net(total, int(guest))
-    return GuestStats(spec.uuid, spec.name, stats, {"cpu_shares": int(world.shares[guest])}, spec.tags)
+    knobs = {} if state is GuestState.SHUTOFF else {"cpu_shares": int(world.shares[guest])}
+    return GuestStats(spec.uuid, spec.name, stats, knobs, spec.tags)
 
 
 def _ns(value_s: float) -> int:

@@ -74,7 +74,11 @@ def read_all(binding: Any, connection: Any, *, outline: bool = False) -> Reading
 
 
 def _reading(domain: Any, stats: Stats) -> Reading:
-    return Reading(domain.UUIDString(), domain.name(), domain.ID(), stats)
+    run = domain.ID()
+    if run < 0:
+        # Seen with libvirt 9.0: a guest that is off is told with the CPU time of libvirtd itself.
+        stats = {name: value for name, value in stats.items() if not name.startswith("cpu.")}
+    return Reading(domain.UUIDString(), domain.name(), run, stats)
 
 
 def _alone(connection: Any, domain: Any, wanted: int, flags: int) -> Stats | None:

@@ -49,6 +49,13 @@ def test_all_guests_come_by_one_bulk_call(hypervisor: LibvirtHypervisor, libvirt
     assert (libvirt.calls["getAllDomainStats"], libvirt.calls["domainListGetStats web-1"]) == (1, 0)
 
 
+def test_a_guest_that_is_off_has_no_cpu_time_whatever_libvirt_tells(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    libvirt.domains[DB].run = -1
+    assert by_name(hypervisor)["db-1"].stats == {name: value for name, value in STATS.items() if name != "cpu.time"}
+
+
 def test_a_stuck_guest_costs_one_deadline_and_the_others_nothing(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
 ) -> None:

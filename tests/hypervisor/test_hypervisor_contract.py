@@ -1,0 +1,307 @@
+"""What every hypervisor keeps, held to the simulator, libvirt's own test driver and two real libvirtd with QEMU.
+
+And what only a real one can show: libvirtd killed and started again, a QEMU that is stopped in its tracks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from deploy import lab as lab_module
+from deploy.lab import GuestPlan, Lab
+from tests.lab.lab_process import need_a_lab
+from tests.services import until
+from virtpilot.clock import SystemClock
+from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorUnavailable, KnobUnsupported
+from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, Job, JobState, JobStatus
+from virtpilot.libvirt_host import LibvirtHypervisor
+from virtpilot.simulator.fleet import Fleet
+from virtpilot.simulator.scenario import GuestSpec, HostSpec, Scenario
+
+NAME: Final = "hyptest"
+PLANS: Final = (
+    GuestPlan("mover", "host-1", tags={"tier": "web"}),
+    GuestPlan("stayer", "host-1", tags={"tier": "batch"}),
+    GuestPlan("other", "host-2"),
+)
+OFF_UUID: Final = "7f0a4d0e-6a56-4e0f-9d3e-1c2b3a495867"
+OFF_XML: Final = f"""<domain type='qemu'><name>off</name><uuid>{OFF_UUID}</uuid>
+<memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type>hvm</type></os></domain>"""
+NOBODY: Final = "00000000-0000-4000-8000-000000000000"
+FROM_QEMU: Final = {"balloon.usable", "balloon.rss", "block.0.rd.bytes"}
+
+
+class Scene(NamedTuple):
+    """A host with a guest that runs, one that is off, and a second host to move to; `wait` lets time pass."""
+
+    hypervisor: Hypervisor
+    target: Hypervisor
+    running: str
+    off: str
+    target_uri: str
+    wait: Callable[[Callable[[], bool]], bool]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Two real hosts."""
+    need_a_lab()
+    with lab_module.bring_up(NAME, plans=PLANS) as up:
+        with connection(up) as libvirt:
+            libvirt.defineXML(OFF_XML)
+        yield up
+    assert lab_module.leftovers(NAME) == []
+
+
+@contextmanager
+def connection(lab: Lab) -> Iterator[Any]:
+    """Open libvirt-python's own connection to host-1."""
+    import libvirt
+
+    opened = libvirt.open(lab.hosts["host-1"].uri)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def simulated() -> Iterator[Scene]:
+    fleet = Fleet(
+        Scenario(
+            name="contract",
+            hosts=[HostSpec(name=name, cpus=2, memory_mib=4096) for name in ("host-1", "host-2")],
+            guests=[
+                GuestSpec(name="mover", host="host-1", vcpus=1, memory_mib=256, tags={"tier": "web"}, cpu_cores=0.5),
+                GuestSpec(name="off", host="host-1", vcpus=1, memory_mib=256, running=False),
+            ],
+        )
+    )
+    running, off = (guest.uuid for guest in fleet.view().guests)
+    made = [fleet.hypervisor(host) for host in fleet.hosts]
+
+    def wait(holds: Callable[[], bool]) -> bool:
+        for _ in range(120):
+            if holds():
+                return True
+            fleet.advance(0.5)
+        return False
+
+    fleet.advance(1)
+    yield Scene(made[0], made[1], running, off, fleet.migration_uri("host-2"), wait)
+
+
+def real(lab: Lab) -> Iterator[Scene]:
+    made = [LibvirtHypervisor(lab.hosts[name].uri, clock=SystemClock()) for name in ("host-1", "host-2")]
+    uuid = lab.guests["mover"].uuid
+    yield Scene(made[0], made[1], uuid, OFF_UUID, lab.hosts["host-2"].uri, lambda holds: until(holds, 60))
+    for hypervisor in made:
+        hypervisor.close()
+    if lab.where("mover") != "host-1":
+        lab.migrate("mover", "host-1")
+
+
+REAL: Final = pytest.param("real", marks=[pytest.mark.lab, pytest.mark.slow])
+
+
+@pytest.fixture(params=["simulated", REAL])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """The same scene on the simulator and on real hosts."""
+    yield from (simulated() if request.param == "simulated" else real(request.getfixturevalue("lab")))
+
+
+def guests(hypervisor: Hypervisor) -> dict[str, GuestStats]:
+    return {guest.uuid: guest for guest in hypervisor.guests()}
+
+
+def ended(scene: Scene, job: Job) -> JobStatus:
+    assert scene.wait(lambda: job.poll().state is not JobState.RUNNING)
+    return job.poll()
+
+
+def test_running_and_shut_off_guests_are_told(scene: Scene) -> None:
+    found = guests(scene.hypervisor)
+    running, off = found[scene.running], found[scene.off]
+    assert (running.name, off.name) == ("mover", "off")
+    assert (running.stats["state.state"], off.stats["state.state"]) == (1, 5)
+    assert {"cpu.time", "vcpu.current", "vcpu.maximum", "balloon.maximum", "vcpu.0.delay"} <= running.stats.keys()
+    assert running.knobs["cpu_shares"] >= 2
+    assert "cpu.time" not in off.stats
+    assert all(isinstance(value, int | float | str | bool) for value in running.stats.values())
+
+
+def test_states_are_told_by_name(scene: Scene) -> None:
+    hypervisor = scene.hypervisor
+    assert (hypervisor.state(scene.running), hypervisor.state(scene.off)) == (GuestState.RUNNING, GuestState.SHUTOFF)
+
+
+def test_host_facts_are_those_of_a_host(scene: Scene) -> None:
+    facts = scene.hypervisor.facts()
+    assert facts.driver == "QEMU"
+    assert facts.cpus > 0
+    assert facts.memory_bytes > 2**30
+    assert facts.versions
+
+
+def test_a_knob_that_is_set_is_read_back(scene: Scene) -> None:
+    hypervisor = scene.hypervisor
+    before = hypervisor.get_knob(scene.running, "cpu_shares")
+    hypervisor.set_knob(scene.running, "cpu_shares", 3072)
+    assert hypervisor.get_knob(scene.running, "cpu_shares") == 3072
+    assert guests(hypervisor)[scene.running].knobs == {"cpu_shares": 3072}
+    hypervisor.set_knob(scene.running, "cpu_shares", before)
+    assert hypervisor.get_knob(scene.running, "cpu_shares") == before
+
+
+def test_a_value_out_of_range_is_refused_and_changes_nothing(scene: Scene) -> None:
+    before = scene.hypervisor.get_knob(scene.running, "cpu_shares")
+    with pytest.raises(HypervisorError):
+        scene.hypervisor.set_knob(scene.running, "cpu_shares", 1)
+    assert scene.hypervisor.get_knob(scene.running, "cpu_shares") == before
+
+
+def test_a_guest_that_is_off_has_no_live_knobs(scene: Scene) -> None:
+    assert guests(scene.hypervisor)[scene.off].knobs == {}
+    with pytest.raises(HypervisorError):
+        scene.hypervisor.get_knob(scene.off, "cpu_shares")
+    with pytest.raises(HypervisorError):
+        scene.hypervisor.set_knob(scene.off, "cpu_shares", 2048)
+
+
+def test_what_nobody_knows_is_refused_by_kind(scene: Scene) -> None:
+    hypervisor = scene.hypervisor
+    with pytest.raises(KnobUnsupported):
+        hypervisor.get_knob(scene.running, "patience")
+    with pytest.raises(KnobUnsupported):
+        hypervisor.set_knob(scene.running, "patience", 5)
+    for call in (
+        lambda: hypervisor.state(NOBODY),
+        lambda: hypervisor.get_knob(NOBODY, "cpu_shares"),
+        lambda: hypervisor.set_knob(NOBODY, "cpu_shares", 2048),
+        lambda: hypervisor.migrate(NOBODY, scene.target_uri),
+    ):
+        with pytest.raises(GuestNotFound):
+            call()
+
+
+def test_a_migration_to_nowhere_fails_and_the_guest_runs_on(scene: Scene) -> None:
+    status = ended(scene, scene.hypervisor.migrate(scene.running, "qemu+tcp://127.0.0.9:9/system"))
+    assert status.state is JobState.FAILED
+    assert status.error
+    assert scene.hypervisor.state(scene.running) is GuestState.RUNNING
+
+
+def test_a_guest_that_is_off_is_not_live_migrated(scene: Scene) -> None:
+    status = ended(scene, scene.hypervisor.migrate(scene.off, scene.target_uri))
+    assert status.state is JobState.FAILED
+    assert scene.hypervisor.state(scene.off) is GuestState.SHUTOFF
+
+
+def test_a_migrated_guest_runs_there_and_is_no_longer_here(scene: Scene) -> None:
+    status = ended(scene, scene.hypervisor.migrate(scene.running, scene.target_uri))
+    assert status.state is JobState.DONE, status.error
+    assert 0 < status.progress["downtime_seconds"] < 30
+    assert status.progress["data_processed_bytes"] > 0
+    assert scene.target.state(scene.running) is GuestState.RUNNING
+    with pytest.raises(GuestNotFound):
+        scene.hypervisor.state(scene.running)
+    assert scene.running not in guests(scene.hypervisor)
+    assert guests(scene.target)[scene.running].stats["state.state"] == 1
+
+
+def test_after_its_close_a_hypervisor_is_not_there(scene: Scene) -> None:
+    scene.hypervisor.close()
+    with pytest.raises(HypervisorUnavailable):
+        scene.hypervisor.guests()
+
+
+def test_libvirts_own_test_driver_has_what_it_has() -> None:
+    """No QEMU, no cgroup: the lists, the states and the kinds of errors are the same."""
+    hypervisor = LibvirtHypervisor("test:///default", clock=SystemClock())
+    (guest,) = hypervisor.guests()
+    assert (guest.name, guest.knobs, guest.stats["state.state"]) == ("test", {}, 1)
+    assert hypervisor.state(guest.uuid) is GuestState.RUNNING
+    with pytest.raises(GuestNotFound):
+        hypervisor.state(NOBODY)
+    with pytest.raises(KnobUnsupported):
+        hypervisor.get_knob(guest.uuid, "cpu_shares")
+    with pytest.raises(HypervisorError):
+        hypervisor.set_knob(guest.uuid, "cpu_shares", 2048)
+    assert hypervisor.facts().driver == "TEST"
+    hypervisor.close()
+
+
+@pytest.fixture
+def host_1(lab: Lab) -> Iterator[LibvirtHypervisor]:
+    """host-1 with a short deadline, as a caller in a hurry has it."""
+    made = LibvirtHypervisor(
+        lab.hosts["host-1"].uri, clock=SystemClock(), deadline_s=2.0, tag_names=frozenset({"tier"})
+    )
+    yield made
+    made.close()
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+def test_libvirtd_killed_and_started_again_is_read_on(lab: Lab, host_1: LibvirtHypervisor) -> None:
+    before = guests(host_1)
+    assert {guest.tags.get("tier") for guest in before.values()} == {"web", "batch", None}
+    lab.hosts["host-1"].restart_libvirtd()
+
+    def reads() -> bool:
+        try:
+            return guests(host_1).keys() == before.keys()
+        except HypervisorError:
+            return False
+
+    assert until(reads, 20)
+    again = guests(host_1)
+    # The guests ran on, their counters too.
+    assert {uuid: guest.run for uuid, guest in again.items()} == {uuid: guest.run for uuid, guest in before.items()}
+    moved = lab.guests["mover"].uuid
+    assert int(again[moved].stats["cpu.time"]) >= int(before[moved].stats["cpu.time"])
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+def test_a_stopped_qemu_holds_up_nobody(lab: Lab, host_1: LibvirtHypervisor) -> None:
+    stuck, sound = lab.guests["stayer"].uuid, lab.guests["mover"].uuid
+    (pid,) = (pid for pid in lab.hosts["host-1"].group.pids(guests_only=True) if b"guest=stayer" in command_line(pid))
+    clock = SystemClock()
+    assert guests(host_1)[stuck].stats.keys() >= FROM_QEMU
+    took_s = []
+    with stopped(pid):
+        for _ in range(6):
+            began_ns = clock.monotonic_ns()
+            found = guests(host_1)
+            took_s.append((clock.monotonic_ns() - began_ns) / 1e9)
+            assert found.keys() >= {stuck, sound, OFF_UUID}
+            assert "cpu.time" in found[sound].stats
+        assert found[sound].stats.keys() >= FROM_QEMU
+        assert not FROM_QEMU & found[stuck].stats.keys()
+        # Commands for another guest go on meanwhile.
+        host_1.set_knob(sound, "cpu_shares", 2048)
+        assert host_1.get_knob(sound, "cpu_shares") == 2048
+        host_1.set_knob(sound, "cpu_shares", 1024)
+    # The first round waits its deadline out, then libvirt passes over the stuck guest by itself.
+    assert sum(took > 2.0 for took in took_s) <= 1
+    assert until(lambda: guests(host_1)[stuck].stats.keys() >= FROM_QEMU, 20)
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
