@@ -1,23 +1,28 @@
-"""The collector of one host: its CPU, memory, load, pressure and all its guests, as samples of one moment."""
+"""The collector of one host: its own sources and all its guests, as samples of one moment, within a budget of time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 import structlog
 
-from virtpilot.collectors import cpu, domain, load, memory, pressure
-from virtpilot.collectors.proc import ReadProc
+from virtpilot.collectors import domain
+from virtpilot.collectors.budget import Budget
 from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.source import Device, Fields, Look
+from virtpilot.collectors.sources import SOURCES
+from virtpilot.collectors.tree import Tree
 from virtpilot.errors import HypervisorError
 from virtpilot.hypervisor import GuestStats, Hypervisor
 from virtpilot.model import Sample
 
 log = structlog.get_logger(__name__)
 
-Fields = dict[str, int | float]
 _RUNNING: Final = 1
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class IsLeased(Protocol):
@@ -33,65 +38,82 @@ class HostCollector:
     def __init__(
         self,
         hypervisor: Hypervisor,
-        read_proc: ReadProc,
+        tree: Tree,
         tags: Mapping[str, str],
         cpus: frozenset[int],
         *,
         monotonic_ns: Callable[[], int],
         leased: IsLeased = lambda guest, knob: False,  # noqa: ARG005 - the Protocol's names
+        budget_s: float = math.inf,
     ) -> None:
         self._hypervisor = hypervisor
-        self._read = read_proc
+        self._tree = tree
         self._tags = dict(tags)
         self._cpus = cpus
         self._leased = leased
-        self._monotonic_ns = monotonic_ns
+        self._budget = Budget(budget_s, monotonic_ns)
+        self._sources = {name: (source.make(), source.optional) for name, source in SOURCES.items()}
         self._rates = Rates()
-        self._duration_s: float | None = None
+        self._of_guest: dict[str, Rates] = {}
         self._failing: set[str] = set()
         self.failures = 0
-        self.skipped = 0
 
-    def collect(self, now_ns: int) -> list[Sample]:
-        """Return the samples of this moment: the host first, then its guests."""
-        began_ns = self._monotonic_ns()
-        self._rates.begin()
-        guests = self._guests()
-        host = self._host(now_ns) | (self._totals(guests) if guests is not None else {})
-        if self._duration_s is not None:
-            host["tick_duration_seconds"] = self._duration_s
-        samples = [Sample("host", dict(self._tags), host, now_ns)]
+    def collect(self, now_ns: int, only: frozenset[str] | None = None) -> list[Sample]:
+        """Return the samples of this moment: the host first, then its guests; with `only`, those guests alone."""
+        self._budget.begin()
+        guests = self._guests(only)
+        samples: list[Sample] = []
+        if only is None:
+            samples += self._host(guests, now_ns)
+            self._forget(guests)
         for guest in filter(domain.lives_here, guests or ()):
-            leased = {knob: int(self._leased(guest.uuid, knob)) for knob in guest.knobs}
-            samples.extend(domain.parse(guest, self._tags, leased, self._rates, now_ns))
-        self._duration_s = (self._monotonic_ns() - began_ns) / 1e9
+            samples.extend(self._guest(guest, now_ns))
+        self._budget.end(whole=only is None)
         return samples
 
-    def _guests(self) -> list[GuestStats] | None:
+    def _guests(self, only: frozenset[str] | None) -> list[GuestStats] | None:
+        """Return the guests, None where the hypervisor does not tell."""
         try:
-            guests = list(self._hypervisor.guests())
+            guests = self._hypervisor.guests()
         except HypervisorError as error:
             self._failed("hypervisor", error)
             return None
         self._failing.discard("hypervisor")
-        return guests
+        return [guest for guest in guests if only is None or guest.uuid in only]
 
-    def _host(self, now_ns: int) -> Fields:
-        sources: dict[str, Callable[[], Fields]] = {
-            "cpu": lambda: cpu.collect(self._read, self._cpus, self._rates, now_ns),
-            "memory": lambda: memory.collect(self._read),
-            "load": lambda: load.collect(self._read),
-            "pressure": lambda: pressure.collect(self._read, self._rates, now_ns),
-        }
+    def _guest(self, guest: GuestStats, now_ns: int) -> Iterator[Sample]:
+        leased = {knob: int(self._leased(guest.uuid, knob)) for knob in guest.knobs}
+        rates = self._of_guest.setdefault(guest.uuid, Rates())
+        return domain.parse(guest, self._tags, leased, rates, now_ns)
+
+    def _forget(self, guests: Iterable[GuestStats] | None) -> None:
+        """Let a guest that went take its counters with it: it may come back with others."""
+        if guests is not None:
+            here = {guest.uuid for guest in guests}
+            self._of_guest = {uuid: rates for uuid, rates in self._of_guest.items() if uuid in here}
+
+    def _host(self, guests: list[GuestStats] | None, now_ns: int) -> Iterator[Sample]:
+        """Yield the host, then its devices."""
+        look = Look(self._tree, self._rates, self._cpus, now_ns, _PAGE_BYTES)
         fields: Fields = {}
-        for name, collect in sources.items():
+        devices: list[Device] = []
+        for name, (collect, optional) in self._sources.items():
+            if optional and self._budget.skips():
+                continue
             try:
-                fields |= collect()
+                found = collect(look)
             except (OSError, ValueError) as error:
                 self._failed(name, error)
-            else:
-                self._failing.discard(name)
-        return fields
+                continue
+            self._failing.discard(name)
+            fields |= found.fields
+            devices += found.devices
+        fields |= self._budget.fields() | {"source_failures_total": self.failures}
+        if guests is not None:
+            fields |= self._totals(guests)
+        yield Sample("host", dict(self._tags), fields, now_ns)
+        for device in devices:
+            yield Sample(device.measurement, {**self._tags, device.tag: device.name}, device.fields, now_ns)
 
     def _failed(self, source: str, error: Exception) -> None:
         """Count each failure, say the first of a row."""
@@ -100,8 +122,7 @@ class HostCollector:
             self._failing.add(source)
             log.warning("cannot be measured", source=source, error=str(error))
 
-    def _totals(self, guests: Iterable[GuestStats]) -> Fields:
-        guests = list(guests)
+    def _totals(self, guests: list[GuestStats]) -> Fields:
         running = [guest.stats for guest in guests if guest.stats.get("state.state") == _RUNNING]
         skipped = getattr(self._hypervisor, "skipped", 0)
         return {

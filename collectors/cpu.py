@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
-from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.source import Fields, Found, Look
 
 # user nice system idle iowait irq softirq steal; guest times are part of user and nice already.
 _USED: Final = 8
@@ -28,18 +27,18 @@ def parse(text: str, cpus: frozenset[int]) -> list[int]:
     return total if seen else []
 
 
-def collect(read: Callable[[str], str], cpus: frozenset[int], rates: Rates, now_ns: int) -> dict[str, int | float]:
+def collect(look: Look) -> Found:
     """Return the CPU's fields; ratios from the second reading on."""
-    fields: dict[str, int | float] = {"cpus_count": len(cpus)}
-    modes = parse(read("stat"), cpus)
-    deltas = [rates.delta(("cpu", str(mode)), value, now_ns) for mode, value in enumerate(modes)]
+    fields: Fields = {"cpus_count": len(look.cpus)}
+    modes = parse(look.tree.read("proc/stat"), look.cpus)
+    deltas = [look.rates.delta(("cpu", str(mode)), value, look.now_ns) for mode, value in enumerate(modes)]
     # iowait may go backwards by the kernel's own word: it then counts as nothing.
     increases = [0.0 if delta is None else delta[0] for delta in deltas]
     whole = sum(increases)
     known = [delta for mode, delta in enumerate(deltas) if mode != _IOWAIT]
     if not known or None in known or whole <= 0:
-        return fields
+        return Found(fields)
     fields["cpu_usage_ratio"] = 1 - (increases[_IDLE] + increases[_IOWAIT]) / whole
     fields["cpu_steal_ratio"] = increases[_STEAL] / whole
     fields["cpu_iowait_ratio"] = increases[_IOWAIT] / whole
-    return fields
+    return Found(fields)

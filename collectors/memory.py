@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from virtpilot.collectors.source import Fields, Found, Look
 
 
 def parse(text: str) -> dict[str, int]:
@@ -16,10 +16,10 @@ def parse(text: str) -> dict[str, int]:
     return found
 
 
-def collect(read: Callable[[str], str]) -> dict[str, int | float]:
+def collect(look: Look) -> Found:
     """Return the memory's fields; what the kernel does not tell is absent."""
-    given = parse(read("meminfo"))
-    fields: dict[str, int | float] = {}
+    given = parse(look.tree.read("proc/meminfo"))
+    fields: Fields = {}
     total, available = given.get("MemTotal"), given.get("MemAvailable")
     if total:
         fields["memory_total_bytes"] = total
@@ -29,4 +29,4 @@ def collect(read: Callable[[str], str]) -> dict[str, int | float]:
         fields["memory_used_ratio"] = min(max(1 - available / total, 0.0), 1.0)
     if {"SwapTotal", "SwapFree"} <= given.keys():
         fields["swap_used_bytes"] = max(given["SwapTotal"] - given["SwapFree"], 0)
-    return fields
+    return Found(fields)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Final
 
-from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.source import Fields, Found, Look
 
 _LINE: Final = re.compile(r"^(some|full) .*\btotal=(\d+)", re.MULTILINE)
 _WANTED: Final = {"cpu": ("some",), "memory": ("some", "full"), "io": ("some", "full")}
@@ -17,16 +16,16 @@ def parse(text: str) -> dict[str, int]:
     return {kind: int(total) for kind, total in _LINE.findall(text)}
 
 
-def collect(read: Callable[[str], str], rates: Rates, now_ns: int) -> dict[str, int | float]:
+def collect(look: Look) -> Found:
     """Return the share of time that tasks waited since the last reading; absent where the kernel has no PSI."""
-    fields: dict[str, int | float] = {}
+    fields: Fields = {}
     for resource, kinds in _WANTED.items():
         try:
-            totals = parse(read(f"pressure/{resource}"))
+            totals = parse(look.tree.read(f"proc/pressure/{resource}"))
         except OSError:
             continue  # no PSI in this kernel, or switched off (reading then fails): the field is absent
         for kind in kinds:
-            rate = rates.rate(("psi", resource, kind), totals[kind], now_ns) if kind in totals else None
+            rate = look.rates.rate(("psi", resource, kind), totals[kind], look.now_ns) if kind in totals else None
             if rate is not None:
                 fields[f"psi_{resource}_{kind}_ratio"] = min(rate / 1e6, 1.0)
-    return fields
+    return Found(fields)

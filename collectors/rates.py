@@ -11,20 +11,21 @@ MAX_ELAPSED_NS: Final = seconds(300)
 
 
 class Rates:
-    """Remembers the last reading of each counter; what was not read in a round is forgotten in the next."""
+    """Remembers the last reading of each counter; what was not read for too long is forgotten."""
 
     def __init__(self) -> None:
         self._former: dict[tuple[str, ...], tuple[int, float]] = {}
-        self._present: dict[tuple[str, ...], tuple[int, float]] = {}
+        self._swept_ns = 0
 
-    def begin(self) -> None:
-        """Start a round of readings."""
-        self._former, self._present = self._present, {}
+    def __len__(self) -> int:
+        return len(self._former)
 
     def delta(self, key: tuple[str, ...], value: float, now_ns: int) -> tuple[float, float] | None:
-        """Return (increase, seconds) since the last round; None for a first reading or one that cannot be compared."""
-        self._present[key] = (now_ns, value)
+        """Return (increase, seconds) since the last reading; None for a first one or what cannot be compared."""
+        if abs(now_ns - self._swept_ns) > MAX_ELAPSED_NS:
+            self._sweep(now_ns)
         former = self._former.get(key)
+        self._former[key] = (now_ns, value)
         if former is None:
             return None
         elapsed_ns, increase = now_ns - former[0], value - former[1]
@@ -36,3 +37,9 @@ class Rates:
         """Return the increase per second."""
         found = self.delta(key, value, now_ns)
         return None if found is None else found[0] / found[1]
+
+    def _sweep(self, now_ns: int) -> None:
+        self._swept_ns = now_ns
+        self._former = {
+            key: reading for key, reading in self._former.items() if abs(now_ns - reading[0]) <= MAX_ELAPSED_NS
+        }

@@ -32,9 +32,18 @@ _POLL_S: Final = 0.2
 
 
 class AgentTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often the agent measures."""
+    """How often the agent measures, and how long that may take."""
 
     tick_s: Annotated[float, msgspec.Meta(description="Seconds between two measurements.", ge=0.2, le=3600)] = 10.0
+    budget_ratio: Annotated[
+        float,
+        msgspec.Meta(description="The share of a tick after which what can wait is left out of it.", gt=0, le=1),
+    ] = 0.5
+
+    @property
+    def budget_s(self) -> float:
+        """How long one measurement may take."""
+        return self.tick_s * self.budget_ratio
 
 
 class Agent:

@@ -14,7 +14,7 @@ from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import Clock, seconds
 from virtpilot.collectors.collector import HostCollector
-from virtpilot.collectors.proc import ProcFiles
+from virtpilot.collectors.tree import FileTree, Tree
 from virtpilot.hypervisor import Hypervisor
 from virtpilot.model import Bus, Message, Store
 from virtpilot.pipeline import state
@@ -48,7 +48,7 @@ def agent(
     bus: Callable[[], Bus],
     clock: Clock,
     hypervisor: Hypervisor,
-    read_proc: Callable[[str], str],
+    tree: Tree,
     cpus: frozenset[int],
     folder: Path,
     verifier: Verifier,
@@ -62,7 +62,8 @@ def agent(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
     tags, now = {"cluster": cluster, "host": host}, clock.monotonic_ns
-    collector = HostCollector(hypervisor, read_proc, tags, cpus, monotonic_ns=now, leased=executor.leased)
+    leased, budget_s = executor.leased, timing.budget_s
+    collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=budget_s)
     spooled = Spool(folder / "spool", boot, spool)
     session = bus()
     return Agent(
@@ -99,7 +100,7 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
         hypervisor=LibvirtHypervisor(
             options.uri, clock=clock, deadline_s=options.deadline_s, tag_names=frozenset(options.tags)
         ),
-        read_proc=ProcFiles(Path(config.proc_folder)),
+        tree=FileTree(Path(config.root_folder)),
         cpus=frozenset(os.sched_getaffinity(0)),
         folder=Path(config.state_folder),
         verifier=Verifier(load_public(map(Path, config.commands.public_key_files)), host),

@@ -68,7 +68,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(pattern=_NAME_OR_NONE, description="This host's name in topics and tags; empty: the machine's own."),
     ] = ""
     state_folder: StateFolder = "/var/lib/virtpilot/agent"
-    proc_folder: Annotated[str, Meta(description="Where the host's proc file system is.")] = "/proc"
+    root_folder: Annotated[str, Meta(description="Where the host's /proc and /sys are: its root folder.")] = "/"
     timing: AgentTiming = AgentTiming()
     hypervisor: HypervisorOptions = HypervisorOptions()
     bus: MqttOptions = MqttOptions()

@@ -143,7 +143,7 @@ def simulated_agent(
     folder: Path,
     verifier: Verifier,
 ) -> Agent:
-    """Put the agent of a simulated host together: only its hypervisor and its /proc are not real."""
+    """Put the agent of a simulated host together: only its hypervisor and its files are not real."""
     return assembly.agent(
         cluster=cluster,
         host=host,
@@ -151,7 +151,7 @@ def simulated_agent(
         bus=lambda: broker.connect(f"agent-{host}", will=last_will(Topics(cluster), host, boot, clock.now_ns())),
         clock=clock,
         hypervisor=fleet.hypervisor(host),
-        read_proc=fleet.proc(host),
+        tree=fleet.tree(host),
         cpus=frozenset(range(fleet.facts(host).cpus)),
         folder=folder,
         verifier=verifier,

@@ -219,7 +219,7 @@ def _simulated(config: FleetConfig, simulated: Fleet, host: str, clock: Clock) -
         bus=lambda: assembly.mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", will),
         clock=clock,
         hypervisor=simulated.hypervisor(host),
-        read_proc=simulated.proc(host),
+        tree=simulated.tree(host),
         cpus=frozenset(range(simulated.facts(host).cpus)),
         folder=Path(config.state_folder) / host,
         verifier=Verifier(load_public(map(Path, config.commands.public_key_files)), host),

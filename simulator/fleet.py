@@ -8,16 +8,15 @@ with the same calls at the same times gives the same bytes. No threads, no real 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final
 
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import InputError, Problem
 from virtpilot.hypervisor import HostFacts
 from virtpilot.simulator.fault import Faults
+from virtpilot.simulator.files import HostFiles, Moment
 from virtpilot.simulator.hypervisor import FleetHypervisor, host_facts
 from virtpilot.simulator.migration import Migrations
-from virtpilot.simulator.proc import proc_text
 from virtpilot.simulator.scenario import Scenario, mistakes
 from virtpilot.simulator.view import FleetView, fleet_view
 from virtpilot.simulator.world import NOWHERE, World
@@ -68,15 +67,14 @@ class Fleet:
         """Return a new connection to a host's libvirt; raises KeyError for an unknown host."""
         return FleetHypervisor(self._world, self._migrations, self._faults, self._index(host), deadline_s=deadline_s)
 
-    def proc(self, host: str) -> Callable[[str], str]:
-        """Return a reader below the host's /proc, which raises FileNotFoundError; KeyError for an unknown host."""
-        index = self._index(host)
+    def tree(self, host: str) -> HostFiles:
+        """Return the files of a host, which raise FileNotFoundError; KeyError for an unknown host."""
 
-        def read(path: str) -> str:
+        def moment() -> Moment:
             self._refresh()
-            return proc_text(self._world, index, path, self.now_ns, self._elapsed_ns / SECOND)
+            return Moment(self.now_ns, self._elapsed_ns / SECOND)
 
-        return read
+        return HostFiles(self._world, self._index(host), moment)
 
     def facts(self, host: str) -> HostFacts:
         """Return what a host is, dead or alive; raises KeyError for an unknown host."""

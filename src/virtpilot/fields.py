@@ -72,7 +72,11 @@ _ALL: Final = [
         ("guests_skipped_total", Unit.COUNT, _C, "guests that could not be read in a tick", _STATS),
         ("vcpus_allocated_count", Unit.COUNT, _G, "vCPUs of the running guests", _STATS),
         ("memory_allocated_bytes", Unit.BYTES, _G, "current balloon of the running guests", _STATS),
+        ("source_failures_total", Unit.COUNT, _C, "readings of a source that failed", "agent"),
+        ("tick_budget_seconds", Unit.SECONDS, _G, "how long a tick's collection may take", "agent"),
         ("tick_duration_seconds", Unit.SECONDS, _G, "how long the last tick's collection took", "agent"),
+        ("tick_overruns_total", Unit.COUNT, _C, "ticks whose collection took longer than that", "agent"),
+        ("tick_skips_total", Unit.COUNT, _C, "sources left out of a tick that was late", "agent"),
     ),
     *_rows(
         "vm",

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.collectors.told_guests import ToldGuests
+from tests.collectors.trees import TextTree
 from virtpilot.clock import seconds
 from virtpilot.collectors import cpu, load, memory, pressure
 from virtpilot.collectors.collector import HostCollector
@@ -75,18 +76,19 @@ def check_numbers(samples: list[Sample]) -> None:
 
 
 @bounded
-@given(st.lists(st.dictionaries(st.sampled_from(["stat", "meminfo", "loadavg", "pressure/cpu", "pressure/io"]), texts)))
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["proc/stat", "proc/meminfo", "proc/loadavg", "proc/pressure/cpu", "proc/pressure/io"]),
+            texts,
+        )
+    )
+)
 def test_a_proc_that_says_anything(moments: list[dict[str, str]]) -> None:
-    now: dict[str, str] = {}
-
-    def read(path: str) -> str:
-        if path not in now:
-            raise FileNotFoundError(path)
-        return now[path]
-
-    collector = HostCollector(ToldGuests(), read, {"host": "h"}, frozenset({0, 1}), monotonic_ns=lambda: 0)
+    tree = TextTree()
+    collector = HostCollector(ToldGuests(), tree, {"host": "h"}, frozenset({0, 1}), monotonic_ns=lambda: 0)
     for number, moment in enumerate(moments):
-        now = moment
+        tree.files = moment
         samples = collector.collect(START_NS + number * seconds(10))
         check_numbers(samples)
         assert samples[0].fields["guests_defined_count"] == 0
@@ -99,7 +101,7 @@ def test_each_parser_by_itself_raises_value_error_at_most(text: str) -> None:
     assert all(number >= 0 for number in memory.parse(text).values())
     assert all(number >= 0 for number in pressure.parse(text).values())
     with contextlib.suppress(ValueError):
-        assert all(math.isfinite(number) for number in load.collect(lambda _path: text).values())
+        assert all(math.isfinite(number) for number in load.parse(text).values())
 
 
 @bounded
@@ -107,7 +109,7 @@ def test_each_parser_by_itself_raises_value_error_at_most(text: str) -> None:
 def test_guests_of_which_libvirt_says_anything(rounds: list[dict[str, Any]]) -> None:
     hypervisor = ToldGuests()
     collector = HostCollector(
-        hypervisor, lambda _path: "", {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=lambda: 0
+        hypervisor, TextTree(), {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=lambda: 0
     )
     sound = {"state.state": 1, "state.reason": 1, "cpu.time": 5}
     for number, told in enumerate(rounds):
@@ -123,7 +125,7 @@ def test_guests_of_which_libvirt_says_anything(rounds: list[dict[str, Any]]) -> 
 @given(st.lists(st.dictionaries(st.sampled_from(sorted(FULL["first"])), st.integers(0, 2**50)), max_size=3))
 def test_what_is_told_goes_over_the_wire_unchanged(rounds: list[dict[str, Any]]) -> None:
     hypervisor = ToldGuests()
-    collector = HostCollector(hypervisor, lambda _path: "", {"host": "h"}, frozenset({0}), monotonic_ns=lambda: 0)
+    collector = HostCollector(hypervisor, TextTree(), {"host": "h"}, frozenset({0}), monotonic_ns=lambda: 0)
     for number, part in enumerate(rounds):
         hypervisor.told = [GuestStats("u-1", "a name, with = signs", FULL["first"] | part, run=1)]
         samples = collector.collect(START_NS + number * seconds(10))

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from tests.collectors.told_guests import ToldGuests
+from tests.collectors.trees import TextTree
 from virtpilot.clock import seconds
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.fields import FIELDS
@@ -20,16 +21,12 @@ START_NS: Final = seconds(1_800_000_000)
 OWN: Final = {"cluster": "c", "host": "h", "vm": "u-1", "name": "web-1", "tier": "web"}
 
 
-def nothing(_path: str) -> str:
-    raise FileNotFoundError
-
-
 def played(case: dict[str, Any]) -> list[Sample]:
     """Return the guest's samples of the second round."""
     hypervisor = ToldGuests()
     collector = HostCollector(
         hypervisor,
-        nothing,
+        TextTree(),
         {"cluster": "c", "host": "h"},
         frozenset({0}),
         monotonic_ns=lambda: 0,

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog.testing
 
 from tests.collectors.told_guests import ToldGuests
+from tests.collectors.trees import TextTree
 from virtpilot.clock import SystemClock, seconds
+from virtpilot.collectors import collector as collector_module
 from virtpilot.collectors.collector import HostCollector
-from virtpilot.collectors.proc import ProcFiles
+from virtpilot.collectors.source import Found, Look, Source
+from virtpilot.collectors.sources import SOURCES
+from virtpilot.collectors.tree import FileTree, Tree
 from virtpilot.errors import HypervisorTimeout
 from virtpilot.fields import names
 from virtpilot.hypervisor import GuestStats
 from virtpilot.libvirt_host import LibvirtHypervisor
 
+# What is no source of a host's measurements.
+PARTS = {"__init__", "budget", "collector", "domain", "rates", "source", "sources", "tree"}
 RUNNING = {"state.state": 1, "state.reason": 1}
 
 
 def collector_of(
     hypervisor: ToldGuests | LibvirtHypervisor,
-    read: Callable[[str], str],
+    tree: Tree | None = None,
     monotonic_ns: Callable[[], int] = lambda: 0,
 ) -> HostCollector:
-    return HostCollector(hypervisor, read, {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=monotonic_ns)
-
-
-def no_proc(path: str) -> str:
-    raise FileNotFoundError(path)
+    return HostCollector(
+        hypervisor, tree or TextTree(), {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=monotonic_ns
+    )
 
 
 def test_totals_count_what_runs_and_what_is_defined() -> None:
@@ -39,9 +44,10 @@ def test_totals_count_what_runs_and_what_is_defined() -> None:
         GuestStats("u-2", "b", RUNNING | {"vcpu.current": 4, "balloon.current": 2048}),
         GuestStats("u-3", "c", {"state.state": 5, "state.reason": 1, "vcpu.current": 8, "balloon.current": 4096}),
     ]
-    (host, *_guests) = collector_of(ToldGuests(guests, skipped=3), no_proc).collect(seconds(1))
+    (host, *_guests) = collector_of(ToldGuests(guests, skipped=3)).collect(seconds(1))
     assert host.fields.keys() <= set(names("host"))
-    assert host.fields == {
+    own = {name: value for name, value in host.fields.items() if not name.startswith(("tick_", "source_"))}
+    assert own == {
         "guests_running_count": 2,
         "guests_defined_count": 3,
         "guests_skipped_total": 3,
@@ -52,21 +58,15 @@ def test_totals_count_what_runs_and_what_is_defined() -> None:
 
 def test_a_failing_source_stops_no_other_and_is_told_once_in_a_row() -> None:
     hypervisor = ToldGuests([GuestStats("u-1", "a", RUNNING)])
-    texts: dict[str, str] = {"loadavg": "1 2 3", "stat": "cpu0 1 1 1 1 1 1 1 1"}
-
-    def read(path: str) -> str:
-        if path not in texts:
-            raise PermissionError(path)
-        return texts[path]
-
-    collector = collector_of(hypervisor, read)
+    tree = TextTree({"proc/loadavg": "1 2 3", "proc/stat": "cpu0 1 1 1 1 1 1 1 1"}, PermissionError)
+    collector = collector_of(hypervisor, tree)
     with structlog.testing.capture_logs() as logs:
         for number in range(3):
             host, guest = collector.collect(seconds(10 * number))
             assert (host.fields["load1_count"], guest.measurement) == (1, "vm")
-        texts["meminfo"] = "MemTotal: 1 kB"
+        tree.files["proc/meminfo"] = "MemTotal: 1 kB"
         collector.collect(seconds(30))
-        del texts["meminfo"]
+        del tree.files["proc/meminfo"]
         collector.collect(seconds(40))
     told = [entry["source"] for entry in logs if entry["log_level"] == "warning"]
     assert told == ["memory", "memory"]
@@ -75,7 +75,7 @@ def test_a_failing_source_stops_no_other_and_is_told_once_in_a_row() -> None:
 
 def test_a_hypervisor_that_hangs_costs_the_guests_only() -> None:
     hypervisor = ToldGuests(HypervisorTimeout("no answer"))
-    collector = collector_of(hypervisor, lambda _path: "1 2 3")
+    collector = collector_of(hypervisor, TextTree({"proc/loadavg": "1 2 3"}))
     (host,) = collector.collect(seconds(1))
     assert host.fields["load1_count"] == 1
     assert "guests_defined_count" not in host.fields
@@ -85,14 +85,14 @@ def test_a_hypervisor_that_hangs_costs_the_guests_only() -> None:
 
 def test_a_tick_tells_how_long_the_one_before_took() -> None:
     times = iter([0, 250_000_000, 10**9, 10**9])
-    collector = collector_of(ToldGuests(), no_proc, lambda: next(times))
+    collector = collector_of(ToldGuests(), None, lambda: next(times))
     assert "tick_duration_seconds" not in collector.collect(seconds(1))[0].fields
     assert collector.collect(seconds(11))[0].fields["tick_duration_seconds"] == 0.25
 
 
 def test_a_guest_that_was_away_for_a_round_has_no_rate_from_before() -> None:
     hypervisor = ToldGuests()
-    collector = collector_of(hypervisor, no_proc)
+    collector = collector_of(hypervisor)
 
     def usage(cpu_time: int | None, now_s: int) -> Any:
         told = [GuestStats("u-1", "a", RUNNING | {"vcpu.current": 1, "cpu.time": cpu_time}, run=1)] if cpu_time else []
@@ -109,7 +109,7 @@ def test_this_machine_and_libvirts_own_test_driver_are_measured() -> None:
     clock = SystemClock()
     hypervisor = LibvirtHypervisor("test:///default", clock=clock)
     collector = HostCollector(
-        hypervisor, ProcFiles(), {"cluster": "c", "host": "h"}, frozenset(os.sched_getaffinity(0)),
+        hypervisor, FileTree(), {"cluster": "c", "host": "h"}, frozenset(os.sched_getaffinity(0)),
         monotonic_ns=clock.monotonic_ns,
     )  # fmt: skip
     try:
@@ -124,3 +124,53 @@ def test_this_machine_and_libvirts_own_test_driver_are_measured() -> None:
     assert {"load1_count", "memory_available_bytes", "guests_running_count"} <= host.fields.keys()
     assert (guest.measurement, guest.tags["name"], guest.fields["state_code"]) == ("vm", "test", 1)
     assert collector.failures == 0
+
+
+def test_a_few_guests_can_be_measured_between_two_ticks_and_all_rates_stay_right() -> None:
+    hypervisor = ToldGuests()
+    collector = collector_of(hypervisor)
+
+    def usage(now_s: int, only: frozenset[str] | None = None) -> dict[str, float | None]:
+        # u-1 uses half a CPU, u-2 a quarter
+        hypervisor.told = [
+            GuestStats(uuid, uuid, RUNNING | {"vcpu.current": 1, "cpu.time": int(share * now_s * 1e9)}, run=1)
+            for uuid, share in (("u-1", 0.5), ("u-2", 0.25))
+        ]
+        samples = collector.collect(seconds(now_s), only)
+        assert (samples[0].measurement == "host") is (only is None)
+        return {s.tags["vm"]: s.fields.get("cpu_usage_ratio") for s in samples if s.measurement == "vm"}
+
+    assert usage(100) == {"u-1": None, "u-2": None}
+    assert usage(101, frozenset({"u-1"})) == {"u-1": 0.5}
+    assert usage(103, frozenset({"u-1", "unheard-of"})) == {"u-1": 0.5}
+    assert usage(110) == {"u-1": 0.5, "u-2": 0.25}
+
+
+def test_a_late_tick_leaves_out_what_can_wait_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 0
+
+    def slow(_look: Look) -> Found:
+        nonlocal now_ns
+        now_ns += 2 * 10**9
+        return Found({"load1_count": 1})
+
+    def can_wait(_look: Look) -> Found:
+        return Found({"load5_count": 5})
+
+    monkeypatch.setitem(SOURCES, "load", Source(lambda: slow))
+    monkeypatch.setitem(SOURCES, "later", Source(lambda: can_wait, optional=True))
+    collector = HostCollector(
+        ToldGuests(), TextTree(), {"host": "h"}, frozenset({0}), monotonic_ns=lambda: now_ns, budget_s=1.5
+    )
+    first, second = (collector.collect(seconds(number))[0].fields for number in (0, 10))
+    assert "load5_count" not in first
+    assert (first["load1_count"], first["tick_skips_total"], first["tick_overruns_total"]) == (1, 1, 0)
+    assert (second["tick_skips_total"], second["tick_overruns_total"]) == (2, 1)
+    assert (second["tick_budget_seconds"], second["tick_duration_seconds"]) == (1.5, 2)
+
+
+def test_every_module_of_a_source_is_in_the_register_and_what_can_wait_comes_last() -> None:
+    modules = {path.stem for path in Path(collector_module.__file__).parent.glob("*.py")}
+    assert modules - PARTS == set(SOURCES)
+    optional = [source.optional for source in SOURCES.values()]
+    assert optional == sorted(optional)

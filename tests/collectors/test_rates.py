@@ -10,13 +10,12 @@ from virtpilot.clock import seconds
 from virtpilot.collectors.rates import MAX_ELAPSED_NS, MIN_ELAPSED_NS, Rates
 
 KEY = ("guest", "counter")
+OTHER = ("other", "counter")
 
 
 def second(first: float, then: float, elapsed_ns: int) -> float | None:
     rates = Rates()
-    rates.begin()
     assert rates.rate(KEY, first, seconds(1000)) is None
-    rates.begin()
     return rates.rate(KEY, then, seconds(1000) + elapsed_ns)
 
 
@@ -39,15 +38,22 @@ def test_rate_is_told_of_what_can_be_compared(first: float, then: float, elapsed
     assert second(first, then, elapsed_ns) == rate
 
 
-def test_what_was_not_read_in_a_round_is_forgotten() -> None:
+def test_readings_at_different_moments_are_each_compared_with_the_one_before() -> None:
     rates = Rates()
-    rates.begin()
     rates.rate(KEY, 1, seconds(0))
-    rates.begin()  # the guest was not told of in this round
-    rates.begin()
-    assert rates.rate(KEY, 9, seconds(20)) is None
-    rates.begin()
-    assert rates.rate(KEY, 10, seconds(30)) == 0.1
+    rates.rate(OTHER, 1, seconds(0))
+    assert rates.rate(KEY, 3, seconds(1)) == 2
+    assert rates.rate(KEY, 4, seconds(2)) == 1
+    assert rates.rate(OTHER, 11, seconds(10)) == 1
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_what_was_not_read_for_too_long_is_forgotten(way: int) -> None:
+    rates = Rates()
+    rates.rate(KEY, 1, seconds(1000))
+    rates.rate(OTHER, 1, seconds(1000) + way * (MAX_ELAPSED_NS + 1))
+    assert len(rates) == 1
+    assert rates.rate(KEY, 9, seconds(1000) + way * (MAX_ELAPSED_NS + 2)) is None
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
@@ -60,7 +66,6 @@ def test_rates_are_never_negative_nor_beyond_the_increase(readings: list[tuple[f
     rates, now_ns, former = Rates(), seconds(10_000), 0.0
     for value, step_ns in readings:
         now_ns += step_ns
-        rates.begin()
         found = rates.rate(KEY, value, now_ns)
         if found is not None:
             assert 0 <= found <= max(value - former, 0) / (MIN_ELAPSED_NS / 1e9)

@@ -1,0 +1,62 @@
+"""A simulated host's files, as a tree below its root: what collectors read of a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from virtpilot.simulator.proc import proc_text
+from virtpilot.simulator.world import World
+
+
+class Moment(NamedTuple):
+    """The virtual time, as ns since the epoch and as seconds since the start."""
+
+    now_ns: int
+    elapsed_s: float
+
+
+class HostFiles:
+    """One host's files; raises FileNotFoundError for those that it has not, and for all while it has no power."""
+
+    def __init__(self, world: World, host: int, moment: Callable[[], Moment]) -> None:
+        self._world = world
+        self._host = host
+        self._moment = moment
+
+    def read(self, path: str) -> str:
+        """Return a file's text."""
+        self._check_power(path)
+        folder, _, rest = path.partition("/")
+        if folder != "proc":
+            raise FileNotFoundError(f"/{path}")
+        return proc_text(self._world, self._host, rest, *self._moment())
+
+    def names(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        self._check_power(path)
+        raise FileNotFoundError(f"/{path}")
+
+    def keep(self, path: str) -> KeptFile:
+        """Return a file to be read again and again."""
+        self.read(path)
+        return KeptFile(self, path)
+
+    def _check_power(self, path: str) -> None:
+        if not self._world.powered[self._host]:
+            raise FileNotFoundError(f"/{path}: {self._world.host_names[self._host]} has no power")
+
+
+class KeptFile:
+    """A simulated file that is read again and again."""
+
+    def __init__(self, files: HostFiles, path: str) -> None:
+        self._files = files
+        self._path = path
+
+    def read(self) -> str:
+        """Return what the file says now."""
+        return self._files.read(self._path)
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
