@@ -123,7 +123,7 @@ def controller(
     clock: Clock,
     signer: Signer,
     folder: Path | None,
-    rules: RuleOptions,
+    rules: RuleOptions | Rulebook,
     decisions: DecisionOptions,
     guards: GuardOptions,
     reserve: Reserve,
@@ -136,9 +136,9 @@ def controller(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     state_path = folder / "state.json" if folder is not None else None
     saved = state.load(state_path) if state_path is not None else None
-    rulebook = Rulebook(rules)
+    rulebook = rules if isinstance(rules, Rulebook) else Rulebook(rules)
     fleet = MeasuredFleet(rulebook.evaluator, seconds(guards.max_sample_age_s))
-    decider = Decider(rulebook.ruleset, choose(rules.matcher), decisions)
+    decider = Decider(rulebook.ruleset, choose(rulebook.matcher), decisions)
     # Newer than any epoch before it, also on a machine that has lost its state.
     epoch = max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
     made = Controller(

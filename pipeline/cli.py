@@ -6,25 +6,21 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import msgspec
 import typer
 
 from virtpilot import __version__
 from virtpilot.errors import InputError, VirtpilotError
+from virtpilot.pipeline import rules_cli
+from virtpilot.pipeline.output import print_json
 
 app = typer.Typer(
     help="The automatic pilot for plain libvirt hosts.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 config_app = typer.Typer(help="Config files.", no_args_is_help=True)
-rules_app = typer.Typer(help="Rule files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-app.add_typer(rules_app, name="rules")
+app.add_typer(rules_cli.app, name="rules")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", show_default=False)]
-
-
-def _print_json(document: Any) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
 
 
 def _version(wanted: bool) -> None:
@@ -54,7 +50,7 @@ def demo(
 
     document = demo_run.run(seconds, headless=headless, quiet=json, speed=speed, scenario=scenario, folder=keep)
     if json:
-        _print_json(document)
+        print_json(document)
 
 
 @app.command()
@@ -124,15 +120,6 @@ def _process_type(name: str) -> type[Any]:
     if name not in PROCESSES:
         raise typer.BadParameter(f"{name!r} is no process: {', '.join(PROCESSES)} (say --process)")
     return PROCESSES[name]
-
-
-@rules_app.command("check")
-def rules_check(paths: Annotated[list[Path], typer.Argument(help="Rule files and folders.")]) -> None:
-    """Check rule files; 2 with every mistake in them, each with its place."""
-    from virtpilot.rules.language import load
-
-    ruleset = load(paths)
-    typer.echo(f"{len(ruleset.rules)} rules: fine")
 
 
 def _fail(message: str, status: int) -> NoReturn:

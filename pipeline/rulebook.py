@@ -38,11 +38,16 @@ class RuleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rulebook:
-    """Holds the rule set and its evaluator; a bad file never replaces a good one."""
+    """Holds the rule set and its evaluator; a bad file never replaces a good one.
 
-    def __init__(self, options: RuleOptions) -> None:
-        self._paths = [Path(path) for path in options.paths] or [LIBRARY]
+    With rules that are loaded already there are no files to read or watch.
+    """
+
+    def __init__(self, options: RuleOptions, loaded: RuleSet | None = None) -> None:
+        self._paths = [] if loaded is not None else [Path(path) for path in options.paths] or [LIBRARY]
+        self._loaded = loaded
         self._modes = dict(options.modes)
+        self.matcher = options.matcher
         self._stamp = self._files()
         self._next_look_ns = 0
         self.refusals = 0
@@ -53,7 +58,7 @@ class Rulebook:
         self.on_reload: Callable[[RuleSet, Evaluator], None] = lambda _ruleset, _evaluator: None
 
     def _load(self) -> RuleSet:
-        ruleset = load(self._paths)
+        ruleset = self._loaded or load(self._paths)
         rules = tuple(
             msgspec.structs.replace(rule, mode=self._modes.get(rule.name, self._modes.get("*", rule.mode)))
             for rule in ruleset.rules

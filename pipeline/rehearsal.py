@@ -1,0 +1,103 @@
+"""The production controller on a virtual clock: samples in, records out, commands answered by a stand-in.
+
+Rule tests and replay run on it: bus, evaluator, decider, guards, planner and signatures are those of production.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from virtpilot.actuators.command import Signer
+from virtpilot.actuators.guard import GuardOptions
+from virtpilot.clock import SECOND, VirtualClock
+from virtpilot.lineprotocol import encode_lines
+from virtpilot.model import Command, HostStatus, Message, Mode, Sample
+from virtpilot.pipeline import assembly
+from virtpilot.pipeline.alerts import AlertOptions
+from virtpilot.pipeline.bus.memory import MemoryBroker
+from virtpilot.pipeline.controller import ControllerTiming
+from virtpilot.pipeline.pilot import PilotOptions
+from virtpilot.pipeline.records import Record, RecordLog
+from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
+from virtpilot.pipeline.standin import Reply, StandIn
+from virtpilot.planner.placement import Reserve
+from virtpilot.rules.decisions.decider import DecisionOptions
+from virtpilot.rules.language import RuleSet
+from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
+
+CLUSTER: Final = "rehearsal"
+MAX_RECORDS: Final = 1_000_000
+# Nothing here is secret: the key seals what never leaves this process, and a fixed one keeps ids and runs the same.
+_KEY: Final = bytes(32)
+
+
+class Rehearsal:
+    """Steps everything in one thread; `mode` takes the place of the rules' own."""
+
+    def __init__(
+        self,
+        rules: RuleSet,
+        start_ns: int,
+        reply: Callable[[Command], Reply],
+        *,
+        mode: Mode | None = None,
+        tick_s: float = 1.0,
+    ) -> None:
+        self.clock = VirtualClock(start_ns)
+        self.topics = Topics(CLUSTER)
+        self._tick_ns = round(tick_s * SECOND)
+        self._sequence: dict[str, int] = {}
+        self._hosts: set[str] = set()
+        broker = MemoryBroker(self.clock)
+        key = Ed25519PrivateKey.from_private_bytes(_KEY)
+        signer = Signer(key)
+        self.controller = assembly.controller(
+            cluster=CLUSTER,
+            bus=lambda: broker.connect("controller"),
+            clock=self.clock,
+            signer=signer,
+            folder=None,
+            rules=Rulebook(RuleOptions(modes={} if mode is None else {"*": mode}), rules),
+            decisions=DecisionOptions(),
+            guards=GuardOptions(),
+            reserve=Reserve(),
+            pilot=PilotOptions(),
+            alerts=AlertOptions(),
+            timing=ControllerTiming(tick_s=tick_s),
+        )
+        self.controller.records = RecordLog(keep=MAX_RECORDS)
+        self.controller.start()
+        self._bus = broker.connect("hosts")
+        self.agents = StandIn(broker.connect("agents"), self.topics, {signer.key_id: key.public_key()}, reply)
+
+    def measure(self, host: str, samples: Sequence[Sample]) -> None:
+        """Publish what a host has measured, as one message, and let the controller take it."""
+        self._announce(host)
+        number = self._sequence[host] = self._sequence.get(host, 0) + 1
+        properties = {BOOT_PROPERTY: CLUSTER, SEQUENCE_PROPERTY: str(number)}
+        self._bus.publish(Message(self.topics.metrics(host), encode_lines(samples), properties))
+        self.controller.step(0)
+
+    def _announce(self, host: str) -> None:
+        """Say once that a host is there and takes guests."""
+        if host not in self._hosts:
+            self._hosts.add(host)
+            status = HostStatus(
+                host=host, online=True, at_ns=self.clock.now_ns(), migration_uri=f"qemu+tcp://{host}/system"
+            )
+            self._bus.publish(Message(self.topics.status(host), msgspec.json.encode(status), retain=True))
+
+    def run_until(self, time_ns: int) -> None:
+        """Let time pass, tick by tick, up to a time."""
+        while (left_ns := time_ns - self.clock.now_ns()) > 0:
+            self.clock.advance(min(left_ns, self._tick_ns) / SECOND)
+            self.agents.step(self.clock.now_ns())
+            self.controller.step(0)
+
+    def records(self) -> Iterator[Record]:
+        """Yield what came to be, in order."""
+        return (entry.record for entry in self.controller.records.entries())

@@ -1,0 +1,245 @@
+"""Runs rule tests: each plays its series, or a simulated fleet, through the production controller in virtual time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from virtpilot.clock import SECOND, Clock
+from virtpilot.errors import ConfigError, Problem, RuleError
+from virtpilot.model import Command, Kind, Outcome, Result, Sample, Signal, SignalState
+from virtpilot.pipeline.demo import Demo
+from virtpilot.pipeline.rehearsal import CLUSTER, Rehearsal
+from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.standin import Reply
+from virtpilot.rules.language import RuleSet, load
+from virtpilot.rules.testing.coverage import Coverage, Reading
+from virtpilot.rules.testing.document import SUFFIX, load_tests
+from virtpilot.rules.testing.records import Actor, Answer, Expectation, Measured, RuleTest, TestFile
+from virtpilot.rules.testing.report import Failure, Tested, TestedFile
+from virtpilot.rules.testing.verdict import History, span, words
+from virtpilot.simulator import scenario
+
+GIB: Final = float(2**30)
+# What the planner and the guards read of every host and guest, where a test does not say otherwise.
+USUAL: Final[Mapping[Kind, Mapping[str, float]]] = {
+    Kind.HOST: {
+        "cpu_usage_ratio": 0.3,
+        "cpus_count": 8.0,
+        "memory_total_bytes": 64 * GIB,
+        "memory_available_bytes": 32 * GIB,
+    },
+    Kind.VM: {"state_code": 1.0, "cpu_usage_ratio": 0.5, "vcpus_count": 2.0, "memory_balloon_bytes": 4 * GIB},
+}
+_KNOBS: Final = {"cpu_shares": 1024}
+_BEFORE: Final = 4
+_AFTER: Final = 2
+
+
+def run(paths: Iterable[Path], clock: Clock) -> list[TestedFile]:
+    """Run the tests in files and folders; raises RuleError with every mistake in any of them."""
+    return [_run_file(file, rules, clock) for file, rules in load_all(paths)]
+
+
+def load_all(paths: Iterable[Path]) -> list[tuple[TestFile, RuleSet]]:
+    """Return the tests of all files, each with its rules; raises RuleError."""
+    problems: list[Problem] = []
+    found: list[tuple[TestFile, RuleSet]] = []
+    for path in _files(paths, problems):
+        tests = load_tests(path)
+        if isinstance(tests, list):
+            problems += tests
+            continue
+        try:
+            ruleset = load(tests.rules)
+        except RuleError as error:
+            problems += error.problems
+            continue
+        names = {rule.name for rule in ruleset.rules}
+        problems += [
+            Problem(
+                str(path),
+                one.line,
+                one.column,
+                f"no rule named `{one.rule}` is tested here: {', '.join(sorted(names))}",
+            )
+            for test in tests.tests
+            for one in test.expectations
+            if one.rule not in names
+        ]
+        found.append((tests, ruleset))
+    if problems:
+        raise RuleError(sorted(set(problems)))
+    return found
+
+
+def _files(paths: Iterable[Path], problems: list[Problem]) -> Iterator[Path]:
+    """Yield test files; a rule file stands for the test beside it."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            found = sorted(path.rglob(f"*{SUFFIX}"))
+            if not found:
+                problems.append(Problem(str(path), 0, 0, f"no test file (*{SUFFIX}) in this folder"))
+        else:
+            found = [path if path.name.endswith(SUFFIX) else path.with_name(path.name.removesuffix(".yaml") + SUFFIX)]
+        for file in found:
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                yield file
+
+
+def _run_file(file: TestFile, rules: RuleSet, clock: Clock) -> TestedFile:
+    coverage = Coverage(rules.rules)
+    tested = []
+    for test in file.tests:
+        begun_ns = clock.monotonic_ns()
+        failures = _run_test(file, test, rules, coverage)
+        took_s = (clock.monotonic_ns() - begun_ns) / SECOND
+        tested.append(Tested(name=test.name, line=test.line, seconds=took_s, failures=failures))
+    return TestedFile(path=file.path, tests=tested, coverage=coverage)
+
+
+def _run_test(file: TestFile, test: RuleTest, rules: RuleSet, coverage: Coverage) -> list[Failure]:
+    coverage.begin()
+    if test.fleet is not None:
+        modes = {} if test.mode is None else {"*": test.mode}
+        options = RuleOptions(paths=[str(path) for path in file.rules], modes=modes)
+        played = _play_fleet(test, test.fleet, options, coverage)
+    else:
+        played = Scene(test, rules).play(coverage)
+    coverage.tested |= {one.rule for one in test.expectations}
+    coverage.fired |= {
+        one.rule for one in played.records if isinstance(one, Signal) and one.state is SignalState.FIRING
+    }
+    failures = []
+    for expected in test.expectations:
+        happened = played.judge(expected)
+        if happened:
+            failures.append(_failure(file, test, expected, happened, played, coverage))
+    return failures
+
+
+class Scene:
+    """A test's hosts and guests, measured as its series say."""
+
+    def __init__(self, test: RuleTest, rules: RuleSet) -> None:
+        self._test = test
+        self._waiting = list(test.answers)
+        self._given: dict[str, Answer] = {}
+        self._then: dict[str, tuple[int, Measured]] = {}
+        self._actors = {actor.id: actor for actor in test.actors}
+        self._rehearsal = Rehearsal(rules, test.start_ns, self._reply, mode=test.mode)
+        agents = self._rehearsal.agents
+        agents.on_done = self._done
+        agents.places |= {actor.id: actor.host for actor in test.actors if actor.kind is Kind.VM}
+        for actor in test.actors:
+            if actor.kind is Kind.VM:
+                agents.knobs |= {(actor.id, knob): value for knob, value in (_KNOBS | actor.knobs).items()}
+
+    def _reply(self, command: Command) -> Reply:
+        guest = self._actors[command.action.guest].name
+        for answer in self._waiting:
+            if answer.of == guest and answer.to in words(command.action):
+                self._waiting.remove(answer)
+                self._given[command.id] = answer
+                return Reply(answer.after_ns, answer.result, answer.reason)
+        return Reply()
+
+    def _done(self, told: Outcome, command: Command) -> None:
+        answer = self._given.get(command.id)
+        if answer is not None and answer.then and told.result is Result.DONE:
+            self._then[told.guest] = (told.at_ns, answer.then)
+
+    def play(self, coverage: Coverage) -> History:
+        """Play the test to its end."""
+        rehearsal, test = self._rehearsal, self._test
+        for tick in range(test.end_ns // test.every_ns + 1):
+            rehearsal.run_until(test.start_ns + tick * test.every_ns)
+            for host in dict.fromkeys(actor.host for actor in test.actors):
+                samples = self._measure(host, tick)
+                if samples:
+                    rehearsal.measure(host, samples)
+            coverage.observe(rehearsal.controller.rulebook.evaluator)
+        rehearsal.run_until(test.start_ns + test.end_ns)
+        return History(rehearsal.records(), {actor.id: actor.name for actor in test.actors}, test.start_ns)
+
+    def _measure(self, host: str, tick: int) -> list[Sample]:
+        """Return what a host measures: itself, then the guests that are on it now."""
+        time_ns = self._rehearsal.clock.now_ns()
+        agents = self._rehearsal.agents
+        samples = []
+        for actor in self._actors.values():
+            if agents.places.get(actor.id, actor.host) != host:
+                continue
+            tags = {"cluster": CLUSTER, "host": host, **actor.tags}
+            if actor.kind is Kind.VM:
+                tags |= {"vm": actor.id, "name": actor.name}
+            fields = self._fields(actor, tick, time_ns)
+            if not fields:
+                continue
+            samples.append(Sample(actor.kind.value, tags, fields, time_ns))
+            for (guest, knob), value in agents.knobs.items():
+                if guest == actor.id:
+                    samples.append(Sample("knob", tags | {"knob": knob}, {"value_count": value}, time_ns))
+        return samples
+
+    def _fields(self, actor: Actor, tick: int, time_ns: int) -> dict[str, int | float]:
+        """Return a subject's values at a tick; none where one of its series has ended or is missing all over."""
+        found = {name: one.at(tick) for name, one in actor.series.items()}
+        since_ns, then = self._then.get(actor.id, (0, {}))
+        found |= {name: one.at(-(-(time_ns - since_ns) // self._test.every_ns) - 1) for name, one in then.items()}
+        given: dict[str, int | float] = {name: value for name, value in found.items() if value is not None}
+        silent = bool(found) and not given
+        return {} if silent else {n: v for n, v in USUAL[actor.kind].items() if n not in found} | given
+
+
+def _play_fleet(test: RuleTest, path: Path, rules: RuleOptions, coverage: Coverage) -> History:
+    """Play a test on a simulated fleet, with its own agents and actuators."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="virtpilot-rules.") as folder:
+            demo = Demo(Path(folder), scenario.demo_path() if str(path) == "demo" else path, rules)
+            start_ns = demo.clock.now_ns()
+            while demo.clock.now_ns() - start_ns < test.end_ns:
+                demo.step()
+                coverage.observe(demo.controller.rulebook.evaluator)
+            records = [entry.record for entry in demo.controller.records.entries()]
+            names = {guest.uuid: guest.name for guest in demo.fleet.view().guests}
+            demo.close()
+    except ConfigError as error:
+        raise RuleError(error.problems) from error
+    return History(records, names, start_ns)
+
+
+def _failure(
+    file: TestFile, test: RuleTest, expected: Expectation, happened: str, played: History, coverage: Coverage
+) -> Failure:
+    return Failure(
+        file=str(file.path),
+        line=expected.line,
+        column=expected.column,
+        expected=expected.text,
+        happened=happened,
+        trace=list(_trace(test, expected, played, coverage)),
+    )
+
+
+def _trace(test: RuleTest, expected: Expectation, played: History, coverage: Coverage) -> Iterator[str]:
+    """Yield the values that the rule saw around the time, and what came of them."""
+    unique = next((actor.id for actor in test.actors if actor.name == expected.of), expected.of)
+    start_ns = test.start_ns if test.fleet is None else 0
+    readings = coverage.readings.get((expected.rule, unique), [])
+    clauses = coverage.clauses[expected.rule]
+    at = sum(1 for one in readings if one.time_ns - start_ns <= expected.until_ns)
+    for reading in readings[max(at - _BEFORE, 0) : at + _AFTER]:
+        values = ", ".join(f"{name} {value:g}" for name, value in sorted(reading.values.items())) or "nothing known"
+        yield f"{span(reading.time_ns - start_ns)} {values}"
+        yield f"  {_held([clause.condition.text for clause in clauses], reading)}"
+    yield from (played.told(record) for record in played.about(expected.rule, expected.of))
+
+
+def _held(texts: Sequence[str], reading: Reading) -> str:
+    words_of = {True: "true", False: "false", None: "unknown"}
+    return "; ".join(f"{text}: {words_of[held]}" for text, held in zip(texts, reading.held, strict=True))

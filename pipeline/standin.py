@@ -1,0 +1,154 @@
+"""A stand-in for all agents, for rule tests and replay: answers signed commands, keeps knobs, leases and places.
+
+What a command does to the measurements is its caller's to say; here it is only known to be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from virtpilot.actuators.command import Verifier
+from virtpilot.actuators.lifecycle import outcome
+from virtpilot.clock import SECOND, seconds
+from virtpilot.model import Bus, Command, Message, Migrate, Outcome, ReleaseKnob, Result, SetKnob
+from virtpilot.topics import Topics
+
+_START_S = 1.0
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What becomes of a command after so long; no result: nobody answers."""
+
+    after_ns: int = SECOND
+    result: Result | None = Result.DONE
+    reason: str = ""
+
+
+class _Lease(msgspec.Struct, frozen=True):
+    command: Command
+    baseline: int
+    value: int
+    until_ns: int
+
+
+class StandIn:
+    """Every host's agent; `knobs` and `places` are as the commands have left them."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        keys: Mapping[str, Ed25519PublicKey],
+        reply: Callable[[Command], Reply],
+    ) -> None:
+        self.knobs: dict[tuple[str, str], int] = {}
+        self.places: dict[str, str] = {}
+        self.on_done: Callable[[Outcome, Command], None] = lambda _outcome, _command: None
+        self._bus = bus
+        self._topics = topics
+        self._keys = dict(keys)
+        self._reply = reply
+        self._verifiers: dict[str, Verifier] = {}
+        self._due: list[tuple[int, Command, Reply]] = []
+        self._leases: dict[tuple[str, str], _Lease] = {}
+        bus.subscribe(topics.commands("+"))
+
+    def step(self, now_ns: int) -> None:
+        """Take the commands that are there, and do what is due."""
+        while (delivery := self._bus.receive(0)) is not None:
+            host = self._topics.host_of(delivery.message.topic)
+            verifier = self._verifiers.setdefault(host, Verifier(self._keys, host))
+            command = verifier.open(delivery.message.payload, now_ns)
+            reply = self._reply(command)
+            self._due.append((now_ns + reply.after_ns, command, reply))
+            delivery.ack()
+        due = [one for one in self._due if one[0] <= now_ns]
+        self._due = [one for one in self._due if one[0] > now_ns]
+        for _at, command, reply in due:
+            self._answer(command, reply, now_ns)
+        for key, lease in list(self._leases.items()):
+            if lease.until_ns <= now_ns:
+                self._give_back(key, lease, lease.command, "the lease has ended", now_ns)
+
+    def _answer(self, command: Command, reply: Reply, now_ns: int) -> None:
+        if reply.result is None:
+            return
+        if reply.result is not Result.DONE:
+            self._tell(command, reply.result, now_ns, _name(command), reason=reply.reason)
+            return
+        action = command.action
+        match action:
+            case SetKnob():
+                self._set(command, action, now_ns)
+            case ReleaseKnob():
+                key = (action.guest, action.knob)
+                lease = self._leases.get(key)
+                if lease is not None:
+                    self._give_back(key, lease, command, "", now_ns)
+                else:
+                    self._tell(command, Result.REVERTED, now_ns, _name(command), reason="nothing leased")
+            case Migrate():
+                self.places[action.guest] = action.target
+                self._tell(command, Result.DONE, now_ns, _name(command), reason=reply.reason)
+
+    def _set(self, command: Command, action: SetKnob, now_ns: int) -> None:
+        key = (action.guest, action.knob)
+        before = self.knobs.get(key, action.expected)
+        known = self._leases.get(key)
+        baseline = known.baseline if known is not None else before
+        self.knobs[key] = action.value
+        self._leases[key] = _Lease(command, baseline, action.value, now_ns + seconds(action.lease_s))
+        self._tell(
+            command,
+            Result.DONE,
+            now_ns,
+            _name(command),
+            before={action.knob: before},
+            after={action.knob: action.value},
+        )
+
+    def _give_back(self, key: tuple[str, str], lease: _Lease, cause: Command, reason: str, now_ns: int) -> None:
+        del self._leases[key]
+        self.knobs[key] = lease.baseline
+        values = {"before": {key[1]: lease.value}, "after": {key[1]: lease.baseline}}
+        self._tell(cause, Result.REVERTED, now_ns, f"release {key[1]}", reason=reason, **values)
+
+    def _tell(
+        self,
+        command: Command,
+        result: Result,
+        now_ns: int,
+        action: str,
+        *,
+        reason: str = "",
+        before: Mapping[str, float] | None = None,
+        after: Mapping[str, float] | None = None,
+    ) -> None:
+        told = outcome(
+            command.id,
+            result,
+            now_ns,
+            host=command.host,
+            guest=command.action.guest,
+            action=action,
+            rule=command.rule,
+            reason=reason,
+            before=before,
+            after=after,
+        )
+        self.on_done(told, command)
+        self._bus.publish(Message(self._topics.outcomes(command.host), msgspec.json.encode(told)))
+
+
+def _name(command: Command) -> str:
+    """Return a command's action as the actuators' own outcomes name it."""
+    match command.action:
+        case SetKnob(knob=knob):
+            return f"set {knob}"
+        case ReleaseKnob(knob=knob):
+            return f"release {knob}"
+        case Migrate():
+            return "migrate"

@@ -1,0 +1,1 @@
+"""Unit tests of rules: the file format, the notation of series, the verdicts and the reports."""
