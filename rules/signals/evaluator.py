@@ -19,14 +19,14 @@ from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import NoData, Rule, RuleSet
 from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
-from virtpilot.rules.signals.saved import VERSION, Saved, SavedRule, checked
+from virtpilot.rules.signals.saved import VERSION, Saved, SavedRule, Turn, checked, checked_turns
+from virtpilot.rules.signals.subjects import Subjects
 from virtpilot.rules.signals.table import Row, Table
 
 log = structlog.get_logger(__name__)
 
 _KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
 _OFF: Final = frozenset({5, 6})  # virDomainState: shut off, crashed
-_OWN_TAGS: Final = frozenset({"cluster", "host", "vm", "name"})
 
 
 class Tolerance(msgspec.Struct, frozen=True):
@@ -65,6 +65,7 @@ class Evaluator:
         self._tables = {kind: Table(kind, wanted.get(name, ())) for name, kind in _KINDS.items()}
         self._machines = [Machine(rule, self._tables[rule.on].capacity) for rule in ruleset.rules]
         self._capacity = {kind: table.capacity for kind, table in self._tables.items()}
+        self._subjects = Subjects()
         self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
         self._ended: list[Signal] = []
         self._now_ns = 0
@@ -78,7 +79,7 @@ class Evaluator:
         segment = _Segment({Kind.HOST: [], Kind.VM: []}, set())
         taken: set[tuple[Kind, int]] = set()
         for order, sample in enumerate(samples):
-            subject = _subject(sample)
+            subject = self._subjects.of(sample)
             if subject is None:
                 self._knob(sample)
                 continue
@@ -209,13 +210,12 @@ class Evaluator:
 
     def _absent(self, table: Table, now_ns: int) -> tuple[list[str], list[str]]:
         """Return the subjects that are silent and those that are gone, by id."""
-        ids = list(table.row_of)
-        rows = np.fromiter(table.row_of.values(), np.int64, len(ids))
+        rows = table.taken()
         silence = now_ns - table.time[rows]
         usual = self._tolerance.gap_intervals * table.interval[rows]
         gone = (silence > self._tolerance.forget_ns) | (silence < -self._tolerance.ahead_ns)
         quiet = (silence > np.maximum(self._tolerance.stale_ns, usual)) & ~gone
-        return sorted(ids[at] for at in np.flatnonzero(quiet)), sorted(ids[at] for at in np.flatnonzero(gone))
+        return table.ids(rows[quiet]), table.ids(rows[gone])
 
     def _end(self, table: Table, subject_id: str, now_ns: int) -> list[Signal]:
         row = table.row_of[subject_id]
@@ -302,22 +302,36 @@ class Evaluator:
                 if machine.state[row] >= FIRING and subject is not None:
                     yield machine.rule, subject
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the whole state, JSON-able."""
-        saved = Saved(
+    def saved(self) -> Saved:
+        """Return the whole state, as msgspec writes it."""
+        return Saved(
             VERSION,
             {kind: table.dump() for kind, table in self._tables.items()},
             [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
             [SavedRule(one.rule.name, one.rule.digest, self._states(one)) for one in self._machines],
         )
-        document: dict[str, Any] = msgspec.to_builtins(saved)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the whole state, JSON-able."""
+        document: dict[str, Any] = msgspec.to_builtins(self.saved())
         return document
 
+    def turn(self, signal: Signal) -> Turn:
+        """Return what a restart must know of a transition that was made just now, beyond what was saved before it."""
+        table = self._tables[signal.subject.kind]
+        row = table.row_of.get(signal.subject.id)
+        machine = next((one for one in self._machines if one.rule.name == signal.rule), None)
+        if row is None or machine is None:
+            return Turn(signal=signal, digest="", time=signal.at_ns, since=signal.at_ns, seen=signal.at_ns)
+        time, since, seen = (int(column[row]) for column in (table.time, machine.since, machine.seen))
+        return Turn(signal=signal, digest=machine.rule.digest, time=time, since=since, seen=seen)
+
     def _states(self, machine: Machine) -> list[tuple[str, SignalState, int, int]]:
+        subjects = self._tables[machine.rule.on].subjects
         return [
-            (subject_id, STATES[machine.state[row]], int(machine.since[row]), int(machine.seen[row]))
-            for subject_id, row in self._tables[machine.rule.on].rows()
-            if machine.state[row] != INACTIVE
+            (subject.id, STATES[machine.state[row]], int(machine.since[row]), int(machine.seen[row]))
+            for row in np.flatnonzero(machine.state).tolist()
+            if (subject := subjects[row]) is not None
         ]
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -328,7 +342,8 @@ class Evaluator:
         """
         saved = checked(snapshot)
         for kind, table in self._tables.items():
-            table.load(saved.tables.get(kind, []))
+            if kind in saved.tables:
+                table.load(saved.tables[kind])
             self._grow(table)
         guests, hosts = self._tables[Kind.VM], self._tables[Kind.HOST]
         for _id, row in guests.rows():
@@ -343,6 +358,21 @@ class Evaluator:
                     self._ended += self._over(rule.name, *state)
                 else:
                     self._resume(machine, *state)
+
+    def resume(self, turns: Mapping[str, Any]) -> None:
+        """Take up the transitions after what `restore` took up; raises StateError."""
+        machines = {(machine.rule.name, machine.rule.digest): machine for machine in self._machines}
+        for turn in checked_turns(turns):
+            signal = turn.signal
+            table, machine = self._tables[signal.subject.kind], machines.get((signal.rule, turn.digest))
+            if machine is None or (signal.state is SignalState.INACTIVE and signal.subject.id not in table.row_of):
+                continue
+            row = table.add(signal.subject.id)
+            self._grow(table)
+            if table.subjects[row] is None:
+                table.put(row, signal.subject, turn.time, signal.inputs, signal.cause)
+            table.time[row] = max(int(table.time[row]), turn.time)
+            self._resume(machine, signal.subject.id, signal.state, turn.since, turn.seen)
 
     def _resume(self, machine: Machine, subject_id: str, state: SignalState, since: int, seen: int) -> None:
         row = self._tables[machine.rule.on].row_of.get(subject_id)
@@ -368,17 +398,3 @@ class Evaluator:
                 )
                 return [signal]
         return []
-
-
-def _subject(sample: Sample) -> Subject | None:
-    """Return whom a sample is about, None where it is no host and no guest."""
-    kind = _KINDS.get(sample.measurement)
-    tags = sample.tags
-    host = tags.get("host", "")
-    if kind is None or not host:
-        return None
-    others = {name: value for name, value in tags.items() if name not in _OWN_TAGS}
-    if kind is Kind.HOST:
-        return Subject(kind, host, host, host, others)
-    guest = tags.get("vm", "")
-    return Subject(kind, guest, tags.get("name", guest), host, others) if guest else None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from virtpilot.errors import StateError
-from virtpilot.model import Kind, SignalState
-from virtpilot.rules.signals.table import SavedRow, Time
+from virtpilot.model import Kind, Signal, SignalState
+from virtpilot.rules.signals.table import SavedTable
 
-VERSION: Final = 1
+VERSION: Final = 2
+Time = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class SavedRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,9 +27,19 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole state."""
 
     version: int
-    tables: dict[Kind, list[SavedRow]]
+    tables: dict[Kind, SavedTable]
     knobs: list[tuple[str, str, float, Time]]
     rules: list[SavedRule]
+
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A transition after the whole state was saved: what the machine keeps of it, the time of the newest sample."""
+
+    signal: Signal
+    digest: str
+    time: Time
+    since: Time
+    seen: Time
 
 
 def checked(snapshot: Mapping[str, Any]) -> Saved:
@@ -40,7 +51,15 @@ def checked(snapshot: Mapping[str, Any]) -> Saved:
         saved = msgspec.convert(snapshot, Saved)
     except msgspec.ValidationError as error:
         raise StateError(f"signals: {error}") from error
-    for kind, rows in saved.tables.items():
-        if any(row.subject.kind is not kind for row in rows):
-            raise StateError(f"signals: the subjects of kind {kind} hold one of another kind")
+    for kind, table in saved.tables.items():
+        if problem := table.problem(kind):
+            raise StateError(f"signals: {problem}")
     return saved
+
+
+def checked_turns(turns: Mapping[str, Any]) -> list[Turn]:
+    """Return the transitions since, by when they came; raises StateError."""
+    try:
+        return sorted(msgspec.convert(list(turns.values()), list[Turn]), key=lambda turn: turn.signal.at_ns)
+    except msgspec.ValidationError as error:
+        raise StateError(f"signals: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -14,6 +14,8 @@ from virtpilot.model import Kind, Subject
 _FIRST_ROWS: Final = 64
 # The usual interval between samples is followed slowly, so that one gap does not look normal.
 _INTERVAL_WEIGHT: Final = 0.2
+_INT: Final = np.dtype("<i8")
+_FLOAT: Final = np.dtype("<f8")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -25,18 +27,32 @@ class Row(msgspec.Struct, frozen=True):
     values: Mapping[str, float]
 
 
-Time = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+class SavedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table on disk: subjects and causes, and each column as its numbers' bytes (little-endian, 8 a number)."""
 
+    subjects: list[Subject]
+    causes: list[str]
+    time: bytes
+    since: bytes
+    interval: bytes
+    values: dict[str, bytes]
 
-class SavedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One subject on disk."""
-
-    subject: Subject
-    time: Time
-    since: Time
-    interval: Annotated[float, msgspec.Meta(ge=0)]
-    cause: str
-    values: dict[str, float]
+    def problem(self, kind: Kind) -> str:
+        """Return what is wrong with it, "" where nothing is."""
+        size = 8 * len(self.subjects)
+        if any(len(column) != size for column in (self.time, self.since, self.interval, *self.values.values())):
+            return f"a column of kind {kind} has not one number for each subject"
+        if len(self.causes) != len(self.subjects):
+            return f"not every subject of kind {kind} has a cause"
+        if len({subject.id for subject in self.subjects}) != len(self.subjects):
+            return f"a subject of kind {kind} comes twice"
+        if any(subject.kind is not kind for subject in self.subjects):
+            return f"the subjects of kind {kind} hold one of another kind"
+        times = np.concatenate([np.frombuffer(self.time, _INT), np.frombuffer(self.since, _INT)])
+        intervals = np.frombuffer(self.interval, _FLOAT)
+        if (times < 0).any() or not (np.isfinite(intervals) & (intervals >= 0)).all():
+            return f"a time of kind {kind} is none"
+        return ""
 
 
 class Table:
@@ -51,6 +67,7 @@ class Table:
         self.causes: list[str] = []
         self._free: list[int] = []
         self.values: NDArray[np.float64] = np.full((len(self.fields), _FIRST_ROWS), np.nan)
+        self.used: NDArray[np.bool_] = np.zeros(_FIRST_ROWS, np.bool_)
         self.time: NDArray[np.int64] = np.zeros(_FIRST_ROWS, np.int64)
         self.since: NDArray[np.int64] = np.zeros(_FIRST_ROWS, np.int64)
         self.interval: NDArray[np.float64] = np.zeros(_FIRST_ROWS, np.float64)
@@ -72,6 +89,7 @@ class Table:
             if row >= self.capacity:
                 self._grow()
         self.row_of[subject_id] = row
+        self.used[row] = True
         self.values[:, row] = np.nan
         self.time[row] = self.since[row] = 0
         self.interval[row] = 0.0
@@ -82,11 +100,13 @@ class Table:
         """Forget a subject."""
         row = self.row_of.pop(subject_id)
         self.subjects[row] = None
+        self.used[row] = False
         self._free.append(row)
 
     def _grow(self) -> None:
         more = self.capacity
         self.values = np.pad(self.values, ((0, 0), (0, more)), constant_values=np.nan)
+        self.used = np.pad(self.used, (0, more))
         self.time = np.pad(self.time, (0, more))
         self.since = np.pad(self.since, (0, more))
         self.interval = np.pad(self.interval, (0, more))
@@ -110,6 +130,15 @@ class Table:
         get = fields.get
         self.values[:, row] = [get(name, np.nan) for name in self.fields]
 
+    def taken(self) -> NDArray[np.int64]:
+        """Return the rows that belong to a subject."""
+        return np.flatnonzero(self.used[: len(self.subjects)])
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return whose rows these are, sorted."""
+        subjects = self.subjects
+        return sorted(subject.id for row in rows.tolist() if (subject := subjects[row]) is not None)
+
     def rows(self) -> Iterator[tuple[str, int]]:
         """Yield every subject's id and row."""
         return iter(self.row_of.items())
@@ -119,19 +148,27 @@ class Table:
         found = self.values[:, row].tolist()
         return {name: value for name, value in zip(self.fields, found, strict=True) if value == value}  # noqa: PLR0124 - NaN
 
-    def dump(self) -> list[SavedRow]:
-        """Return all rows as they are saved."""
-        return [
-            SavedRow(subject, int(self.time[row]), int(self.since[row]), float(self.interval[row]), self.causes[row],
-                     self.present(row))
-            for _id, row in self.rows()
-            if (subject := self.subjects[row]) is not None
-        ]  # fmt: skip
+    def dump(self) -> SavedTable:
+        """Return all rows as they are saved, in order of their coming."""
+        rows = np.fromiter(self.row_of.values(), np.int64, len(self.row_of))
+        places = rows.tolist()
+        subjects = self.subjects
+        return SavedTable(
+            subjects=[subject for row in places if (subject := subjects[row]) is not None],
+            causes=[self.causes[row] for row in places],
+            time=self.time[rows].astype(_INT).tobytes(),
+            since=self.since[rows].astype(_INT).tobytes(),
+            interval=self.interval[rows].astype(_FLOAT).tobytes(),
+            values={name: self.values[at, rows].astype(_FLOAT).tobytes() for name, at in self.column.items()},
+        )
 
-    def load(self, rows: Iterable[SavedRow]) -> None:
-        """Take up rows that `dump` gave."""
-        for saved in rows:
-            row = self.add(saved.subject.id)
-            self.put(row, saved.subject, saved.time, saved.values, saved.cause)
-            self.since[row] = saved.since
-            self.interval[row] = saved.interval
+    def load(self, saved: SavedTable) -> None:
+        """Take up rows that `dump` gave; fields that are not wanted any more are left out."""
+        rows = np.array([self.add(subject.id) for subject in saved.subjects], np.int64)
+        for row, subject, cause in zip(rows.tolist(), saved.subjects, saved.causes, strict=True):
+            self.subjects[row], self.causes[row] = subject, cause
+        self.time[rows] = np.frombuffer(saved.time, _INT)
+        self.since[rows] = np.frombuffer(saved.since, _INT)
+        self.interval[rows] = np.frombuffer(saved.interval, _FLOAT)
+        for name in saved.values.keys() & self.column.keys():
+            self.values[self.column[name], rows] = np.frombuffer(saved.values[name], _FLOAT)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from tests.rules_signals.reference import (
@@ -147,17 +150,24 @@ def _set(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _column(*numbers: np.generic) -> str:
+    return base64.b64encode(b"".join(number.tobytes() for number in numbers)).decode()
+
+
 DAMAGE = {
-    "another version": _set("version", value=2),
+    "another version": _set("version", value=1),
     "no version": _set("version", value=KeyError),
     "no tables": _set("tables", value=KeyError),
     "tables of another kind": _set("tables", "pod", value=[]),
-    "a row without subject": _set("tables", "vm", 0, "subject", value=KeyError),
-    "a subject of another kind": _set("tables", "vm", 0, "subject", "kind", value="host"),
-    "a time that is a text": _set("tables", "vm", 0, "time", value="now"),
-    "a time before all times": _set("tables", "vm", 0, "time", value=-1),
-    "a time beyond all times": _set("tables", "vm", 0, "time", value=2**63),
-    "a value that is a text": _set("tables", "vm", 0, "values", "cpu_steal_ratio", value="much"),
+    "no subjects": _set("tables", "vm", "subjects", value=KeyError),
+    "a row without subject": _set("tables", "vm", "subjects", value=[]),
+    "a row without cause": _set("tables", "vm", "causes", value=[]),
+    "a subject of another kind": _set("tables", "vm", "subjects", 0, "kind", value="host"),
+    "times that are a text": _set("tables", "vm", "time", value="now"),
+    "a time before all times": _set("tables", "vm", "time", value=_column(np.int64(-1))),
+    "more times than subjects": _set("tables", "vm", "time", value=_column(np.int64(1), np.int64(2))),
+    "an interval that is none": _set("tables", "vm", "interval", value=_column(np.float64("nan"))),
+    "values of another length": _set("tables", "vm", "values", "cpu_steal_ratio", value=""),
     "an unknown state": _set("rules", 0, "states", 0, 1, value="burning"),
     "a state too short": _set("rules", 0, "states", 0, value=["g", "firing"]),
     "rules that are no list": _set("rules", value={}),
@@ -191,3 +201,43 @@ def test_a_field_that_only_the_new_rules_read_is_unknown_until_it_is_measured() 
     reloaded = restarted(evaluator, WAITS + "  - {name: used, on: vm, when: cpu_usage_ratio < 50%}\n")
     assert reloaded.feed([vm("g", 10, 0.1)], "m") == []
     assert changes(reloaded.feed([vm("g", 20, 0.1, 0.2)], "m")) == [("used", "g", INACTIVE, FIRING, at(20))]
+
+
+def test_transitions_after_the_last_save_are_taken_up_too() -> None:
+    """The last save knew one guest, pending; since then it fires, another has come, and the host is busy."""
+    evaluator = Evaluator(ruleset(WAITS + BUSY))
+    told(evaluator, 0.9, start=0)
+    base = json.loads(json.dumps(evaluator.snapshot()))
+    made = [
+        signal
+        for sample in (vm("g", 10, 0.9), vm("g", 20, 0.9), vm("g", 30, 0.9), vm("n", 25, 0.9), host("h1", 26, 0.9))
+        for signal in evaluator.feed([sample], "m")
+    ]
+    turns = {f"{one.rule} {one.subject.id}": msgspec.to_builtins(evaluator.turn(one)) for one in made}
+    fresh = Evaluator(ruleset(WAITS + BUSY))
+    fresh.restore(base)
+    fresh.resume(json.loads(json.dumps(turns)))
+    assert fresh.firing_counts() == evaluator.firing_counts() == {"waits": 1, "busy": 1}
+    assert fresh.feed([vm("g", 30, 0.1)], "m") == [], "taken before the restart"
+    assert told(fresh, 0.1, 0.1, 0.1, start=40) == [
+        ("waits", "g", FIRING, CLEARING, at(40)),
+        ("waits", "g", CLEARING, INACTIVE, at(60)),
+    ]
+    found = [change for number in (1, 2, 3) for change in changes(fresh.feed([vm("n", 25 + 10 * number, 0.9)], "m"))]
+    assert found == [("waits", "n", PENDING, FIRING, at(55))]
+
+
+def test_a_signal_that_ended_after_the_last_save_does_not_come_back() -> None:
+    evaluator = Evaluator(ruleset(BUSY.replace("  - ", "virtpilot: 1\nrules:\n  - ")))
+    evaluator.feed([host("h1", 0, 0.9)], "m")
+    base = evaluator.snapshot()
+    (over,) = evaluator.feed([host("h1", 10, 0.1)], "m")
+    fresh = Evaluator(ruleset(BUSY.replace("  - ", "virtpilot: 1\nrules:\n  - ")))
+    fresh.restore(base)
+    fresh.resume({"busy h1": msgspec.to_builtins(evaluator.turn(over))})
+    assert fresh.firing_counts() == {"busy": 0}
+
+
+def test_damaged_transitions_are_refused() -> None:
+    with pytest.raises(StateError, match="signals: "):
+        Evaluator(ruleset(WAITS)).resume({"waits g": {"digest": ""}})
