@@ -22,7 +22,7 @@ from virtpilot.collectors.collector import HostCollector
 from virtpilot.errors import CommandRefused, HypervisorError
 from virtpilot.hypervisor import HostFacts, Hypervisor
 from virtpilot.lineprotocol import encode_lines
-from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Stored
+from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample, Stored
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
 
@@ -99,7 +99,7 @@ class Agent:
             self._schedule()
             self.tick(now_ns)
         self.executor.poll(now_ns)
-        self.uplink.tick(now_ns)
+        self.uplink.tick()
         self._announce(now_ns)
         self._publish_outcomes()
         delivery = self.bus.receive(timeout_s)
@@ -115,11 +115,16 @@ class Agent:
 
     def tick(self, now_ns: int) -> None:
         """Measure once and hand the samples to the uplink."""
-        samples = self.collector.collect(now_ns)
+        samples = [self._with_spool(sample) for sample in self.collector.collect(now_ns)]
         self.ticks += 1
         self.samples += len(samples)
         if samples:
             self.uplink.send(encode_lines(samples), now_ns)
+
+    def _with_spool(self, sample: Sample) -> Sample:
+        if sample.measurement != "host":
+            return sample
+        return msgspec.structs.replace(sample, fields={**sample.fields, **self.uplink.fields()})
 
     def _handle(self, delivery: Delivery, now_ns: int) -> None:
         message = delivery.message

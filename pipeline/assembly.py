@@ -71,7 +71,7 @@ def agent(
         boot=boot,
         topics=topics,
         bus=session,
-        uplink=Uplink(session, spooled, topics, host),
+        uplink=Uplink(session, spooled, topics, host, clock),
         collector=collector,
         hypervisor=hypervisor,
         executor=executor,

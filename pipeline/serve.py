@@ -130,6 +130,15 @@ def _watch_agents(exporter: Exporter, agents: Sequence[Agent]) -> Exporter:
     watch(
         "virtpilot_spool_dropped_total", "Messages lost to a full spool.", "counter", lambda made: made.uplink.dropped
     )
+    watch(
+        "virtpilot_spool_unspooled_total",
+        "Messages sent without a spool, its disk being unusable.",
+        "counter",
+        lambda made: made.uplink.unspooled,
+    )
+    watch("virtpilot_spool_size_bytes", "Bytes on disk.", "gauge", lambda made: made.uplink.size_bytes)
+    watch("virtpilot_spool_limit_bytes", "Bytes on disk at most.", "gauge", lambda made: made.uplink.limit_bytes)
+    exporter.check("spool", lambda: all(made.uplink.keeps_all for made in agents))
     return exporter
 
 

@@ -1,17 +1,17 @@
 """What an agent has measured and nobody has reported stored yet: on disk, in order, bounded, through any crash.
 
-A folder of segment files; each entry is framed with its length and a CRC-32. Payloads stay on disk, the index is in
-memory. A segment goes when all its entries are reported, or as the oldest when there is no more room.
+A folder of segment files; payloads stay on disk, the index is in memory. A segment goes when all its entries are
+reported, or as the oldest when there is no more room: neither by the option nor on the disk.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import struct
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -20,13 +20,13 @@ import structlog
 from msgspec import Meta
 
 from virtpilot.errors import StateError
+from virtpilot.pipeline.segments import SUFFIX, Entry, entries, frame, segments
 from virtpilot.pipeline.sequences import SequenceSet
 
-MAX_ENTRY_BYTES: Final = 1 << 24
-
-_FRAME: Final = struct.Struct("<II")  # length of the body, CRC-32 of the body
-_BODY: Final = struct.Struct("<QqH")  # sequence, time in ns, length of the boot id
-_SUFFIX: Final = ".spool"
+# What a disk says that has no room: full, over quota, or the file as large as this process may make it.
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# Messages are lost no more once so much of what was full is free again: the next outage is another one.
+_ROOM_AGAIN: Final = 0.8
 log = structlog.get_logger(__name__)
 
 
@@ -48,22 +48,6 @@ class SpoolOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 30.0
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """One spooled message: its number in its boot, when it was spooled, and where its payload lies."""
-
-    boot: str
-    seq: int
-    time_ns: int
-    segment: int
-    offset: int
-    length: int
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """What identifies the message for its host."""
-        return (self.boot, self.seq)
-
-
 class _Segment:
     """One file: how long it is and how many of its entries are still wanted."""
 
@@ -82,15 +66,16 @@ class Spool:
         self.torn = 0
         self._folder = folder
         self._boot = boot
-        self._segment_bytes = min(max(self.options.max_bytes // 16, 1 << 14), 4 << 20)
         self._entries: OrderedDict[tuple[str, int], Entry] = OrderedDict()
         self._segments: OrderedDict[int, _Segment] = OrderedDict()
         self._file: int | None = None
         self._last_seq = 0
+        self._full_bytes = 0  # how much there was when messages began to go, 0 while none do
+        self._lost = 0
         with _mapped("open the spool"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path in sorted(folder.glob(f"*{_SUFFIX}")):
-                self._load(path)
+            for number, path in segments(folder).items():
+                self._load(number, path)
         self._next_segment = max(self._segments, default=0) + 1
         self._drop_empty()
 
@@ -98,32 +83,56 @@ class Spool:
         """Return how many messages are kept."""
         return len(self._entries)
 
+    def __contains__(self, key: tuple[str, int]) -> bool:
+        """Return whether a message, by boot and sequence, is kept."""
+        return key in self._entries
+
     @property
     def size(self) -> int:
         """Bytes on disk."""
         return sum(segment.size for segment in self._segments.values())
 
+    @property
+    def full(self) -> bool:
+        """Whether the oldest messages go for want of room, until reports have made some."""
+        return self._full_bytes > 0
+
+    def entry(self, key: tuple[str, int]) -> Entry | None:
+        """Return where a message lies, None where it is kept no more."""
+        return self._entries.get(key)
+
     def append(self, payload: bytes, time_ns: int = 0) -> Entry:
         """Put a message on disk under the next sequence number of this boot; raises StateError."""
         seq = self._last_seq + 1
-        boot = self._boot.encode()
-        body = _BODY.pack(seq, time_ns, len(boot)) + boot + payload
-        if len(body) > MAX_ENTRY_BYTES:
-            raise StateError(f"an entry of {len(body)} bytes: {MAX_ENTRY_BYTES} at most")
-        frame = _FRAME.pack(len(body), zlib.crc32(body)) + body
-        self._make_room(len(frame))
+        try:
+            framed = frame(self._boot, seq, time_ns, payload)
+        except ValueError as error:
+            raise StateError(str(error)) from error
+        while self._segments and self.size + len(framed) > self.options.max_bytes:
+            self._drop_oldest("max_bytes")
         with _mapped("write the spool"):
-            number, segment, file = self._current()
-            try:
-                _write(file, frame, self.options.fsync)
-            except OSError:
-                self._undo(file, segment)
-                raise
+            number, segment = self._write(framed)
         self._last_seq = seq
-        segment.size += len(frame)
+        segment.size += len(framed)
         entry = Entry(self._boot, seq, time_ns, number, segment.size - len(payload), len(payload))
         self._index(entry, segment)
         return entry
+
+    def _write(self, framed: bytes) -> tuple[int, _Segment]:
+        """Write behind all others; where the disk has no room, the oldest messages make it, if they can."""
+        while True:
+            try:
+                number, segment, file = self._current()
+                try:
+                    _write(file, framed, self.options.fsync)
+                except OSError:
+                    self._undo(file, segment)
+                    raise
+                return number, segment
+            except OSError as error:
+                if error.errno not in _NO_ROOM or self.size < len(framed):
+                    raise
+                self._drop_oldest(os.strerror(error.errno))
 
     def pending(self) -> Iterator[Entry]:
         """Yield what is not reported yet, oldest first; it may be trimmed meanwhile."""
@@ -155,6 +164,7 @@ class Spool:
             self._forget(entry)
         if gone:
             self._drop_empty()
+            self._look_for_room()
         return gone
 
     def close(self) -> None:
@@ -177,17 +187,23 @@ class Spool:
         """Return number, segment and file to append to."""
         if self._file is not None:
             number, segment = next(reversed(self._segments.items()))
-            if segment.size < self._segment_bytes:
+            if segment.size < self._segment_bytes():
                 return number, segment, self._file
             self.close()
         number = self._next_segment
-        segment = _Segment(self._folder / f"{number:012d}{_SUFFIX}")
+        segment = _Segment(self._folder / f"{number:012d}{SUFFIX}")
         self._file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._next_segment += 1
         self._segments[number] = segment
         if self.options.fsync:
             _sync_folder(self._folder)
         return number, segment, self._file
+
+    def _segment_bytes(self) -> int:
+        """Return when a segment is large enough: of a sixteenth of the room, so that losing one costs little."""
+        disk = os.statvfs(self._folder)
+        room = min(self.options.max_bytes, self.size + disk.f_bavail * disk.f_frsize)
+        return min(max(room // 16, 1 << 14), 4 << 20)
 
     def _undo(self, file: int, segment: _Segment) -> None:
         """Cut off what a failed write left; where even that fails, leave the segment and begin another."""
@@ -197,17 +213,25 @@ class Spool:
             log.warning("spool segment left torn", segment=str(segment.path), error=str(error))
             self.close()
 
-    def _make_room(self, coming: int) -> None:
+    def _drop_oldest(self, limit: str) -> None:
+        """Lose the oldest segment with what is in it: counted, and told once until there is room again."""
+        number = next(iter(self._segments))
         size = self.size
-        while self._segments and size + coming > self.options.max_bytes:
-            number, segment = next(iter(self._segments.items()))
-            lost = [entry for entry in self._entries.values() if entry.segment == number]
-            for entry in lost:
-                self._forget(entry)
-            self.dropped += len(lost)
-            size -= segment.size
-            self._remove(number)
-            log.warning("spool is full: the oldest messages are gone", messages=len(lost), dropped=self.dropped)
+        # The index is in the order of the segments.
+        lost = list(takewhile(lambda entry: entry.segment == number, self._entries.values()))
+        for entry in lost:
+            self._forget(entry)
+        self._remove(number)
+        self.dropped += len(lost)
+        self._lost += len(lost)
+        if lost and not self._full_bytes:
+            self._full_bytes = size
+            log.error("spool is full: the oldest messages go", spool=str(self._folder), bytes=size, limit=limit)
+
+    def _look_for_room(self) -> None:
+        if self._full_bytes and (not self._entries or self.size < self._full_bytes * _ROOM_AGAIN):
+            log.info("spool has room again", spool=str(self._folder), messages_lost=self._lost)
+            self._full_bytes = self._lost = 0
 
     def _drop_empty(self) -> None:
         for number in [number for number, segment in self._segments.items() if not segment.wanted]:
@@ -233,18 +257,11 @@ class Spool:
         except OSError as error:
             log.warning("spool segment cannot be removed", segment=str(segment.path), error=str(error))
 
-    def _load(self, path: Path) -> None:
+    def _load(self, number: int, path: Path) -> None:
         """Read a segment's entries into the index and cut off a torn tail."""
-        if not (path.stem.isascii() and path.stem.isdigit()):
-            log.warning("not a spool segment", path=str(path))
-            return
-        number = int(path.stem)
         segment = self._segments[number] = _Segment(path)
-        for body in _bodies(path):
-            entry = _entry(body, number, segment.size + _FRAME.size)
-            if entry is None:
-                break
-            segment.size += _FRAME.size + len(body)
+        for entry, end in entries(path, number):
+            segment.size = end
             self._index(entry, segment)
             if entry.boot == self._boot:
                 self._last_seq = max(self._last_seq, entry.seq)
@@ -253,30 +270,6 @@ class Spool:
             self.torn += 1
             log.warning("spool segment had a torn tail", path=str(path), lost_bytes=lost_bytes)
             os.truncate(path, segment.size)
-
-
-def _bodies(path: Path) -> Iterator[bytes]:
-    """Yield the bodies of a segment's frames up to its end or to the first that is not whole."""
-    with path.open("rb") as file:
-        while len(head := file.read(_FRAME.size)) == _FRAME.size:
-            length, crc = _FRAME.unpack(head)
-            if not _BODY.size <= length <= MAX_ENTRY_BYTES:
-                return
-            body = file.read(length)
-            if len(body) != length or zlib.crc32(body) != crc:
-                return
-            yield body
-
-
-def _entry(body: bytes, segment: int, at: int) -> Entry | None:
-    """Return the index entry of a frame's body that begins at `at`, None where it is no entry."""
-    seq, time_ns, boot_length = _BODY.unpack_from(body)
-    head = _BODY.size + boot_length
-    try:
-        boot = body[_BODY.size : head].decode()
-    except UnicodeDecodeError:
-        return None
-    return Entry(boot, seq, time_ns, segment, at + head, len(body) - head) if head <= len(body) else None
 
 
 def _write(file: int, frame: bytes, fsync: bool) -> None:

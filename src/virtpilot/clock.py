@@ -56,3 +56,7 @@ class VirtualClock:
             raise ValueError(f"a virtual clock cannot go back: {step_s}")
         self._elapsed_ns += seconds(step_s)
         return self.now_ns()
+
+    def step(self, by_s: float) -> None:
+        """Set the wall clock forward or back, as a person or a time server does; no time passes."""
+        self._start_ns += seconds(by_s)

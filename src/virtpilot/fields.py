@@ -77,6 +77,11 @@ _ALL: Final = [
         ("tick_duration_seconds", Unit.SECONDS, _G, "how long the last tick's collection took", "agent"),
         ("tick_overruns_total", Unit.COUNT, _C, "ticks whose collection took longer than that", "agent"),
         ("tick_skips_total", Unit.COUNT, _C, "sources left out of a tick that was late", "agent"),
+        ("spool_messages_count", Unit.COUNT, _G, "messages that no writer has reported stored yet", "agent"),
+        ("spool_size_bytes", Unit.BYTES, _G, "what the spool takes on disk", "agent"),
+        ("spool_used_ratio", Unit.RATIO, _G, "what the spool takes of what it may", "agent"),
+        ("spool_dropped_total", Unit.COUNT, _C, "messages lost to a full spool", "agent"),
+        ("spool_unspooled_total", Unit.COUNT, _C, "messages sent without a spool, its disk being unusable", "agent"),
     ),
     *_rows(
         "vm",

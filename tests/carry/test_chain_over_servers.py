@@ -39,7 +39,8 @@ class Agent(threading.Thread):
         self.clock = SystemClock()
         self.bus = MqttBus(MqttOptions(port=broker.port, reconnect_max_s=1.0), f"agent-{host}")
         self.bus.subscribe(TOPICS.stored(host))
-        self.uplink = Uplink(self.bus, Spool(folder / host, "boot1", SpoolOptions()), TOPICS, host, resend_after_s)
+        options = SpoolOptions(resend_after_s=resend_after_s)
+        self.uplink = Uplink(self.bus, Spool(folder / host, "boot1", options), TOPICS, host, self.clock)
         self.quiet = threading.Event()
         self.end = threading.Event()
 
@@ -50,7 +51,7 @@ class Agent(threading.Thread):
                 sample = Sample("carry", {"cluster": CLUSTER, "host": self.host}, {"number": self.sent}, now_ns)
                 self.uplink.send(encode_lines([sample]), now_ns)
                 self.sent += 1
-            self.uplink.tick(now_ns)
+            self.uplink.tick()
             self._listen(now_ns + seconds(0.1))
         self.bus.close()
         self.uplink.close()

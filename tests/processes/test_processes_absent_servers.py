@@ -43,12 +43,12 @@ def test_without_a_broker_an_agent_measures_and_spools_and_nothing_is_lost(
     agent.reaches("virtpilot_agent_ticks_total", 15)
     assert agent.number("virtpilot_spool_messages_count") >= 15
     assert agent.number("virtpilot_spool_published_total") == 0
-    assert agent.health() == (503, {"bus": False})
+    assert agent.health() == (503, {"bus": False, "spool": True})
     assert writer.health()[1]["bus"] is False
 
     broker.start()
     writer.reaches("virtpilot_writer_messages_total", 20)
-    assert until(lambda: agent.health() == (200, {"bus": True}))
+    assert until(lambda: agent.health() == (200, {"bus": True, "spool": True}))
     agent.terminate()
     flushed(site, "h1")
     writer.terminate()
