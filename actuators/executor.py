@@ -199,6 +199,10 @@ class Executor:
         unsettled = (lease.guest for lease in self._journal.leases() if lease.state is not LeaseState.HELD)
         return guest in {*moving, *unsettled}
 
+    def moving(self, guest: str) -> str:
+        """Return the id of the command by which a guest is on its way, empty where there is none."""
+        return next((one.command.id for one in self._journal.operations() if one.guest == guest), "")
+
     def leases(self) -> Sequence[Lease]:
         """Return all leases, those being given back too."""
         return self._journal.leases()

@@ -1,6 +1,7 @@
 """The agent of one host, stepped.
 
     libvirt, /proc → collector → uplink (spool → bus metrics/<host>)     trimmed by bus stored/<host>
+    libvirt's events → event desk → bus events/<host>
     bus commands/<host> → verifier → executor (journal, knobs, migration) → bus outcomes/<host>
 
 Metrics need no controller: a lost broker fills the spool, a lost controller changes nothing, leases end by themselves.
@@ -20,9 +21,10 @@ from virtpilot.actuators.executor import Executor
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.errors import CommandRefused, HypervisorError
-from virtpilot.hypervisor import HostFacts, Hypervisor
+from virtpilot.hypervisor import EventSource, HostFacts, Hypervisor
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample, Stored
+from virtpilot.pipeline.event_desk import EventDesk
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
 
@@ -69,6 +71,13 @@ class Agent:
         self.uplink = uplink
         self.collector = collector
         self.executor = executor
+        self.desk = EventDesk(
+            bus=bus,
+            topics=topics,
+            host=host,
+            source=hypervisor if isinstance(hypervisor, EventSource) else None,
+            moving=executor.moving,
+        )
         self.commands_refused = 0
         self.samples = 0
         self.ticks = 0
@@ -89,7 +98,8 @@ class Agent:
         """Subscribe and put right what an earlier run left: leases that have ended, operations cut short."""
         self.bus.subscribe(self._topics.commands(self.host))
         self.bus.subscribe(self._topics.stored(self.host))
-        self.executor.recover(self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        self.desk.own(self.executor.recover(now_ns), now_ns)
         self._next_tick_ns = self._clock.monotonic_ns()
 
     def step(self, timeout_s: float) -> None:
@@ -98,7 +108,8 @@ class Agent:
         if self._clock.monotonic_ns() >= self._next_tick_ns:
             self._schedule()
             self.tick(now_ns)
-        self.executor.poll(now_ns)
+        self.desk.own(self.executor.poll(now_ns), now_ns)
+        self._take_events(now_ns)
         self.uplink.tick()
         self._announce(now_ns)
         self._publish_outcomes()
@@ -106,6 +117,7 @@ class Agent:
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
             delivery = self.bus.receive(0)
+        self._take_events(self._clock.now_ns())
         self._publish_outcomes()
 
     def _schedule(self) -> None:
@@ -117,6 +129,12 @@ class Agent:
         """Measure once and hand the samples to the uplink."""
         samples = [self._with_spool(sample) for sample in self.collector.collect(now_ns)]
         self.ticks += 1
+        # What an event told of is no news in the samples.
+        self._take_events(now_ns)
+        self.desk.see(samples)
+        self._send(samples, now_ns)
+
+    def _send(self, samples: list[Sample], now_ns: int) -> None:
         self.samples += len(samples)
         if samples:
             self.uplink.send(encode_lines(samples), now_ns)
@@ -125,6 +143,11 @@ class Agent:
         if sample.measurement != "host":
             return sample
         return msgspec.structs.replace(sample, fields={**sample.fields, **self.uplink.fields()})
+
+    def _take_events(self, now_ns: int) -> None:
+        """Pass on what has happened meanwhile, and the statistics of the jobs that run."""
+        self._send(self.desk.collect(), now_ns)
+        self.desk.flush(now_ns)
 
     def _handle(self, delivery: Delivery, now_ns: int) -> None:
         message = delivery.message
@@ -153,7 +176,7 @@ class Agent:
             self.commands_refused += 1
             log.warning("command refused", guard=refused.guard, reason=refused.reason)
             return
-        self.executor.submit(command, now_ns)
+        self.desk.own(self.executor.submit(command, now_ns), now_ns)
 
     def _announce(self, now_ns: int) -> None:
         """Say that this host is here after each new connection: the last will may have said otherwise."""
@@ -217,6 +240,7 @@ class Agent:
     def close(self) -> None:
         """Say goodbye in order; what is not sent stays in the spool and the journal."""
         now_ns = self._clock.now_ns()
+        self._take_events(now_ns)
         self._publish_outcomes()
         gone = HostStatus(host=self.host, online=False, at_ns=now_ns, boot=self._boot)
         self.bus.publish(Message(self._topics.status(self.host), msgspec.json.encode(gone), retain=True))

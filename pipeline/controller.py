@@ -2,6 +2,7 @@
 
     bus metrics/+ → wanted fields → evaluator → signals → bus signals/<rule>, alerts
     signals, outcomes → decider → pilot (planner, guards) → bus decisions, commands/<host>
+    bus events/+ → the record log, where they explain something
     bus outcomes/+ → decider: effect measured, next rung → bus outcomes/<host>
 
 State is saved before a command leaves, so that a restart neither forgets nor repeats one.
@@ -20,8 +21,9 @@ import structlog
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.errors import StateError
+from virtpilot.events import LIFECYCLE, EventKind
 from virtpilot.lineprotocol import parse_wanted
-from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Message, Outcome, Signal
+from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostStatus, Message, Outcome, Signal
 from virtpilot.pipeline import state
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.pilot import Pilot
@@ -32,6 +34,17 @@ from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 log = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.2
+_KINDS: Final = frozenset(EventKind)
+# Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
+_EXPLAINING: Final = LIFECYCLE | {
+    EventKind.JOB_COMPLETED,
+    EventKind.JOB_ENDED,
+    EventKind.IO_ERROR,
+    EventKind.WATCHDOG,
+    EventKind.CONTROL_ERROR,
+    EventKind.MEMORY_FAILURE,
+    EventKind.EVENTS_LOST,
+}
 T = TypeVar("T")
 
 
@@ -57,6 +70,7 @@ class Counters(msgspec.Struct):
     refused: dict[str, int] = {}
     commands: int = 0
     outcomes: dict[str, int] = {}
+    events: dict[str, int] = {}
     save_failures: int = 0
 
 
@@ -97,7 +111,8 @@ class Controller:
 
     def start(self) -> None:
         """Subscribe to what hosts say."""
-        for topic in (self._topics.metrics("+"), self._topics.status("+"), self._topics.outcomes("+")):
+        topics = self._topics
+        for topic in (topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+")):
             self.bus.subscribe(topic)
 
     def restore(self, document: dict[str, Any]) -> None:
@@ -156,6 +171,8 @@ class Controller:
                 self._on_status(message)
             case "outcomes":
                 self._on_outcome(message, now_ns)
+            case "events":
+                self._on_event(message)
         delivery.ack()
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
@@ -187,6 +204,18 @@ class Controller:
         self.pilot.on_outcome(outcome, now_ns)
         self._advance(now_ns)
         self._save()
+
+    def _on_event(self, message: Message) -> None:
+        """Count an event and keep it where it explains what was measured or done."""
+        event = self._decode(message, Event)
+        if event is None or event.host != self._topics.host_of(message.topic):
+            return
+        counted = self.counters.events
+        # A host that is not ours to trust must not make the page grow without end.
+        kind = event.kind if event.kind in _KINDS else "unknown"
+        counted[kind] = counted.get(kind, 0) + 1
+        if kind in _EXPLAINING or (kind == EventKind.KNOB_CHANGED and event.by is By.OTHER):
+            self._record(event)
 
     def _decode(self, message: Message, type_: type[T]) -> T | None:
         try:

@@ -1,4 +1,5 @@
-"""The record log: every signal, decision, command and outcome that the controller saw or made, in order.
+"""The record log: every signal, decision, command and outcome that the controller saw or made, in order, and the
+events that explain something.
 
 Memory holds the newest; with a file, each one is also appended there as a JSON line. Trails are walked from it.
 """
@@ -13,14 +14,20 @@ from typing import Final, Literal
 import msgspec
 import structlog
 
-from virtpilot.model import Command, Decision, Outcome, Signal
+from virtpilot.model import Command, Decision, Event, Outcome, Signal
 
 log = structlog.get_logger(__name__)
 
-Record = Signal | Decision | Command | Outcome
-KindName = Literal["signal", "decision", "command", "outcome"]
+Record = Signal | Decision | Command | Outcome | Event
+KindName = Literal["signal", "decision", "command", "outcome", "event"]
 
-_KINDS: Final[dict[type, KindName]] = {Signal: "signal", Decision: "decision", Command: "command", Outcome: "outcome"}
+_KINDS: Final[dict[type, KindName]] = {
+    Signal: "signal",
+    Decision: "decision",
+    Command: "command",
+    Outcome: "outcome",
+    Event: "event",
+}
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -46,6 +53,7 @@ _TYPES: Final[dict[KindName, type[Record]]] = {
     "decision": Decision,
     "command": Command,
     "outcome": Outcome,
+    "event": Event,
 }
 
 

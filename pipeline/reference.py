@@ -6,6 +6,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+from virtpilot.events import MEANINGS
 from virtpilot.fields import FIELDS
 from virtpilot.pipeline.config import PROCESSES
 from virtpilot.pipeline.settings_page import reference
@@ -26,6 +27,30 @@ names its host's fields with `host.`.
 """
 
 
+_EVENTS = """# Events
+
+What happens on a host is told on `virtpilot/<cluster>/events/<host>` (QoS 1) as it happens, one JSON object a message:
+
+```json
+{"id": "ev-6f0c0a4be2fc1d07", "cause": "", "host": "host-1", "guest": "6e0b0d3c-…", "name": "web-1",
+ "at_ns": 1764115277118000000, "kind": "knob_changed", "detail": "cputune", "by": "other",
+ "numbers": {"cpu_shares": 500}}
+```
+
+`by` is `virtpilot` where a command that this host's agent executed led to it, and `cause` is then that command's id.
+All else is `other`: a person, the guest, the hardware, and on the host where a guest arrives also a migration of
+virtpilot's, which its source tells of. Readers know an event that comes twice by its `id`. While the broker is away up
+to 2,000 wait. Where some are lost, or libvirtd was away, `events_lost` says so. A driver tells what it can: QEMU all
+of these, LXC and others fewer.
+
+While a job runs on a guest (a migration, a save, a dump, a backup), whoever started it, its statistics come once a
+second both as `job_progress` and as the measurement `vm_job`, which the store keeps.
+
+The controller counts all events by kind. It keeps in its record log those that explain something: what befell guests,
+the ends of jobs, errors, and the knobs that somebody else has changed.
+"""
+
+
 def configuration() -> str:
     """Return the page of every option of every process."""
     tables = [f"## virtpilot {name}\n\n{reference(type_)}" for name, type_ in PROCESSES.items()]
@@ -43,7 +68,13 @@ def fields() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"configuration.md": configuration, "fields.md": fields}
+def events() -> str:
+    """Return the page of every kind of event."""
+    rows = [f"| `{kind}` | {meaning} | {holds} | {source} |" for kind, (meaning, holds, source) in MEANINGS.items()]
+    return "\n".join([_EVENTS, "| kind | what happened | detail; numbers | source |", "|---|---|---|---|", *rows, ""])
+
+
+PAGES = {"configuration.md": configuration, "fields.md": fields, "events.md": events}
 
 
 def main() -> None:

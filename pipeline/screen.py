@@ -11,9 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
+from virtpilot.model import Command, Decision, Event, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
-from virtpilot.pipeline.trail import changes, describe, number
+from virtpilot.pipeline.trail import changes, describe, happened, number
 from virtpilot.simulator.view import FleetView, GuestView, HostView
 
 _STATES = {
@@ -105,6 +105,8 @@ def _words(entry: Entry, names: dict[str, str]) -> tuple[str, str]:
             name = names.get(record.guest, record.guest)
             tail = "  ".join(filter(None, (changes(record), record.reason)))
             return _RESULTS.get(record.result, "red"), f"{name}: {record.action} {record.result}  {tail}"
+        case Event():
+            return "magenta", f"{record.name or record.host}: {happened(record)}"
 
 
 def line(entry: Entry, names: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -124,6 +125,9 @@ def _watch_agents(exporter: Exporter, agents: Sequence[Agent]) -> Exporter:
         lambda made: made.commands_refused,
     )
     watch("virtpilot_agent_leases_count", "Knobs held just now.", "gauge", lambda made: len(made.executor.leases()))
+    watch("virtpilot_agent_events_published_total", "Events published.", "counter", lambda made: made.desk.published)
+    watch("virtpilot_agent_events_dropped_total", "Events lost.", "counter", lambda made: made.desk.dropped)
+    exporter.watch("virtpilot_agent_events_total", "Events.", "counter", lambda: _event_counts(agents), "kind")
     watch("virtpilot_spool_messages_count", "Messages not reported stored.", "gauge", lambda made: made.uplink.pending)
     watch("virtpilot_spool_published_total", "Messages published.", "counter", lambda made: made.uplink.published)
     watch("virtpilot_spool_resent_total", "Messages published again.", "counter", lambda made: made.uplink.resent)
@@ -140,6 +144,10 @@ def _watch_agents(exporter: Exporter, agents: Sequence[Agent]) -> Exporter:
     watch("virtpilot_spool_limit_bytes", "Bytes on disk at most.", "gauge", lambda made: made.uplink.limit_bytes)
     exporter.check("spool", lambda: all(made.uplink.keeps_all for made in agents))
     return exporter
+
+
+def _event_counts(agents: Sequence[Agent]) -> Counter[str]:
+    return sum((made.desk.by_kind for made in agents), Counter())
 
 
 def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
@@ -165,6 +173,7 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
     )
     exporter.watch("virtpilot_commands_total", "Commands given.", "counter", lambda: counters.commands)
     exporter.watch("virtpilot_outcomes_total", "Outcomes.", "counter", lambda: dict(counters.outcomes), "result")
+    exporter.watch("virtpilot_events_total", "Events of hosts.", "counter", lambda: dict(counters.events), "kind")
     exporter.watch("virtpilot_rules_count", "Rules in force.", "gauge", lambda: len(made.rulebook.ruleset.rules))
     exporter.watch("virtpilot_rules_refused_total", "Rule files refused.", "counter", lambda: made.rulebook.refusals)
     exporter.watch("virtpilot_state_save_failures_total", "State not saved.", "counter", lambda: counters.save_failures)

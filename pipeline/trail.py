@@ -8,7 +8,18 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
-from virtpilot.model import Command, Decision, Migrate, Outcome, ReleaseKnob, Result, SetKnob, Signal, SignalState
+from virtpilot.model import (
+    Command,
+    Decision,
+    Event,
+    Migrate,
+    Outcome,
+    ReleaseKnob,
+    Result,
+    SetKnob,
+    Signal,
+    SignalState,
+)
 from virtpilot.pipeline.records import Entry
 
 
@@ -106,6 +117,8 @@ def _steps(entry: Entry) -> Iterator[Step]:
             yield _step(entry, f"{describe(record.action)} on {record.host}", "", "")
         case Outcome():
             yield _step(entry, f"{record.action}  {changes(record)}".strip(), record.result, record.reason)
+        case Event():
+            yield _step(entry, happened(record), "", "")
 
 
 def _step(entry: Entry, what: str, result: str, reason: str) -> Step:
@@ -124,6 +137,12 @@ def describe(action: SetKnob | ReleaseKnob | Migrate) -> str:
             return f"release {action.knob}"
         case Migrate():
             return f"migrate to {action.target}"
+
+
+def happened(event: Event) -> str:
+    """Return an event in a few words."""
+    what = " ".join(filter(None, (event.kind.replace("_", " "), event.detail, _values(event.numbers))))
+    return f"{what} on {event.host}"
 
 
 def changes(outcome: Outcome) -> str:

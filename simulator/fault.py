@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from virtpilot.clock import seconds
+from virtpilot.events import EventKind
 from virtpilot.simulator.migration import Migrations
 from virtpilot.simulator.scenario import (
     Event,
@@ -15,12 +16,14 @@ from virtpilot.simulator.scenario import (
     HypervisorDown,
     HypervisorSlow,
     LinkDown,
+    SharesSet,
     guest_uuid,
 )
 from virtpilot.simulator.world import NOWHERE, World
 
 _NEVER: Final = 1 << 62
-_SHUT_DOWN: Final = 1
+# virDomainShutoffReason
+_SHUT_DOWN, _DESTROYED = 1, 2
 
 
 class Faults:
@@ -60,6 +63,9 @@ class Faults:
 
     def _change(self, event: Event, begins: bool, at_s: float) -> None:
         self._world.stale = True
+        if isinstance(event, SharesSet):
+            self._set_shares(event)
+            return
         if isinstance(event, GuestVanish | GuestStop):
             self._change_guest(event, begins)
             return
@@ -92,6 +98,11 @@ class Faults:
             if host in (migration.source, migration.target):
                 self._migrations.abort(migration, f"operation failed: migration job: {name}: {why}")
 
+    def _set_shares(self, event: SharesSet) -> None:
+        guest = self._world.guest_index[guest_uuid(event.guest)]
+        if self._world.running[guest]:
+            self._world.set_shares(guest, event.cpu_shares)
+
     def _change_guest(self, event: GuestVanish | GuestStop, begins: bool) -> None:
         guest = self._world.guest_index[guest_uuid(event.guest)]
         if self._world.host[guest] == NOWHERE:
@@ -103,8 +114,10 @@ class Faults:
         migration = self._migrations.of(guest)
         if migration:
             self._migrations.abort(migration, "operation failed: domain is not running")
-        self._world.stop(guest, reason=_SHUT_DOWN)
-        if isinstance(event, GuestVanish):
+        vanishes = isinstance(event, GuestVanish)
+        self._world.stop(guest, reason=_DESTROYED if vanishes else _SHUT_DOWN)
+        if vanishes:
+            self._world.tell(guest, EventKind.UNDEFINED, "removed")
             self._world.host[guest] = NOWHERE
 
 
@@ -113,6 +126,6 @@ def _timeline(events: list[Event]) -> list[tuple[int, int, bool, Event]]:
     due: list[tuple[int, int, bool, Event]] = []
     for number, event in enumerate(events):
         due.append((seconds(event.at_s), number, True, event))
-        if not isinstance(event, GuestVanish) and event.for_s:
+        if not isinstance(event, GuestVanish | SharesSet) and event.for_s:
             due.append((seconds(event.at_s + event.for_s), number, False, event))
     return sorted(due, key=lambda entry: entry[:2])

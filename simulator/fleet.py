@@ -35,6 +35,7 @@ class Fleet:
         self._migrations = Migrations(self._world)
         self._faults = Faults(self._world, self._migrations)
         self._start_ns = start_ns
+        self._world.chronicle.now_ns = start_ns
         self._elapsed_ns = 0
         self._second = -1
         self._settle()
@@ -60,6 +61,7 @@ class Fleet:
             self._migrations.run(span / SECOND)
             self._world.integrate(span / SECOND)
             self._elapsed_ns += span
+            self._world.chronicle.now_ns = self.now_ns
             self._settle()
         return self.now_ns
 

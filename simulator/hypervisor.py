@@ -8,10 +8,12 @@ from typing import Final
 
 import numpy as np
 
+from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable, KnobUnsupported
-from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.events import EventKind
+from virtpilot.hypervisor import GuestEvent, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
 from virtpilot.simulator.fault import Faults
-from virtpilot.simulator.migration import Migration, Migrations
+from virtpilot.simulator.migration import OPERATION, Migration, Migrations
 from virtpilot.simulator.stats import guest_stats
 from virtpilot.simulator.world import World
 
@@ -59,6 +61,9 @@ class FleetHypervisor:
         self._host = host
         self._deadline_s = deadline_s
         self._closed = False
+        self._place: int | None = None
+        self._deaf_ns: int | None = None
+        self._progress_ns: dict[str, int] = {}
 
     def facts(self) -> HostFacts:
         """Return what the host is."""
@@ -95,6 +100,49 @@ class FleetHypervisor:
         if error:
             return RefusedJob(error)
         return MigrationJob(self._migrations, self._migrations.start(index, self._target(uri)))
+
+    def drain(self) -> list[GuestEvent]:
+        """Return what the host's libvirt has told since the last call; the first call begins to listen."""
+        chronicle = self._world.chronicle
+        if self._closed or not self._faults.hypervisor_up(self._host):
+            self._deaf_ns = self._deaf_ns or chronicle.now_ns
+            self._place = chronicle.length
+            return []
+        if self._place is None:
+            self._place = chronicle.length
+        found = self._gap() + chronicle.since(self._place, self._host) + self._jobs()
+        self._place = chronicle.length
+        return found
+
+    def _gap(self) -> list[GuestEvent]:
+        if self._deaf_ns is None:
+            return []
+        now_ns = self._world.chronicle.now_ns
+        gap_s, self._deaf_ns = (now_ns - self._deaf_ns) / SECOND, None
+        why = "no connection to libvirt"
+        return [GuestEvent(at_ns=now_ns, kind=EventKind.EVENTS_LOST, detail=why, numbers={"gap_seconds": gap_s})]
+
+    def _jobs(self) -> list[GuestEvent]:
+        """Return where the migrations from this host stand, each once a second."""
+        now_ns = self._world.chronicle.now_ns
+        here = [migration for migration in self._migrations.active if migration.source == self._host]
+        specs = {self._world.scenario.guests[one.guest].uuid: one for one in here}
+        self._progress_ns = {uuid: at for uuid, at in self._progress_ns.items() if uuid in specs}
+        found = []
+        for uuid, migration in specs.items():
+            if now_ns - self._progress_ns.get(uuid, 0) >= SECOND:
+                self._progress_ns[uuid] = now_ns
+                found.append(
+                    GuestEvent(
+                        at_ns=now_ns,
+                        kind=EventKind.JOB_PROGRESS,
+                        guest=uuid,
+                        name=self._world.scenario.guests[migration.guest].name,
+                        detail=OPERATION,
+                        numbers=migration.status().progress,
+                    )
+                )
+        return found
 
     def close(self) -> None:
         """Let go of the connection: calls raise HypervisorUnavailable from now on."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
 
+from virtpilot.events import EventKind
 from virtpilot.hypervisor import JobState, JobStatus
 from virtpilot.simulator.scenario import MigrationSpec
 from virtpilot.simulator.world import MIB, World
 
+OPERATION: Final = "migration_out"
 _CONVERGING: Final = 0.5
 _PATIENCE_ROUNDS: Final = 2
 _INSTANT_S: Final = 1e-9
@@ -135,7 +138,7 @@ class Migration:
             "data_remaining_bytes": self._left_bytes,
             "dirty_bytes_per_second": self.dirty_rate,
             "bandwidth_bytes_per_second": self.bandwidth,
-            "iterations": float(self.round),
+            "iterations_count": float(self.round),
             "throttle_ratio": self.throttle,
             "elapsed_seconds": self.elapsed_s,
             "downtime_seconds": self.downtime_s,
@@ -162,6 +165,7 @@ class Migrations:
         )
         self.active.append(migration)
         self._slow(migration)
+        self._tell(migration, EventKind.MIGRATION_ITERATION, "", {"iterations_count": 1.0})
         return migration
 
     def abort(self, migration: Migration, error: str) -> None:
@@ -195,10 +199,16 @@ class Migrations:
 
     def turn(self) -> bool:
         """Let those that are due change their round or phase; tells whether any did."""
+        rounds = {id(migration): migration.round for migration in self.active}
         turned = [migration for migration in self.active if migration.turn()]
         for migration in turned:
             if migration.active:
                 self._slow(migration)
+                if migration.phase is Phase.SWITCH:
+                    self._tell(migration, EventKind.SUSPENDED, "migrated")
+                elif migration.round > rounds[id(migration)]:
+                    count = {"iterations_count": migration.round + 1.0}
+                    self._tell(migration, EventKind.MIGRATION_ITERATION, "", count)
             else:
                 self._finish(migration)
         return bool(turned)
@@ -210,13 +220,24 @@ class Migrations:
         if migration.phase is Phase.SWITCH:
             self._world.reason[migration.guest] = 2
 
+    def _tell(
+        self, migration: Migration, kind: EventKind, detail: str = "", numbers: Mapping[str, float] | None = None
+    ) -> None:
+        """Let the source's libvirt tell: it is the one that knows."""
+        spec = self._world.scenario.guests[migration.guest]
+        self._world.chronicle.tell(migration.source, kind, (spec.uuid, spec.name), detail, numbers)
+
     def _finish(self, migration: Migration) -> None:
         self.active.remove(migration)
         self._world.stale = True
         world, guest = self._world, migration.guest
+        progress = migration.status().progress
         if migration.phase is Phase.DONE:
+            self._tell(migration, EventKind.JOB_COMPLETED, OPERATION, progress)
+            self._tell(migration, EventKind.STOPPED, "migrated")
             world.land(guest, migration.target)
         elif world.running[guest]:
+            self._tell(migration, EventKind.JOB_ENDED, OPERATION, progress)
             world.paused[guest], world.speed[guest], world.reason[guest] = False, 1.0, 6
         world.incoming_bytes[migration.target] = sum(
             min(other.sent_bytes, other.memory_bytes) for other in self.active if other.target == migration.target

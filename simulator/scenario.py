@@ -150,7 +150,17 @@ class GuestStop(
     for_s: NotNegative = 0.0
 
 
-Event = HypervisorDown | HypervisorSlow | LinkDown | HostDeath | GuestVanish | GuestStop
+class SharesSet(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="shares_set", tag_field="kind"
+):
+    """Somebody sets the running guest's CPU shares by hand."""
+
+    at_s: NotNegative
+    guest: str
+    cpu_shares: Shares
+
+
+Event = HypervisorDown | HypervisorSlow | LinkDown | HostDeath | GuestVanish | GuestStop | SharesSet
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -273,7 +283,7 @@ def mistakes(scenario: Scenario) -> Iterator[tuple[str, str]]:
             if wrong := signal_mistake(getattr(guest, signal)):
                 yield f"guests[{number}].{signal}", wrong
     for number, event in enumerate(scenario.events):
-        kind, known = ("guest", guests) if isinstance(event, GuestVanish | GuestStop) else ("host", hosts)
+        kind, known = ("guest", guests) if isinstance(event, GuestVanish | GuestStop | SharesSet) else ("host", hosts)
         if (named := getattr(event, kind)) not in known:
             yield f"events[{number}].{kind}", f"there is no {kind} {named!r}"
 

@@ -6,12 +6,15 @@ length of a caller's steps leaves no trace. CPU in cores, memory and traffic in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
 import numpy as np
 
+from virtpilot.events import EventKind
 from virtpilot.hypervisor import GuestState
+from virtpilot.simulator.chronicle import Chronicle
 from virtpilot.simulator.contention import share
 from virtpilot.simulator.demand import Demand, Floats
 from virtpilot.simulator.scenario import SIGNALS, Scenario
@@ -27,6 +30,10 @@ _KERNEL_SEES: Final = 0.97
 _SWAP_BYTES_S: Final = 64.0 * MIB
 _PAGE: Final = 4096.0
 _PRESSURE_FROM: Final = 0.95
+# virDomainShutoffReason
+_STOPPED: Final = {1: "shutdown", 2: "destroyed", 3: "crashed"}
+# virDomainRunningReason
+_MIGRATED: Final = 2
 WINDOWS_S: Final = np.array([10.0, 60.0, 300.0])
 _LOAD_WINDOWS_S: Final = np.array([60.0, 300.0, 900.0])
 
@@ -82,6 +89,7 @@ class World:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
+        self.chronicle = Chronicle()
         self.host_names = tuple(host.name for host in scenario.hosts)
         self.host_index = {name: index for index, name in enumerate(self.host_names)}
         self.guest_index = {guest.uuid: index for index, guest in enumerate(scenario.guests)}
@@ -141,6 +149,11 @@ class World:
         here = np.flatnonzero((self.host != NOWHERE) & self.running)
         resident = np.bincount(self.host[here], weights=self.rss_bytes[here], minlength=len(self.host_names))
         return np.asarray(self._overhead_bytes + resident + self.incoming_bytes)
+
+    def tell(self, guest: int, kind: EventKind, detail: str = "", numbers: Mapping[str, float] | None = None) -> None:
+        """Let the libvirt of the host where a guest is tell what happened to it."""
+        spec = self.scenario.guests[guest]
+        self.chronicle.tell(int(self.host[guest]), kind, (spec.uuid, spec.name), detail, numbers)
 
     def state_of(self, guest: int) -> GuestState:
         """Return the state that libvirt would tell."""
@@ -267,11 +280,12 @@ class World:
         """Set a guest's CPU shares."""
         self.shares[guest] = value
         self.stale = True
+        self.tell(guest, EventKind.KNOB_CHANGED, "cputune", {"cpu_shares": float(value)})
 
     def land(self, guest: int, host: int) -> None:
         """Put a guest on another host: a new QEMU process there, its counters from zero, its knobs kept."""
         self.host[guest] = host
-        self.start(guest, reason=2)
+        self.start(guest, reason=_MIGRATED)
 
     def start(self, guest: int, reason: int = 1) -> None:
         """Give a guest a new QEMU process where it is; `reason` is a virDomainRunningReason."""
@@ -280,6 +294,7 @@ class World:
         self.reason[guest] = reason
         self.guest_total[_OF_PROCESS, guest] = 0.0
         self.rss_bytes[guest] = self.used_bytes[guest] + _QEMU_BYTES
+        self.tell(guest, EventKind.STARTED, "migrated" if reason == _MIGRATED else "booted")
 
     def stop(self, guest: int, reason: int) -> None:
         """End a guest's QEMU process; `reason` is a virDomainShutoffReason."""
@@ -288,6 +303,7 @@ class World:
         self.reason[guest] = reason
         self.guest_total[:, guest] = 0.0
         self.rss_bytes[guest] = self.used_bytes[guest] = 0.0
+        self.tell(guest, EventKind.STOPPED, _STOPPED.get(reason, ""))
 
     def power_off(self, host: int) -> None:
         """Cut a host's power: its guests end, its counters are lost."""

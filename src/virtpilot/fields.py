@@ -47,6 +47,7 @@ def _rows(measurement: str, *rows: tuple[str, Unit, Type, str, str]) -> list[Fie
 
 _G, _C = Type.GAUGE, Type.COUNTER
 _STATS = "virConnectGetAllDomainStats"
+_JOB = "virDomainGetJobStats"
 
 _ALL: Final = [
     *_rows(
@@ -152,6 +153,19 @@ _ALL: Final = [
         ("transmit_drops_total", Unit.COUNT, _C, "sent packets dropped", f"{_STATS} net.N.tx.drop"),
         ("receive_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "receive rate", f"{_STATS} net.N.rx.bytes"),
         ("transmit_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "transmit rate", f"{_STATS} net.N.tx.bytes"),
+    ),
+    *_rows(
+        "vm_job",
+        ("running_count", Unit.COUNT, _G, "1 while a job runs on the guest, 0 in its last sample", _JOB),
+        ("data_total_bytes", Unit.BYTES, _G, "what the job has to carry, as it is known now", _JOB),
+        ("data_processed_bytes", Unit.BYTES, _G, "carried so far", _JOB),
+        ("data_remaining_bytes", Unit.BYTES, _G, "still to be carried in this round", _JOB),
+        ("dirty_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "how fast the guest changes its memory", _JOB),
+        ("bandwidth_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "how fast it is carried", _JOB),
+        ("iterations_count", Unit.COUNT, _G, "rounds over the memory", _JOB),
+        ("throttle_ratio", Unit.RATIO, _G, "share of its CPU that auto-converge takes from the guest", _JOB),
+        ("elapsed_seconds", Unit.SECONDS, _G, "since the job began", _JOB),
+        ("downtime_seconds", Unit.SECONDS, _G, "how long the guest stands still, expected or, at the end, found", _JOB),
     ),
     *_rows(
         "knob",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
+
+from virtpilot.events import EventKind
 
 
 class GuestState(StrEnum):
@@ -69,6 +71,25 @@ class Job(Protocol):
 
     def abort(self) -> None:
         """Ask it to stop; poll tells when it has."""
+
+
+class GuestEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the hypervisor tells by itself; without a `guest` it is about the telling."""
+
+    at_ns: int
+    kind: EventKind
+    guest: str = ""
+    name: str = ""
+    detail: str = ""
+    numbers: Mapping[str, float] = {}
+
+
+@runtime_checkable
+class EventSource(Protocol):
+    """What a hypervisor offers that tells of events as they happen."""
+
+    def drain(self) -> list[GuestEvent]:
+        """Return what has happened since the last call, in order, at once; the first call begins to listen."""
 
 
 class Hypervisor(Protocol):

@@ -14,8 +14,10 @@ import structlog
 
 from virtpilot.clock import Clock
 from virtpilot.errors import HypervisorError, HypervisorTimeout, KnobUnsupported
-from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job
+from virtpilot.hypervisor import GuestEvent, GuestState, GuestStats, HostFacts, Job
 from virtpilot.libvirt_details import Details, read_shares
+from virtpilot.libvirt_events import LibvirtEvents
+from virtpilot.libvirt_jobs import JobBook
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
 from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
 from virtpilot.libvirt_stats import Readings, read_all
@@ -44,6 +46,8 @@ class LibvirtHypervisor:
         self._clock = clock
         self._link = LibvirtLink(uri, binding=binding or load_binding(), clock=clock, deadline_s=deadline_s)
         self._details = Details(self._link, tag_names=tag_names)
+        self._jobs = JobBook(self._link, clock)
+        self._events = LibvirtEvents(self._link, self._jobs, clock)
         self._held_up = False
         self.skipped = 0
 
@@ -133,10 +137,15 @@ class LibvirtHypervisor:
         if not MIGRATION_URI.fullmatch(uri):
             raise HypervisorError(f"not a libvirt URI to migrate to: {uri[:200]!r}")
         persistent = self._on_guest(guest, lambda domain: bool(domain.isPersistent()))
-        return LibvirtMigration(self._link, guest, uri, persistent=persistent)
+        return LibvirtMigration(self._link, self._jobs, guest, uri, persistent=persistent)
+
+    def drain(self) -> list[GuestEvent]:
+        """Return what libvirt has told of by itself since the last call."""
+        return self._events.drain()
 
     def close(self) -> None:
         """Let go of the connections; calls that have not come back are left to end by themselves."""
+        self._events.close()
         self._link.close()
 
 

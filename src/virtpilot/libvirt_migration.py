@@ -1,11 +1,10 @@
 """A live migration as libvirt carries it out: started, watched, aborted.
 
-Source: virDomainMigrateToURI3, virDomainGetJobStats, virDomainAbortJob, VIR_DOMAIN_EVENT_ID_JOB_COMPLETED.
+Source: virDomainMigrateToURI3, virDomainAbortJob, VIR_DOMAIN_EVENT_ID_JOB_COMPLETED.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import structlog
 
 from virtpilot.errors import HypervisorError
 from virtpilot.hypervisor import JobState, JobStatus
+from virtpilot.libvirt_jobs import JobBook, read_job
 from virtpilot.libvirt_link import Lane, LibvirtLink
 
 log = structlog.get_logger(__name__)
@@ -25,24 +25,14 @@ MIGRATION_URI: Final = re.compile(
     r"(?:[A-Za-z0-9._][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/system"
 )
 _PATIENCE_S: Final = 1.0
-# libvirt's name → ours and what turns its unit into ours.
-_PROGRESS: Final[dict[str, tuple[str, float]]] = {
-    "data_total": ("data_total_bytes", 1),
-    "data_processed": ("data_processed_bytes", 1),
-    "data_remaining": ("data_remaining_bytes", 1),
-    "memory_bps": ("bandwidth_bytes_per_second", 1),
-    "memory_iteration": ("iterations", 1),
-    "auto_converge_throttle": ("throttle_ratio", 0.01),
-    "time_elapsed": ("elapsed_seconds", 0.001),
-    "downtime": ("downtime_seconds", 0.001),
-}
 
 
 class LibvirtMigration:
     """One guest's way to the libvirt at `uri`: the call runs in a thread of its own and ends with the migration."""
 
-    def __init__(self, link: LibvirtLink, guest: str, uri: str, *, persistent: bool) -> None:
+    def __init__(self, link: LibvirtLink, jobs: JobBook, guest: str, uri: str, *, persistent: bool) -> None:
         self._link = link
+        self._jobs = jobs
         self._guest = guest
         self._persistent = persistent
         self._progress: Mapping[str, float] = {}
@@ -70,14 +60,12 @@ class LibvirtMigration:
 
     def _ask(self) -> None:
         try:
-            told = self._link.call(
-                Lane.PROGRESS, lambda connection: self._domain(connection).jobStats(), patience_s=_PATIENCE_S
-            )
+            reading = self._jobs.ask(self._guest)
         except HypervisorError as error:
             log.debug("no progress told", guest=self._guest, error=str(error))
             return
-        if told.get("type") in {self._link.binding.VIR_DOMAIN_JOB_BOUNDED, self._link.binding.VIR_DOMAIN_JOB_UNBOUNDED}:
-            self._progress = read_job(told)
+        if reading is not None and reading.running:
+            self._progress = reading.numbers
 
     def _run(self, uri: str) -> None:
         error = ""
@@ -120,12 +108,3 @@ class LibvirtMigration:
     def _completed(self, _connection: Any, _domain: Any, told: Mapping[str, Any], _opaque: object) -> None:
         self._progress = read_job(told)
         self._told.set()
-
-
-def read_job(told: Mapping[str, Any]) -> dict[str, float]:
-    """Return a job's statistics in bytes, seconds and ratios; what is not told is absent."""
-    numbers = {name: value for name, value in told.items() if type(value) in {int, float} and 0 <= value < math.inf}
-    found = {ours: numbers[theirs] * factor for theirs, (ours, factor) in _PROGRESS.items() if theirs in numbers}
-    if {"memory_dirty_rate", "memory_page_size"} <= numbers.keys():
-        found["dirty_bytes_per_second"] = float(numbers["memory_dirty_rate"] * numbers["memory_page_size"])
-    return found

@@ -166,6 +166,44 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     after: dict[str, float] = {}
 
 
+class By(StrEnum):
+    """Who made something happen: a command of ours, or anybody else (a person, the guest, the hardware)."""
+
+    VIRTPILOT = "virtpilot"
+    OTHER = "other"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened on a host, mostly to a guest; events.py lists the kinds and what their numbers are.
+
+    `kind` is a plain text: an agent may know kinds that its readers do not. Where a command of ours led to it, `cause`
+    is that command's id, else it is empty.
+    """
+
+    id: str
+    cause: str
+    host: str
+    guest: str
+    name: str
+    at_ns: int
+    kind: str
+    detail: str = ""
+    by: By = By.OTHER
+    numbers: dict[str, float] = {}
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a host's guests are to be sampled until `until_ns`: some faster, some less often, the rest as usual."""
+
+    host: str
+    at_ns: int
+    until_ns: int
+    fast: list[str] = []
+    fast_s: float = 1.0
+    calm: list[str] = []
+    calm_s: float = 30.0
+
+
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The retained message of an agent: whether it is there and what its host can do."""
 

@@ -34,7 +34,7 @@ class Topics:
         return self._of("metrics", host)
 
     def events(self, host: str) -> str:
-        """JSON: lifecycle, migration progress, foreign changes."""
+        """JSON `Event`: lifecycle, progress of jobs, knobs changed by someone else."""
         return self._of("events", host)
 
     def status(self, host: str) -> str:
@@ -61,6 +61,10 @@ class Topics:
     def stored(self, host: str) -> str:
         """JSON `Stored`."""
         return self._of("stored", host)
+
+    def sampling(self, host: str) -> str:
+        """JSON `Sampling`, repeated while it holds."""
+        return self._of("sampling", host)
 
     def host_of(self, topic: str) -> str:
         """Return the last level of a topic: the host or rule that it is about."""

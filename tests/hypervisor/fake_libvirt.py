@@ -78,6 +78,10 @@ class FakeDomain:
         self._owner.called("jobStats")
         return self.job
 
+    def jobInfo(self) -> list[int]:
+        self._owner.called("jobInfo")
+        return [self.job["type"]]
+
     def abortJob(self) -> None:
         self._owner.called("abortJob")
 
@@ -138,7 +142,7 @@ class FakeConnection:
         there = domain.UUIDString() in self._owner.domains
         return [(domain, _chosen(domain.stats, wanted))] if there else []
 
-    def listAllDomains(self) -> list[FakeDomain]:
+    def listAllDomains(self, _flags: int = 0) -> list[FakeDomain]:
         self._owner.called("listAllDomains")
         return list(self._owner.domains.values())
 
@@ -150,10 +154,14 @@ class FakeConnection:
             raise FakeLibvirtError("no domain with matching uuid", FakeLibvirt.VIR_ERR_NO_DOMAIN) from None
 
     def domainEventRegisterAny(
-        self, _domain: FakeDomain, _event: int, callback: Callable[..., None], _opaque: object
+        self, domain: FakeDomain | None, event: int, callback: Callable[..., None], _opaque: object
     ) -> int:
         self._owner.called("domainEventRegisterAny")
-        self._owner.tell_completed = lambda told: callback(self, _domain, told, None)
+        if domain is None:
+            self._owner.called(f"domainEventRegisterAny {event}")
+            self._owner.listeners.append((self, event, callback))
+        else:
+            self._owner.tell_completed = lambda told: callback(self, domain, told, None)
         return 1
 
     def getInfo(self) -> list[Any]:
@@ -189,6 +197,10 @@ class FakeLibvirt:
     VIR_DOMAIN_METADATA_ELEMENT = 2
     VIR_DOMAIN_JOB_BOUNDED = 1
     VIR_DOMAIN_JOB_UNBOUNDED = 2
+    VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
+    VIR_DOMAIN_EVENT_ID_LIFECYCLE = 0
+    VIR_DOMAIN_EVENT_ID_TUNABLE = 17
+    VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION = 20
     VIR_DOMAIN_EVENT_ID_JOB_COMPLETED = 21
     VIR_MIGRATE_LIVE = 1
     VIR_MIGRATE_PEER2PEER = 2
@@ -203,6 +215,7 @@ class FakeLibvirt:
         self.wanted: list[int] = []
         self.migrations: list[tuple[str, str, int]] = []
         self.connections: list[FakeConnection] = []
+        self.listeners: list[tuple[FakeConnection, int, Callable[..., None]]] = []
         self.tell_completed: Callable[[dict[str, Any]], None] = lambda _told: None
         self.domains = {
             uuid: FakeDomain(self, uuid, name, STATS) for uuid, name in ((WEB, "web-1"), (DB, "db-1"))
@@ -217,6 +230,12 @@ class FakeLibvirt:
         self.calls[name] += 1
         if name in self.on:
             self.on[name]()
+
+    def tell(self, event: int, uuid: str, *words: Any) -> None:
+        """Tell everybody who listens of an event of a guest, as libvirt's event loop does."""
+        for connection, wanted, callback in tuple(self.listeners):
+            if wanted == event and connection.alive and not connection.closed:
+                callback(connection, self.domains[uuid], *words, None)
 
     def cut(self) -> None:
         """Break every connection, as a libvirtd that ends does."""

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from tests.hypervisor.fake_libvirt import WEB, FakeLibvirt, Hang, fail
 from tests.services import until
-from virtpilot.clock import SystemClock, VirtualClock
+from virtpilot.clock import VirtualClock
 from virtpilot.errors import GuestNotFound, HypervisorError
 from virtpilot.hypervisor import Job, JobState, JobStatus
 from virtpilot.libvirt_host import LibvirtHypervisor
-from virtpilot.libvirt_migration import MIGRATION_URI, read_job
+from virtpilot.libvirt_jobs import read_job
+from virtpilot.libvirt_link import MAX_HANGING, Lane
+from virtpilot.libvirt_migration import MIGRATION_URI
 
 TARGET: Final = "qemu+tcp://10.0.0.2/system"
 FLAGS: Final = FakeLibvirt.VIR_MIGRATE_LIVE | FakeLibvirt.VIR_MIGRATE_PEER2PEER
@@ -28,8 +30,13 @@ def libvirt() -> FakeLibvirt:
 
 
 @pytest.fixture
-def hypervisor(libvirt: FakeLibvirt) -> Iterator[LibvirtHypervisor]:
-    made = LibvirtHypervisor("fake:///system", clock=VirtualClock(), deadline_s=5.0, binding=libvirt)
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def hypervisor(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtHypervisor]:
+    made = LibvirtHypervisor("fake:///system", clock=clock, deadline_s=5.0, binding=libvirt)
     yield made
     made.close()
 
@@ -74,30 +81,36 @@ def test_a_migration_without_a_connection_fails(hypervisor: LibvirtHypervisor, l
     assert ended(hypervisor.migrate(WEB, TARGET)).error == "Failed to connect socket"
 
 
-def test_progress_is_told_while_it_runs(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+def test_progress_is_told_while_it_runs(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
     hang = libvirt.on["migrateToURI3"] = Hang()
     job = hypervisor.migrate(WEB, TARGET)
     assert hang.begun.wait(5)
-    assert job.poll() == JobStatus(JobState.RUNNING)
+    assert [job.poll() for _ in range(9)] == 9 * [JobStatus(JobState.RUNNING)]
+    assert libvirt.calls["jobStats"] == 1  # once a second, however often somebody wants to know
+    clock.advance(1)
     libvirt.domains[WEB].job = {"type": 2, "data_total": 900, "data_remaining": 300, "memory_iteration": 4}
-    told = {"data_total_bytes": 900, "data_remaining_bytes": 300, "iterations": 4}
+    told = {"data_total_bytes": 900, "data_remaining_bytes": 300, "iterations_count": 4}
     assert job.poll() == JobStatus(JobState.RUNNING, "", told)
     libvirt.on["jobStats"] = fail("the guest is about to leave")
+    clock.advance(1)
     assert job.poll() == JobStatus(JobState.RUNNING, "", told)
     hang.let_go()
     assert ended(job).state is JobState.DONE
 
 
-def test_progress_that_hangs_holds_up_nobody(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+def test_progress_that_hangs_holds_up_nobody(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
     moving, asking = Hang(), Hang()
     libvirt.on |= {"migrateToURI3": moving, "jobStats": asking}
     job = hypervisor.migrate(WEB, TARGET)
-    clock = SystemClock()
-    before_ns = clock.monotonic_ns()
-    polls = [job.poll().state for _ in range(6)]
+    for _ in range(6):
+        assert job.poll().state is JobState.RUNNING
+        clock.advance(1)
     # Each of three calls is given a second, then no more are made.
-    assert clock.monotonic_ns() - before_ns < 4.5e9
-    assert polls == [JobState.RUNNING] * 6
+    assert libvirt.calls["jobStats"] == MAX_HANGING[Lane.PROGRESS]
     job.abort()
     assert libvirt.calls["abortJob"] == 1
     asking.let_go()

@@ -1,0 +1,198 @@
+"""The agent's events: told by the hypervisor or seen in its knobs, ascribed to whoever made them, and published.
+
+hypervisor.drain → whose doing? → a bounded queue → bus events/<host>
+the statistics of jobs → vm_job samples
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Final
+
+import msgspec
+import structlog
+
+from virtpilot.clock import seconds
+from virtpilot.events import LIFECYCLE, EventKind
+from virtpilot.fields import FIELDS
+from virtpilot.hypervisor import EventSource, GuestEvent
+from virtpilot.model import Bus, By, Event, Message, Outcome, Sample, record_id
+from virtpilot.topics import Topics
+
+MAX_WAITING: Final = 2_000
+_MAX_SENDING: Final = 64
+_REFUSED_NS: Final = seconds(5)
+# How long after a change of ours its echo may come.
+_ECHO_NS: Final = seconds(60)
+_JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})
+_OF_A_MOVE: Final = LIFECYCLE | _JOBS | {EventKind.MIGRATION_ITERATION}
+log = structlog.get_logger(__name__)
+
+
+class Own:
+    """What virtpilot itself changed on this host lately, so that its echoes are known as such."""
+
+    def __init__(self, moving: Callable[[str], str]) -> None:
+        self._moving = moving
+        self._knobs: dict[tuple[str, str, float], tuple[str, int]] = {}
+        self._moves: dict[str, tuple[str, int]] = {}
+
+    def note(self, outcomes: Iterable[Outcome], now_ns: int) -> None:
+        """Take note of what the executor did."""
+        for outcome in outcomes:
+            if outcome.action == "migrate":
+                self._moves[outcome.guest] = (outcome.command, now_ns)
+            else:
+                for knob, value in outcome.after.items():
+                    self._knobs[outcome.guest, knob, value] = (outcome.command, now_ns)
+        self._knobs = {key: one for key, one in self._knobs.items() if 0 <= now_ns - one[1] <= _ECHO_NS}
+        self._moves = {key: one for key, one in self._moves.items() if 0 <= now_ns - one[1] <= _ECHO_NS}
+
+    def command(self, event: GuestEvent) -> str:
+        """Return the id of the command that led to an event, empty where none of this host's did."""
+        for knob, value in event.numbers.items():
+            if (event.guest, knob, value) in self._knobs:
+                return self._knobs[event.guest, knob, value][0]
+        if event.kind in _OF_A_MOVE:
+            return self._moving(event.guest) or self._moves.get(event.guest, ("", 0))[0]
+        return ""
+
+
+class KnobWatch:
+    """Knobs as they are read now and then: a change that no event told of is found here."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, str], float] = {}
+
+    def told(self, event: GuestEvent) -> None:
+        """Take note of what the hypervisor told by itself."""
+        if event.kind is EventKind.KNOB_CHANGED:
+            self._told |= {(event.guest, knob): value for knob, value in event.numbers.items()}
+        elif event.kind in {EventKind.STARTED, EventKind.STOPPED, EventKind.UNDEFINED}:
+            # A guest that starts has its own values again: nobody changed them.
+            self._read = {key: value for key, value in self._read.items() if key[0] != event.guest}
+            self._told = {key: value for key, value in self._told.items() if key[0] != event.guest}
+
+    def see(self, samples: Iterable[Sample]) -> list[GuestEvent]:
+        """Return the changes that these samples show and nobody has told of."""
+        found = []
+        for sample in samples:
+            if sample.measurement != "knob" or "value_count" not in sample.fields:
+                continue
+            key, value = (sample.tags["vm"], sample.tags["knob"]), float(sample.fields["value_count"])
+            former = self._read.get(key)
+            self._read[key] = value
+            if former in {None, value} or self._told.get(key) == value:
+                continue
+            self._told[key] = value
+            found.append(
+                GuestEvent(
+                    at_ns=sample.time_ns,
+                    kind=EventKind.KNOB_CHANGED,
+                    guest=key[0],
+                    name=sample.tags.get("name", ""),
+                    detail="seen",
+                    numbers={key[1]: value},
+                )
+            )
+        return found
+
+
+class EventDesk:
+    """Publishes the events of one host; a broker that is away is waited for, within bounds."""
+
+    def __init__(
+        self, *, bus: Bus, topics: Topics, host: str, source: EventSource | None, moving: Callable[[str], str]
+    ) -> None:
+        self.published = 0
+        self.dropped = 0
+        self.by_kind: Counter[str] = Counter()
+        self._bus = bus
+        self._topic = topics.events(host)
+        self._tags = {"cluster": topics.cluster, "host": host}
+        self._host = host
+        self._source = source
+        self._own = Own(moving)
+        self._knobs = KnobWatch()
+        self._waiting: deque[Event] = deque()
+        self._sending: dict[str, tuple[Event, Future[None]]] = {}
+        self._lost = 0
+        self._not_before_ns = 0
+
+    def own(self, outcomes: Iterable[Outcome], now_ns: int) -> None:
+        """Take note of what was done by command: its echo is no foreign change."""
+        self._own.note(outcomes, now_ns)
+
+    def see(self, samples: Iterable[Sample]) -> None:
+        """Look through a tick's samples for knobs that somebody has changed."""
+        for event in self._knobs.see(samples):
+            self._take(event)
+
+    def collect(self) -> list[Sample]:
+        """Take what has happened since the last call; return the jobs' statistics as samples."""
+        samples = []
+        for event in self._source.drain() if self._source is not None else ():
+            self._knobs.told(event)
+            self._take(event)
+            if event.kind in _JOBS and (sample := self._job(event)) is not None:
+                samples.append(sample)
+        return samples
+
+    def _job(self, event: GuestEvent) -> Sample | None:
+        fields = {name: value for name, value in event.numbers.items() if ("vm_job", name) in FIELDS}
+        fields["running_count"] = int(event.kind is EventKind.JOB_PROGRESS)
+        tags = {**self._tags, "vm": event.guest, "name": event.name}
+        return Sample("vm_job", tags | ({"operation": event.detail} if event.detail else {}), fields, event.at_ns)
+
+    def _take(self, told: GuestEvent) -> None:
+        command = self._own.command(told)
+        event = Event(
+            id=record_id(
+                "ev", self._host, told.guest, told.kind, told.detail, told.at_ns, sorted(told.numbers.items())
+            ),
+            cause=command,
+            host=self._host,
+            guest=told.guest,
+            name=told.name,
+            at_ns=told.at_ns,
+            kind=told.kind,
+            detail=told.detail,
+            by=By.VIRTPILOT if command else By.OTHER,
+            numbers=dict(told.numbers),
+        )
+        self.by_kind[event.kind] += 1
+        if event.kind != EventKind.JOB_PROGRESS:
+            log.info("event", kind=event.kind, guest=event.name, detail=event.detail, by=event.by, **event.numbers)
+        self._waiting.append(event)
+        if len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft()
+            self.dropped += 1
+            self._lost += 1
+
+    def flush(self, now_ns: int) -> None:
+        """Send what waits, in order; what the broker did not take is sent again."""
+        again = []
+        for event_id, (event, future) in list(self._sending.items()):
+            if future.done():
+                del self._sending[event_id]
+                if future.exception() is None:
+                    self.published += 1
+                else:
+                    again.append(event)
+        if again:
+            self._waiting.extendleft(reversed(again))
+            self._not_before_ns = now_ns + _REFUSED_NS
+        if not self._bus.generation or 0 < self._not_before_ns - now_ns <= _REFUSED_NS:
+            return
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            numbers = {"events_count": float(lost)}
+            why = "the broker was away for too long"
+            self._take(GuestEvent(at_ns=now_ns, kind=EventKind.EVENTS_LOST, detail=why, numbers=numbers))
+        while self._waiting and len(self._sending) < _MAX_SENDING:
+            event = self._waiting.popleft()
+            message = Message(self._topic, msgspec.json.encode(event))
+            self._sending[event.id] = (event, self._bus.publish(message))

@@ -1,0 +1,190 @@
+"""The agent's events: whose doing each is, what the knobs show, and what becomes of them while the broker is away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from virtpilot.clock import SECOND, VirtualClock
+from virtpilot.events import EventKind
+from virtpilot.hypervisor import GuestEvent
+from virtpilot.model import By, Event, Outcome, Result, Sample
+from virtpilot.pipeline.bus.memory import MemoryBroker
+from virtpilot.pipeline.event_desk import MAX_WAITING, EventDesk
+from virtpilot.topics import Topics
+
+GUEST = "5f0a1b5e-0000-4000-8000-000000000001"
+NOW = 1_700_000_000 * SECOND
+
+
+class Told:
+    """A hypervisor that tells what the test gives it."""
+
+    def __init__(self) -> None:
+        self.waiting: list[GuestEvent] = []
+
+    def drain(self) -> list[GuestEvent]:
+        found, self.waiting = self.waiting, []
+        return found
+
+
+class Site:
+    """A desk on a bus, and somebody who reads what it says."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(VirtualClock())
+        self.source = Told()
+        self.moving: dict[str, str] = {}
+        self._reader = self.broker.connect("reader")
+        self._reader.subscribe("virtpilot/c/events/+")
+        self.desk = EventDesk(
+            bus=self.broker.connect("agent"),
+            topics=Topics("c"),
+            host="h1",
+            source=self.source,
+            moving=lambda guest: self.moving.get(guest, ""),
+        )
+
+    def told(self, *events: GuestEvent) -> list[Sample]:
+        self.source.waiting += events
+        samples = self.desk.collect()
+        self.desk.flush(NOW)
+        return samples
+
+    def heard(self) -> list[Event]:
+        found = []
+        while (delivery := self._reader.receive(0)) is not None:
+            assert delivery.message.topic == "virtpilot/c/events/h1"
+            found.append(msgspec.json.decode(delivery.message.payload, type=Event))
+            delivery.ack()
+        return found
+
+    def event(self) -> Event:
+        (found,) = self.heard()
+        return found
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def happened(kind: EventKind, detail: str = "", at_ns: int = NOW, **numbers: float) -> GuestEvent:
+    return GuestEvent(at_ns=at_ns, kind=kind, guest=GUEST, name="web-1", detail=detail, numbers=numbers)
+
+
+def done(action: str, result: Result = Result.DONE, **after: float) -> Outcome:
+    return Outcome(
+        id="oc-1", cause="cm-1", command="cm-1", host="h1", guest=GUEST, result=result, at_ns=NOW, action=action,
+        after=after,
+    )  # fmt: skip
+
+
+def knob(value: int, at_ns: int = NOW) -> Sequence[Sample]:
+    tags = {"host": "h1", "vm": GUEST, "name": "web-1", "knob": "cpu_shares"}
+    return [Sample("knob", tags, {"value_count": value, "leased_count": 0}, at_ns)]
+
+
+def test_what_nobody_commanded_is_somebody_elses_doing(site: Site) -> None:
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", cpu_shares=512))
+    event = site.event()
+    assert (event.by, event.cause, event.numbers) == (By.OTHER, "", {"cpu_shares": 512})
+    assert (event.host, event.guest, event.name, event.at_ns) == ("h1", GUEST, "web-1", NOW)
+
+
+@pytest.mark.parametrize("result", [Result.DONE, Result.REVERTED])
+def test_the_echo_of_an_own_change_bears_its_command(site: Site, result: Result) -> None:
+    site.desk.own([done("set cpu_shares", result, cpu_shares=2048)], NOW)
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", cpu_shares=2048))
+    assert [(e.by, e.cause) for e in site.heard()] == [(By.VIRTPILOT, "cm-1")]
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", NOW + 1, cpu_shares=2000))
+    assert [(e.by, e.cause) for e in site.heard()] == [(By.OTHER, "")]
+
+
+def test_an_echo_that_comes_much_too_late_is_none(site: Site) -> None:
+    site.desk.own([done("set cpu_shares", cpu_shares=2048)], NOW)
+    site.desk.own([], NOW + 61 * SECOND)
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", cpu_shares=2048))
+    assert site.event().by is By.OTHER
+
+
+def test_an_own_migration_is_known_while_it_runs_and_just_after_its_end(site: Site) -> None:
+    site.moving[GUEST] = "cm-7"
+    site.told(happened(EventKind.SUSPENDED, "migrated"), happened(EventKind.WATCHDOG, "reset"))
+    site.moving.clear()
+    site.desk.own([done("migrate", downtime_seconds=0.1)], NOW)
+    site.told(happened(EventKind.STOPPED, "migrated"))
+    assert [(e.kind, e.cause) for e in site.heard()] == [("suspended", "cm-7"), ("watchdog", ""), ("stopped", "cm-1")]
+
+
+def test_a_knob_found_different_is_told_once(site: Site) -> None:
+    for value in (1024, 1024, 700, 700):
+        site.desk.see(knob(value))
+    site.desk.flush(NOW)
+    assert [(e.kind, e.detail, e.numbers) for e in site.heard()] == [("knob_changed", "seen", {"cpu_shares": 700})]
+
+
+def test_a_change_that_was_told_is_not_found_again_in_the_samples(site: Site) -> None:
+    site.desk.see(knob(1024))
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", cpu_shares=700))
+    site.desk.see(knob(1024))  # not read anew yet
+    site.desk.see(knob(700))
+    site.desk.flush(NOW)
+    assert len(site.heard()) == 1
+    site.desk.see(knob(1024))
+    site.desk.flush(NOW)
+    assert site.event().numbers == {"cpu_shares": 1024}
+
+
+def test_a_guest_that_starts_has_its_own_values_again(site: Site) -> None:
+    site.desk.see(knob(700))
+    site.told(happened(EventKind.STARTED, "booted"))
+    site.desk.see(knob(1024))
+    site.desk.flush(NOW)
+    assert [event.kind for event in site.heard()] == ["started"]
+
+
+def test_a_jobs_statistics_are_samples_too(site: Site) -> None:
+    numbers = {"data_remaining_bytes": 5.0, "dirty_bytes_per_second": 7.0, "of_no_field": 1.0}
+    (running,) = site.told(happened(EventKind.JOB_PROGRESS, "migration_out", **numbers))
+    tags = {"cluster": "c", "host": "h1", "vm": GUEST, "name": "web-1", "operation": "migration_out"}
+    told = {"data_remaining_bytes": 5.0, "dirty_bytes_per_second": 7.0, "running_count": 1}
+    assert running == Sample("vm_job", tags, told, NOW)
+    (over,) = site.told(happened(EventKind.JOB_COMPLETED, "migration_out", downtime_seconds=0.09))
+    assert over.fields == {"downtime_seconds": 0.09, "running_count": 0}
+    assert [event.kind for event in site.heard()] == ["job_progress", "job_completed"]
+    assert site.desk.by_kind == {"job_progress": 1, "job_completed": 1}
+
+
+def test_events_wait_for_a_broker_that_is_away_and_keep_their_order(site: Site) -> None:
+    site.broker.down()
+    for number in range(200):
+        site.told(happened(EventKind.KNOB_CHANGED, "cputune", NOW + number, cpu_shares=number))
+    assert site.desk.published == 0
+    site.broker.up()
+    for _ in range(10):
+        site.desk.flush(NOW)
+    assert [event.numbers["cpu_shares"] for event in site.heard()] == list(range(200))
+    assert (site.desk.published, site.desk.dropped) == (200, 0)
+
+
+def test_what_does_not_fit_is_lost_oldest_first_counted_and_told(site: Site) -> None:
+    site.broker.down()
+    for number in range(MAX_WAITING + 5):
+        site.told(happened(EventKind.KNOB_CHANGED, "cputune", NOW + number, cpu_shares=number))
+    site.broker.up()
+    for _ in range(100):
+        site.desk.flush(NOW)
+    heard = site.heard()
+    lost = [event for event in heard if event.kind == "events_lost"]
+    assert heard[0].numbers["cpu_shares"] >= 5
+    assert sum(event.numbers["events_count"] for event in lost) == site.desk.dropped >= 5
+    assert len(heard) + site.desk.dropped == MAX_WAITING + 5 + len(lost)
+
+
+def test_the_same_event_has_the_same_id_and_another_one_another(site: Site) -> None:
+    site.told(happened(EventKind.REBOOTED), happened(EventKind.REBOOTED), happened(EventKind.REBOOTED, at_ns=NOW + 1))
+    first, again, later = (event.id for event in site.heard())
+    assert first == again != later

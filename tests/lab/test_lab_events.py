@@ -1,0 +1,128 @@
+"""Events of two real libvirt hosts: what somebody does with virsh is told at once, a migration while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import msgspec
+import pytest
+import structlog
+
+from deploy import lab as lab_module
+from deploy.lab import Lab
+from deploy.lab.pilot import CLUSTER, LabPilot
+from deploy.lab.scenario import query
+from tests.lab.lab_process import need_a_lab
+from tests.services import until
+from virtpilot.clock import SECOND, SystemClock
+from virtpilot.model import By, Event
+from virtpilot.pipeline.bus.mqtt import MqttBus
+from virtpilot.pipeline.bus.mqtt_options import MqttOptions
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+NAME = "labtold"
+log = structlog.get_logger(__name__)
+
+
+class Heard:
+    """All events of the lab's hosts, with when each came."""
+
+    def __init__(self, lab: Lab, bus: MqttBus) -> None:
+        self.lab = lab
+        self.all: list[tuple[int, Event]] = []
+        self._bus = bus
+        self._clock = SystemClock()
+
+    def of(self, guest: str, kind: str, since: int = 0) -> list[Event]:
+        """Return a guest's events of a kind, those from the place `since` on."""
+        self.listen()
+        return [event for _at, event in self.all[since:] if (event.name, event.kind) == (guest, kind)]
+
+    def listen(self) -> int:
+        """Take what has come and return how many events there are."""
+        while (delivery := self._bus.receive(0)) is not None:
+            event = msgspec.json.decode(delivery.message.payload, type=Event)
+            self.all.append((self._clock.now_ns(), event))
+            delivery.ack()
+        return len(self.all)
+
+    def after(self, guest: str, kind: str, act: Callable[[], object], detail: str = "") -> Event:
+        """Return the event that follows an act, which must come."""
+        since = self.listen()
+        began_ns = self._clock.now_ns()
+
+        def fitting() -> list[Event]:
+            return [event for event in self.of(guest, kind, since) if event.detail.startswith(detail)]
+
+        act()
+        assert until(fitting, 15), (kind, [event for _at, event in self.all[since:]])
+        event = fitting()[0]
+        came_ns = next(at for at, one in self.all[since:] if one is event)
+        log.info("came", kind=kind, detail=event.detail, after_s=round((came_ns - event.at_ns) / SECOND, 3))
+        assert began_ns <= event.at_ns <= came_ns
+        return event
+
+
+@pytest.fixture(scope="module")
+def heard() -> Iterator[Heard]:
+    """A lab whose agents run, and somebody who listens to their events."""
+    need_a_lab()
+    with lab_module.bring_up(NAME) as lab:
+        LabPilot(lab).start()
+        options = MqttOptions(host=lab.broker_host, port=lab.broker_port)
+        with closing(MqttBus(options, "listener")) as bus:
+            bus.subscribe(f"virtpilot/{CLUSTER}/events/+")
+            assert until(lambda: len(query(lab, "count by (host) (host_cpu_usage_ratio)")) == 2, 60)
+            yield Heard(lab, bus)
+    assert lab_module.leftovers(NAME) == []
+
+
+def test_each_act_by_hand_is_told(heard: Heard) -> None:
+    guest = "web-2"
+    virsh = heard.lab.hosts["host-2"].virsh
+    changed = heard.after(guest, "knob_changed", lambda: virsh("schedinfo", guest, "--live", "--set", "cpu_shares=500"))
+    assert (changed.numbers, changed.by, changed.cause) == ({"cpu_shares": 500}, By.OTHER, "")
+    balloon = heard.after(guest, "balloon_changed", lambda: virsh("setmem", guest, "100M", "--live"))
+    assert 0 < balloon.numbers["memory_balloon_bytes"] < 128 * 2**20
+    assert heard.after(guest, "suspended", lambda: virsh("suspend", guest)).detail == "paused"
+    assert heard.after(guest, "resumed", lambda: virsh("resume", guest)).detail == "unpaused"
+    throttle = ("--total-iops-sec", "50", "--live")
+    disks = virsh("domblklist", guest).split()
+    if disks:
+        tuned = heard.after(guest, "knob_changed", lambda: virsh("blkdeviotune", guest, disks[0], *throttle))
+        assert tuned.numbers["total_iops_sec"] == 50
+    heard.after(guest, "metadata_changed", lambda: virsh("desc", guest, "--live", "changed"), "description")
+    heard.after(guest, "rebooted", lambda: virsh("reset", guest))
+    assert heard.after(guest, "stopped", lambda: virsh("destroy", guest)).detail == "destroyed"
+    assert heard.after(guest, "started", lambda: virsh("start", guest)).detail == "booted"
+
+
+def test_a_migration_by_hand_is_told_while_it_runs_and_at_its_end(heard: Heard) -> None:
+    lab, guest = heard.lab, "web-1"
+    source = lab.where(guest)
+    target = "host-2" if source == "host-1" else "host-1"
+    since = heard.listen()
+    words = ("--live", "--p2p", "--persistent", "--undefinesource", "--bandwidth", "16")
+    lab.hosts[source].virsh("migrate", *words, guest, lab.hosts[target].uri, timeout_s=120)
+    assert until(lambda: heard.of(guest, "job_completed", since), 15)
+    (completed,) = heard.of(guest, "job_completed", since)
+    assert (completed.host, completed.by, completed.detail) == (source, By.OTHER, "migration_out")
+    assert completed.numbers["downtime_seconds"] > 0
+    progress = heard.of(guest, "job_progress", since)
+    assert any({"data_remaining_bytes", "dirty_bytes_per_second"} <= event.numbers.keys() for event in progress)
+    assert {event.host for event in progress} == {source}
+    assert heard.of(guest, "migration_iteration", since)
+    assert until(lambda: [e for e in heard.of(guest, "started", since) if e.detail == "migrated"], 15)
+    stored = f'vm_job_data_processed_bytes{{name="{guest}",host="{source}"}}'
+    assert until(lambda: query(lab, f"max_over_time({stored}[1h])"), 30, 0.5)
+
+
+def test_events_are_heard_again_when_libvirtd_was_killed(heard: Heard) -> None:
+    host, guest = heard.lab.hosts["host-2"], "web-2"
+    since = heard.listen()
+    host.restart_libvirtd()
+    assert until(lambda: [e for e in heard.of("", "events_lost", since) if e.host == "host-2"], 30)
+    assert heard.after(guest, "suspended", lambda: host.virsh("suspend", guest)).detail == "paused"
+    heard.after(guest, "resumed", lambda: host.virsh("resume", guest))
