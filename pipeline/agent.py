@@ -71,13 +71,8 @@ class Agent:
         self.uplink = uplink
         self.collector = collector
         self.executor = executor
-        self.desk = EventDesk(
-            bus=bus,
-            topics=topics,
-            host=host,
-            source=hypervisor if isinstance(hypervisor, EventSource) else None,
-            moving=executor.moving,
-        )
+        source = hypervisor if isinstance(hypervisor, EventSource) else None
+        self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moving=executor.moving)
         self.commands_refused = 0
         self.samples = 0
         self.ticks = 0

@@ -147,11 +147,13 @@ def test_a_guest_that_starts_has_its_own_values_again(site: Site) -> None:
 
 
 def test_a_jobs_statistics_are_samples_too(site: Site) -> None:
-    numbers = {"data_remaining_bytes": 5.0, "dirty_bytes_per_second": 7.0, "of_no_field": 1.0}
-    (running,) = site.told(happened(EventKind.JOB_PROGRESS, "migration_out", **numbers))
+    told = happened(
+        EventKind.JOB_PROGRESS, "migration_out", data_remaining_bytes=5, dirty_bytes_per_second=7, of_no_field=1
+    )
+    (running,) = site.told(told)
     tags = {"cluster": "c", "host": "h1", "vm": GUEST, "name": "web-1", "operation": "migration_out"}
-    told = {"data_remaining_bytes": 5.0, "dirty_bytes_per_second": 7.0, "running_count": 1}
-    assert running == Sample("vm_job", tags, told, NOW)
+    fields = {"data_remaining_bytes": 5, "dirty_bytes_per_second": 7, "running_count": 1}
+    assert running == Sample("vm_job", tags, fields, NOW)
     (over,) = site.told(happened(EventKind.JOB_COMPLETED, "migration_out", downtime_seconds=0.09))
     assert over.fields == {"downtime_seconds": 0.09, "running_count": 0}
     assert [event.kind for event in site.heard()] == ["job_progress", "job_completed"]
