@@ -152,7 +152,7 @@ def test_a_jobs_statistics_are_samples_too(site: Site) -> None:
     )
     (running,) = site.told(told)
     tags = {"cluster": "c", "host": "h1", "vm": GUEST, "name": "web-1", "operation": "migration_out"}
-    fields = {"data_remaining_bytes": 5, "dirty_bytes_per_second": 7, "running_count": 1}
+    fields: dict[str, int | float] = {"data_remaining_bytes": 5, "dirty_bytes_per_second": 7, "running_count": 1}
     assert running == Sample("vm_job", tags, fields, NOW)
     (over,) = site.told(happened(EventKind.JOB_COMPLETED, "migration_out", downtime_seconds=0.09))
     assert over.fields == {"downtime_seconds": 0.09, "running_count": 0}
