@@ -9,7 +9,7 @@ from typing import Final
 
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import ConfigError, Problem, RuleError
-from virtpilot.model import Command, Kind, Outcome, Result, Sample, Signal, SignalState
+from virtpilot.model import Command, Event, Kind, Outcome, Result, Sample, Signal, SignalState
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.rehearsal import CLUSTER, Rehearsal
 from virtpilot.pipeline.rulebook import RuleOptions
@@ -164,7 +164,8 @@ class Scene:
                     rehearsal.measure(host, samples)
             coverage.observe(rehearsal.controller.rulebook.evaluator)
         rehearsal.run_until(test.start_ns + test.end_ns)
-        return History(rehearsal.records(), {actor.id: actor.name for actor in test.actors}, test.start_ns)
+        records = [record for record in rehearsal.records() if not isinstance(record, Event)]
+        return History(records, {actor.id: actor.name for actor in test.actors}, test.start_ns)
 
     def _measure(self, host: str, tick: int) -> list[Sample]:
         """Return what a host measures: itself, then the guests that are on it now."""
@@ -205,7 +206,8 @@ def _play_fleet(test: RuleTest, path: Path, rules: RuleOptions, coverage: Covera
             while demo.clock.now_ns() - start_ns < test.end_ns:
                 demo.step()
                 coverage.observe(demo.controller.rulebook.evaluator)
-            records = [entry.record for entry in demo.controller.records.entries()]
+            kept = (entry.record for entry in demo.controller.records.entries())
+            records = [record for record in kept if not isinstance(record, Event)]
             names = {guest.uuid: guest.name for guest in demo.fleet.view().guests}
             demo.close()
     except ConfigError as error:
