@@ -11,9 +11,9 @@ import structlog
 
 from virtpilot.collectors import domain
 from virtpilot.collectors.budget import Budget
+from virtpilot.collectors.host import Host
 from virtpilot.collectors.rates import Rates
-from virtpilot.collectors.source import Device, Fields, Look
-from virtpilot.collectors.sources import SOURCES
+from virtpilot.collectors.source import Fields, Look
 from virtpilot.collectors.tree import Tree
 from virtpilot.errors import HypervisorError
 from virtpilot.hypervisor import GuestStats, Hypervisor
@@ -52,11 +52,11 @@ class HostCollector:
         self._cpus = cpus
         self._leased = leased
         self._budget = Budget(budget_s, monotonic_ns)
-        self._sources = {name: (source.make(), source.optional) for name, source in SOURCES.items()}
-        self._rates = Rates()
-        self._of_guest: dict[str, Rates] = {}
         self._failing: set[str] = set()
         self.failures = 0
+        self._host = Host(self._budget, self._failed, self._failing.discard)
+        self._rates = Rates()
+        self._of_guest: dict[str, Rates] = {}
 
     def collect(self, now_ns: int, only: frozenset[str] | None = None) -> list[Sample]:
         """Return the samples of this moment: the host first, then its guests; with `only`, those guests alone."""
@@ -64,7 +64,7 @@ class HostCollector:
         guests = self._guests(only)
         samples: list[Sample] = []
         if only is None:
-            samples += self._host(guests, now_ns)
+            samples += self._host_samples(guests, now_ns)
             self._forget(guests)
         for guest in filter(domain.lives_here, guests or ()):
             samples.extend(self._guest(guest, now_ns))
@@ -92,27 +92,16 @@ class HostCollector:
             here = {guest.uuid for guest in guests}
             self._of_guest = {uuid: rates for uuid, rates in self._of_guest.items() if uuid in here}
 
-    def _host(self, guests: list[GuestStats] | None, now_ns: int) -> Iterator[Sample]:
+    def _host_samples(self, guests: list[GuestStats] | None, now_ns: int) -> Iterator[Sample]:
         """Yield the host, then its devices."""
-        look = Look(self._tree, self._rates, self._cpus, now_ns, _PAGE_BYTES)
-        fields: Fields = {}
-        devices: list[Device] = []
-        for name, (collect, optional) in self._sources.items():
-            if optional and self._budget.skips():
-                continue
-            try:
-                found = collect(look)
-            except (OSError, ValueError) as error:
-                self._failed(name, error)
-                continue
-            self._failing.discard(name)
-            fields |= found.fields
-            devices += found.devices
+        found = self._host.collect(Look(self._tree, self._rates, self._cpus, now_ns, _PAGE_BYTES))
+        fields = found.fields
         fields |= self._budget.fields() | {"source_failures_total": self.failures}
         if guests is not None:
             fields |= self._totals(guests)
+            fields |= _overcommit(fields)
         yield Sample("host", dict(self._tags), fields, now_ns)
-        for device in devices:
+        for device in found.devices:
             yield Sample(device.measurement, {**self._tags, device.tag: device.name}, device.fields, now_ns)
 
     def _failed(self, source: str, error: Exception) -> None:
@@ -132,3 +121,15 @@ class HostCollector:
             "vcpus_allocated_count": sum(domain.number(stats.get("vcpu.current")) or 0 for stats in running),
             "memory_allocated_bytes": sum(domain.number(stats.get("balloon.current")) or 0 for stats in running) * 1024,
         }
+
+
+def _overcommit(fields: Fields) -> Fields:
+    """Return what the running guests were given against what there is."""
+    found: Fields = {}
+    for name, given, there in (
+        ("cpu_overcommit_ratio", "vcpus_allocated_count", "cpus_count"),
+        ("memory_overcommit_ratio", "memory_allocated_bytes", "memory_total_bytes"),
+    ):
+        if fields.get(there):
+            found[name] = fields[given] / fields[there]
+    return found

@@ -1,32 +1,49 @@
-"""Host memory from /proc/meminfo (proc(5))."""
+"""Host memory and swap from /proc/meminfo (proc(5))."""
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+from virtpilot.collectors.number import renamed
 from virtpilot.collectors.source import Fields, Found, Look
+
+_LINE: Final = re.compile(r"^([^:\n]+):[ \t]*([0-9]{1,17}) kB$", re.MULTILINE)
+_FIELDS: Final = {
+    "MemTotal": "memory_total_bytes",
+    "MemAvailable": "memory_available_bytes",
+    "MemFree": "memory_free_bytes",
+    "Buffers": "memory_buffers_bytes",
+    "Cached": "memory_cached_bytes",
+    "Dirty": "memory_dirty_bytes",
+    "Writeback": "memory_writeback_bytes",
+    "AnonPages": "memory_anon_bytes",
+    "AnonHugePages": "memory_anon_huge_bytes",
+    "Shmem": "memory_shmem_bytes",
+    "Slab": "memory_slab_bytes",
+    "SReclaimable": "memory_slab_reclaimable_bytes",
+    "PageTables": "memory_page_tables_bytes",
+    "Unevictable": "memory_unevictable_bytes",
+    "Committed_AS": "memory_committed_bytes",
+    "SwapTotal": "swap_total_bytes",
+}
 
 
 def parse(text: str) -> dict[str, int]:
     """Return what meminfo tells in kB, as bytes by name."""
-    found = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        number, _, unit = rest.strip().partition(" ")
-        if number.isdigit() and unit == "kB":
-            found[name] = int(number) * 1024
-    return found
+    return {name: int(number) * 1024 for name, number in _LINE.findall(text)}
 
 
 def collect(look: Look) -> Found:
     """Return the memory's fields; what the kernel does not tell is absent."""
     given = parse(look.tree.read("proc/meminfo"))
-    fields: Fields = {}
+    fields: Fields = renamed(given, _FIELDS)
     total, available = given.get("MemTotal"), given.get("MemAvailable")
-    if total:
-        fields["memory_total_bytes"] = total
-    if available is not None:
-        fields["memory_available_bytes"] = available
     if total and available is not None:
         fields["memory_used_ratio"] = min(max(1 - available / total, 0.0), 1.0)
     if {"SwapTotal", "SwapFree"} <= given.keys():
-        fields["swap_used_bytes"] = max(given["SwapTotal"] - given["SwapFree"], 0)
+        used = max(given["SwapTotal"] - given["SwapFree"], 0)
+        fields["swap_used_bytes"] = used
+        if given["SwapTotal"]:
+            fields["swap_used_ratio"] = used / given["SwapTotal"]
     return Found(fields)

@@ -41,7 +41,11 @@ Collect = Callable[[Look], Found]
 
 
 class Source(NamedTuple):
-    """One source; `make` gives what collects, once for each collector. Optional ones give way when time is short."""
+    """One source; `make` gives what collects, once for each collector.
+
+    One with `every_s` hardly changes: it is read that seldom, its host fields are told again in between, and it gives
+    way when a tick is late.
+    """
 
     make: Callable[[], Collect]
-    optional: bool = False
+    every_s: float = 0.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from virtpilot.simulator.proc import proc_text
+from virtpilot.simulator.proc import DISK, NIC, proc_text
 from virtpilot.simulator.world import World
+
+_FOLDERS: Final = {"sys/block": (DISK,), f"sys/class/net/{NIC}": ("device", "speed")}
 
 
 class Moment(NamedTuple):
@@ -28,14 +30,18 @@ class HostFiles:
         """Return a file's text."""
         self._check_power(path)
         folder, _, rest = path.partition("/")
-        if folder != "proc":
-            raise FileNotFoundError(f"/{path}")
-        return proc_text(self._world, self._host, rest, *self._moment())
+        if folder == "proc":
+            return proc_text(self._world, self._host, rest, *self._moment())
+        if path == f"sys/class/net/{NIC}/speed":
+            return f"{int(self._world.net[self._host] * 8 / 1_000_000)}\n"
+        raise FileNotFoundError(f"/{path}")
 
     def names(self, path: str) -> list[str]:
         """Return the names in a folder."""
         self._check_power(path)
-        raise FileNotFoundError(f"/{path}")
+        if path not in _FOLDERS:
+            raise FileNotFoundError(f"/{path}")
+        return list(_FOLDERS[path])
 
     def keep(self, path: str) -> KeptFile:
         """Return a file to be read again and again."""

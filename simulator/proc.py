@@ -1,11 +1,15 @@
-"""A simulated host's /proc: stat, meminfo, loadavg and pressure as Linux writes them, all from one state."""
+"""A simulated host's /proc as Linux writes it, all from one state."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from virtpilot.simulator.world import PRESSURES, Host, World
 
+DISK: Final = "sda"
+NIC: Final = "eth0"
+_SECTOR: Final = 512
 _USER_HZ: Final = 100
 _KIB: Final = 1024
 _FREE_RATIO: Final = 0.6
@@ -22,6 +26,8 @@ def proc_text(world: World, host: int, path: str, now_ns: int, elapsed_s: float)
         return _loadavg(world, host)
     if path in _PRESSURE_LINES:
         return "".join(_pressure_line(world, host, kind, row) for kind, row in _PRESSURE_LINES[path].items())
+    if path in _COUNTED:
+        return _COUNTED[path]([float(value) for value in world.host_total[:, host]])
     raise FileNotFoundError(f"/proc/{path}")
 
 
@@ -92,3 +98,33 @@ def _pressure_line(world: World, host: int, kind: str, row: Host | None) -> str:
     averages = [float(value) * 100 for value in world.pressure[row - PRESSURES.start, :, host]]
     windows = " ".join(f"avg{name}={value:.2f}" for name, value in zip((10, 60, 300), averages, strict=True))
     return f"{kind} {windows} total={int(world.host_total[row, host] * 1e6)}\n"
+
+
+def _diskstats(total: list[float]) -> str:
+    numbers: list[float] = []
+    for first in (Host.READ_BYTES, Host.WRITE_BYTES):
+        size, requests, time_s = total[first : first + 3]
+        numbers += [requests, 0, size / _SECTOR, time_s * 1000]
+    numbers += [0, total[Host.DISK_BUSY] * 1000, (total[Host.READ_SECONDS] + total[Host.WRITE_SECONDS]) * 1000]
+    return f"   8       0 {DISK} " + " ".join(str(int(number)) for number in numbers) + "\n"
+
+
+def _net_dev(total: list[float]) -> str:
+    ways = []
+    for first in (Host.RECEIVE_BYTES, Host.TRANSMIT_BYTES):
+        size, packets, drops = total[first : first + 3]
+        ways.append(f"{int(size)} {int(packets)} 0 {int(drops)} 0 0 0 0")
+    head = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes\n"
+    return f"{head}    lo: {'0 ' * 16}\n  {NIC}: {' '.join(ways)}\n"
+
+
+def _vmstat(_total: list[float]) -> str:
+    # a guest that swaps does so on its own disk: the host's swap stays as it is
+    return "pgmajfault 0\npswpin 0\npswpout 0\noom_kill 0\n"
+
+
+_COUNTED: Final[dict[str, Callable[[list[float]], str]]] = {
+    "diskstats": _diskstats,
+    "net/dev": _net_dev,
+    "vmstat": _vmstat,
+}

@@ -68,7 +68,7 @@ _OF_PROCESS: Final = slice(0, Guest.SWAP_IN_BYTES)
 
 
 class Host(IntEnum):
-    """The counters of a host, in seconds: row numbers of `World.host_total` and `World.host_rate`."""
+    """The counters of a host: row numbers of `World.host_total` and `World.host_rate`."""
 
     GUEST = 0
     SYSTEM = 1
@@ -79,9 +79,27 @@ class Host(IntEnum):
     PSI_MEMORY_FULL = 6
     PSI_IO_SOME = 7
     PSI_IO_FULL = 8
+    # what its guests do through its disk and its NIC, in the guests' own order
+    READ_BYTES = 9
+    READ_REQUESTS = 10
+    READ_SECONDS = 11
+    WRITE_BYTES = 12
+    WRITE_REQUESTS = 13
+    WRITE_SECONDS = 14
+    RECEIVE_BYTES = 15
+    RECEIVE_PACKETS = 16
+    RECEIVE_DROPS = 17
+    TRANSMIT_BYTES = 18
+    TRANSMIT_PACKETS = 19
+    TRANSMIT_DROPS = 20
+    DISK_BUSY = 21
 
 
 PRESSURES: Final = slice(Host.PSI_CPU_SOME, Host.PSI_IO_FULL + 1)
+_THROUGH: Final = (
+    *zip(range(Host.READ_BYTES, Host.RECEIVE_BYTES), range(Guest.READ_BYTES, Guest.FLUSH_REQUESTS), strict=True),
+    *zip(range(Host.RECEIVE_BYTES, Host.DISK_BUSY), range(Guest.RECEIVE_BYTES, Guest.SWAP_IN_BYTES), strict=True),
+)
 
 
 class World:
@@ -110,7 +128,7 @@ class World:
         self._overhead_bytes = np.array([host.overhead_mib for host in hosts], dtype=np.float64) * MIB
         self.link = np.array([host.link_mib_s for host in hosts], dtype=np.float64) * MIB
         self._disk = np.array([host.disk_mib_s for host in hosts], dtype=np.float64) * MIB
-        self._net = np.array([host.net_mib_s for host in hosts], dtype=np.float64) * MIB
+        self.net = np.array([host.net_mib_s for host in hosts], dtype=np.float64) * MIB
         self.powered = np.ones(count, dtype=np.bool_)
         self.booted_s = np.zeros(count)
         self.incoming_bytes = np.zeros(count)
@@ -220,7 +238,7 @@ class World:
             (Guest.TRANSMIT_BYTES, "net_transmit_mib_s"),
         ):
             wanted = self._wants[name][active] * MIB * speed
-            served = share(wanted, np.ones_like(wanted), owner, self._net)
+            served = share(wanted, np.ones_like(wanted), owner, self.net)
             rate[first, active] = served
             rate[first + 1, active] = served / _PACKET
             rate[first + 2, active] = np.maximum(wanted - served, 0.0) / _PACKET
@@ -262,6 +280,9 @@ class World:
         rate[Host.PSI_MEMORY_FULL] = full * 0.5
         rate[Host.PSI_IO_SOME] = some(wait)
         rate[Host.PSI_IO_FULL] = rate[Host.PSI_IO_SOME] * rate[Host.IDLE] / self.cpus
+        for mine, theirs in _THROUGH:
+            rate[mine] = summed(self.guest_rate[theirs, active])
+        rate[Host.DISK_BUSY] = np.minimum((rate[Host.READ_BYTES] + rate[Host.WRITE_BYTES]) / self._disk, 1.0)
         self.runnable = summed(self.wanted_cores[active] + wait) + self.overhead_cores
         rate[:, ~self.powered] = 0.0
         self.runnable[~self.powered] = 0.0

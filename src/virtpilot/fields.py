@@ -6,85 +6,20 @@ counters end in `_total`; ratios are 0 to 1.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Final
 
-import msgspec
+from virtpilot.field import Field, Type, Unit, rows
+from virtpilot.host_fields import HOST_FIELDS
 
-
-class Unit(StrEnum):
-    """What a field's number counts."""
-
-    RATIO = "ratio"
-    BYTES = "bytes"
-    SECONDS = "seconds"
-    COUNT = "count"
-    PER_SECOND = "per_second"
-    BYTES_PER_SECOND = "bytes_per_second"
-
-
-class Type(StrEnum):
-    """How a field behaves over time."""
-
-    GAUGE = "gauge"
-    COUNTER = "counter"
-
-
-class Field(msgspec.Struct, frozen=True):
-    """One field of a measurement: what it means and where it comes from."""
-
-    measurement: str
-    name: str
-    unit: Unit
-    type: Type
-    meaning: str
-    source: str
-
-
-def _rows(measurement: str, *rows: tuple[str, Unit, Type, str, str]) -> list[Field]:
-    return [Field(measurement, *row) for row in rows]
-
+__all__ = ["FIELDS", "Field", "Type", "Unit", "names"]
 
 _G, _C = Type.GAUGE, Type.COUNTER
 _STATS = "virConnectGetAllDomainStats"
 _JOB = "virDomainGetJobStats"
 
 _ALL: Final = [
-    *_rows(
-        "host",
-        ("cpu_usage_ratio", Unit.RATIO, _G, "busy share of the CPUs this host may use", "/proc/stat"),
-        ("cpu_steal_ratio", Unit.RATIO, _G, "share taken by the hypervisor below this host", "/proc/stat"),
-        ("cpu_iowait_ratio", Unit.RATIO, _G, "idle share that waited for I/O", "/proc/stat"),
-        ("cpus_count", Unit.COUNT, _G, "CPUs that this host may use", "sched_getaffinity(2)"),
-        ("load1_count", Unit.COUNT, _G, "load average over 1 minute", "/proc/loadavg"),
-        ("load5_count", Unit.COUNT, _G, "load average over 5 minutes", "/proc/loadavg"),
-        ("load15_count", Unit.COUNT, _G, "load average over 15 minutes", "/proc/loadavg"),
-        ("memory_total_bytes", Unit.BYTES, _G, "physical memory", "/proc/meminfo MemTotal"),
-        ("memory_available_bytes", Unit.BYTES, _G, "memory that new work can have", "/proc/meminfo MemAvailable"),
-        ("memory_used_ratio", Unit.RATIO, _G, "1 - available / total", "/proc/meminfo"),
-        ("swap_used_bytes", Unit.BYTES, _G, "swap in use", "/proc/meminfo"),
-        ("psi_cpu_some_ratio", Unit.RATIO, _G, "share of time some task waited for a CPU", "/proc/pressure/cpu"),
-        ("psi_memory_some_ratio", Unit.RATIO, _G, "share of time some task waited for memory", "/proc/pressure/memory"),
-        ("psi_memory_full_ratio", Unit.RATIO, _G, "share of time all tasks waited for memory", "/proc/pressure/memory"),
-        ("psi_io_some_ratio", Unit.RATIO, _G, "share of time some task waited for I/O", "/proc/pressure/io"),
-        ("psi_io_full_ratio", Unit.RATIO, _G, "share of time all tasks waited for I/O", "/proc/pressure/io"),
-        ("guests_running_count", Unit.COUNT, _G, "running guests", _STATS),
-        ("guests_defined_count", Unit.COUNT, _G, "guests, shut-off ones too", _STATS),
-        ("guests_skipped_total", Unit.COUNT, _C, "guests that could not be read in a tick", _STATS),
-        ("vcpus_allocated_count", Unit.COUNT, _G, "vCPUs of the running guests", _STATS),
-        ("memory_allocated_bytes", Unit.BYTES, _G, "current balloon of the running guests", _STATS),
-        ("source_failures_total", Unit.COUNT, _C, "readings of a source that failed", "agent"),
-        ("tick_budget_seconds", Unit.SECONDS, _G, "how long a tick's collection may take", "agent"),
-        ("tick_duration_seconds", Unit.SECONDS, _G, "how long the last tick's collection took", "agent"),
-        ("tick_overruns_total", Unit.COUNT, _C, "ticks whose collection took longer than that", "agent"),
-        ("tick_skips_total", Unit.COUNT, _C, "sources left out of a tick that was late", "agent"),
-        ("spool_messages_count", Unit.COUNT, _G, "messages that no writer has reported stored yet", "agent"),
-        ("spool_size_bytes", Unit.BYTES, _G, "what the spool takes on disk", "agent"),
-        ("spool_used_ratio", Unit.RATIO, _G, "what the spool takes of what it may", "agent"),
-        ("spool_dropped_total", Unit.COUNT, _C, "messages lost to a full spool", "agent"),
-        ("spool_unspooled_total", Unit.COUNT, _C, "messages sent without a spool, its disk being unusable", "agent"),
-    ),
-    *_rows(
+    *HOST_FIELDS,
+    *rows(
         "vm",
         ("state_code", Unit.COUNT, _G, "virDomainState: 1 running, 3 paused, 5 shut off", f"{_STATS} state.state"),
         ("cpu_usage_ratio", Unit.RATIO, _G, "CPU time used per vCPU and second", f"{_STATS} cpu.time"),
@@ -111,7 +46,7 @@ _ALL: Final = [
         ("swap_out_bytes_total", Unit.BYTES, _C, "swapped out by the guest", f"{_STATS} balloon.swap_out"),
         ("major_faults_total", Unit.COUNT, _C, "page faults that needed I/O", f"{_STATS} balloon.major_fault"),
     ),
-    *_rows(
+    *rows(
         "vm_vcpu",
         ("state_code", Unit.COUNT, _G, "virVcpuState: 0 offline, 1 running, 2 blocked", f"{_STATS} vcpu.N.state"),
         ("time_seconds_total", Unit.SECONDS, _C, "CPU time of this vCPU", f"{_STATS} vcpu.N.time"),
@@ -124,7 +59,7 @@ _ALL: Final = [
             f"{_STATS} vcpu.N.delay",
         ),
     ),
-    *_rows(
+    *rows(
         "vm_disk",
         ("read_requests_total", Unit.COUNT, _C, "read requests", f"{_STATS} block.N.rd.reqs"),
         ("read_bytes_total", Unit.BYTES, _C, "bytes read", f"{_STATS} block.N.rd.bytes"),
@@ -141,7 +76,7 @@ _ALL: Final = [
         ("read_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "read rate", f"{_STATS} block.N.rd.bytes"),
         ("write_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "write rate", f"{_STATS} block.N.wr.bytes"),
     ),
-    *_rows(
+    *rows(
         "vm_net",
         ("receive_bytes_total", Unit.BYTES, _C, "bytes received", f"{_STATS} net.N.rx.bytes"),
         ("receive_packets_total", Unit.COUNT, _C, "packets received", f"{_STATS} net.N.rx.pkts"),
@@ -154,7 +89,7 @@ _ALL: Final = [
         ("receive_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "receive rate", f"{_STATS} net.N.rx.bytes"),
         ("transmit_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "transmit rate", f"{_STATS} net.N.tx.bytes"),
     ),
-    *_rows(
+    *rows(
         "vm_job",
         ("running_count", Unit.COUNT, _G, "1 while a job runs on the guest, 0 in its last sample", _JOB),
         ("data_total_bytes", Unit.BYTES, _G, "what the job has to carry, as it is known now", _JOB),
@@ -167,7 +102,7 @@ _ALL: Final = [
         ("elapsed_seconds", Unit.SECONDS, _G, "since the job began", _JOB),
         ("downtime_seconds", Unit.SECONDS, _G, "how long the guest stands still, expected or, at the end, found", _JOB),
     ),
-    *_rows(
+    *rows(
         "knob",
         (
             "value_count",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,17 +15,41 @@ from hypothesis import strategies as st
 from tests.collectors.told_guests import ToldGuests
 from tests.collectors.trees import TextTree
 from virtpilot.clock import seconds
-from virtpilot.collectors import cpu, load, memory, pressure
+from virtpilot.collectors import cpu, disk, load, memory, nic, numa, paging, pressure
 from virtpilot.collectors.collector import HostCollector
+from virtpilot.collectors.number import pairs
 from virtpilot.fields import FIELDS, Unit
 from virtpilot.hypervisor import GuestStats
 from virtpilot.lineprotocol import encode_lines, parse
 from virtpilot.model import Sample
 
 FULL: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "guests/everything-that-qemu-tells.json").read_text())
+FILES: Final = [
+    "proc/stat",
+    "proc/meminfo",
+    "proc/loadavg",
+    "proc/vmstat",
+    "proc/diskstats",
+    "proc/net/dev",
+    "proc/pressure/cpu",
+    "proc/pressure/io",
+    "sys/block/sda/size",
+    "sys/block/some/size",
+    "sys/class/net/eth0/speed",
+    "sys/devices/system/node/node0/meminfo",
+    "sys/devices/system/node/node0/numastat",
+    "sys/devices/system/node/node٣/meminfo",
+    "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+    "sys/kernel/mm/hugepages/hugepages-ÿ/nr_hugepages",
+    "sys/kernel/mm/ksm/pages_shared",
+]
 START_NS: Final = seconds(1_800_000_000)
 # A domain's CPU time has QEMU's own threads in it: a guest can use more than its vCPUs.
-UNBOUND: Final = {("vm", "cpu_usage_ratio")}
+UNBOUND: Final = {
+    ("vm", "cpu_usage_ratio"),
+    ("host", "cpu_overcommit_ratio"),
+    ("host", "memory_overcommit_ratio"),
+}
 bounded = settings(derandomize=True, deadline=None, max_examples=150)
 
 words = st.sampled_from(
@@ -39,9 +64,19 @@ words = st.sampled_from(
         "total=x",
         "MemTotal:",
         "MemAvailable:",
+        "Node 0 MemTotal:",
+        "Node 0 MemUsed:",
+        "numa_hit",
+        "pswpin",
+        "oom_kill",
+        "eth0:",
+        "sda",
+        "8 0 sda 1 2 3 4 5 6 7 8 9 10 11",
+        "eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16",
         "kB",
         "0",
         "7",
+        "18446744073709551616",
         "-3",
         "99999999999999999999999",
         "1e400",
@@ -79,7 +114,7 @@ def check_numbers(samples: list[Sample]) -> None:
 @given(
     st.lists(
         st.dictionaries(
-            st.sampled_from(["proc/stat", "proc/meminfo", "proc/loadavg", "proc/pressure/cpu", "proc/pressure/io"]),
+            st.sampled_from(FILES),
             texts,
         )
     )
@@ -89,17 +124,27 @@ def test_a_proc_that_says_anything(moments: list[dict[str, str]]) -> None:
     collector = HostCollector(ToldGuests(), tree, {"host": "h"}, frozenset({0, 1}), monotonic_ns=lambda: 0)
     for number, moment in enumerate(moments):
         tree.files = moment
-        samples = collector.collect(START_NS + number * seconds(10))
+        samples = collector.collect(START_NS + number * seconds(40))
         check_numbers(samples)
         assert samples[0].fields["guests_defined_count"] == 0
+        assert parse(encode_lines(samples)).bad == []
 
 
 @bounded
 @given(texts)
 def test_each_parser_by_itself_raises_value_error_at_most(text: str) -> None:
-    assert all(number >= 0 for number in cpu.parse(text, frozenset({0})))
-    assert all(number >= 0 for number in memory.parse(text).values())
-    assert all(number >= 0 for number in pressure.parse(text).values())
+    assert all(number >= 0 for number in cpu.parse(text, frozenset({0})).values())
+    told: list[Mapping[str, int | float]] = [
+        memory.parse(text),
+        pressure.parse(text),
+        paging.parse(text),
+        numa.parse_memory(text),
+        dict(pairs(text)),
+        *disk.parse(text, frozenset(text.split())).values(),
+        *nic.parse(text).values(),
+    ]
+    for found in told:
+        assert all(number >= 0 for number in found.values())
     with contextlib.suppress(ValueError):
         assert all(math.isfinite(number) for number in load.parse(text).values())
 

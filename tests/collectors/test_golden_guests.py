@@ -58,4 +58,5 @@ def test_every_field_told_is_declared_and_every_declared_one_is_told() -> None:
         for sample in played(json.loads(file.read_text()))
         for field in sample.fields
     }
-    assert told == {key for key in FIELDS if key[0] != "host"}
+    # hosts have cases of their own, jobs are told by events
+    assert told == {key for key in FIELDS if not key[0].startswith(("host", "vm_job"))}

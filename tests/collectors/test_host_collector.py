@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,23 @@ from virtpilot.collectors.source import Found, Look, Source
 from virtpilot.collectors.sources import SOURCES
 from virtpilot.collectors.tree import FileTree, Tree
 from virtpilot.errors import HypervisorTimeout
-from virtpilot.fields import names
+from virtpilot.fields import FIELDS, names
 from virtpilot.hypervisor import GuestStats
 from virtpilot.libvirt_host import LibvirtHypervisor
 
 # What is no source of a host's measurements.
-PARTS = {"__init__", "budget", "collector", "domain", "rates", "source", "sources", "tree"}
+PARTS = {"__init__", "budget", "collector", "domain", "host", "number", "rates", "source", "sources", "tree"}
+KSM = ("run", "full_scans", "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
+# Nothing to tell of: no disk, no NIC, no vmstat, no huge pages, no merging, no NUMA.
+QUIET = {
+    "sys/block/loop0/size": "",
+    "proc/diskstats": "",
+    "proc/net/dev": "",
+    "proc/vmstat": "",
+    "sys/devices/system/node/online": "",
+    "sys/kernel/mm/hugepages/none": "",
+    **{f"sys/kernel/mm/ksm/{name}": "" for name in KSM},
+}
 RUNNING = {"state.state": 1, "state.reason": 1}
 
 
@@ -58,7 +70,7 @@ def test_totals_count_what_runs_and_what_is_defined() -> None:
 
 def test_a_failing_source_stops_no_other_and_is_told_once_in_a_row() -> None:
     hypervisor = ToldGuests([GuestStats("u-1", "a", RUNNING)])
-    tree = TextTree({"proc/loadavg": "1 2 3", "proc/stat": "cpu0 1 1 1 1 1 1 1 1"}, PermissionError)
+    tree = TextTree({"proc/loadavg": "1 2 3", "proc/stat": "cpu0 1 1 1 1 1 1 1 1"} | QUIET, PermissionError)
     collector = collector_of(hypervisor, tree)
     with structlog.testing.capture_logs() as logs:
         for number in range(3):
@@ -84,10 +96,18 @@ def test_a_hypervisor_that_hangs_costs_the_guests_only() -> None:
 
 
 def test_a_tick_tells_how_long_the_one_before_took() -> None:
-    times = iter([0, 250_000_000, 10**9, 10**9])
-    collector = collector_of(ToldGuests(), None, lambda: next(times))
+    times = itertools.count(0, 250_000_000)
+    calls: list[int] = []
+
+    def monotonic_ns() -> int:
+        calls.append(next(times))
+        return calls[-1]
+
+    collector = collector_of(ToldGuests(), None, monotonic_ns)
     assert "tick_duration_seconds" not in collector.collect(seconds(1))[0].fields
-    assert collector.collect(seconds(11))[0].fields["tick_duration_seconds"] == 0.25
+    took_s = (calls[-1] - calls[0]) / 1e9
+    assert took_s > 0
+    assert collector.collect(seconds(11))[0].fields["tick_duration_seconds"] == took_s
 
 
 def test_a_guest_that_was_away_for_a_round_has_no_rate_from_before() -> None:
@@ -118,7 +138,8 @@ def test_this_machine_and_libvirts_own_test_driver_are_measured() -> None:
         samples = collector.collect(now_ns + seconds(10))
     finally:
         hypervisor.close()
-    host, guest = samples
+    host, (guest,) = samples[0], [sample for sample in samples if sample.measurement == "vm"]
+    assert {(sample.measurement, name) for sample in samples for name in sample.fields} <= FIELDS.keys()
     assert host.fields["memory_total_bytes"] == pytest.approx(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     assert host.fields["cpus_count"] == len(os.sched_getaffinity(0))
     assert {"load1_count", "memory_available_bytes", "guests_running_count"} <= host.fields.keys()
@@ -158,19 +179,33 @@ def test_a_late_tick_leaves_out_what_can_wait_and_is_counted(monkeypatch: pytest
         return Found({"load5_count": 5})
 
     monkeypatch.setitem(SOURCES, "load", Source(lambda: slow))
-    monkeypatch.setitem(SOURCES, "later", Source(lambda: can_wait, optional=True))
+    monkeypatch.setitem(SOURCES, "later", Source(lambda: can_wait, every_s=30))
     collector = HostCollector(
         ToldGuests(), TextTree(), {"host": "h"}, frozenset({0}), monotonic_ns=lambda: now_ns, budget_s=1.5
     )
     first, second = (collector.collect(seconds(number))[0].fields for number in (0, 10))
     assert "load5_count" not in first
-    assert (first["load1_count"], first["tick_skips_total"], first["tick_overruns_total"]) == (1, 1, 0)
-    assert (second["tick_skips_total"], second["tick_overruns_total"]) == (2, 1)
+    waiting = sum(source.every_s > 0 for source in SOURCES.values())
+    assert (first["load1_count"], first["tick_skips_total"], first["tick_overruns_total"]) == (1, waiting, 0)
+    assert (second["tick_skips_total"], second["tick_overruns_total"]) == (2 * waiting, 1)
     assert (second["tick_budget_seconds"], second["tick_duration_seconds"]) == (1.5, 2)
+
+
+def test_what_hardly_changes_is_read_seldom_and_told_again_in_between() -> None:
+    tree = TextTree({f"sys/kernel/mm/ksm/{name}": "1" for name in KSM} | {"proc/loadavg": "1 2 3"})
+    collector = collector_of(ToldGuests(), tree)
+    told = []
+    for now_s in (0, 10, 20, 29.9, 40):
+        tree.files["sys/kernel/mm/ksm/full_scans"] = str(int(now_s))
+        told.append(collector.collect(seconds(now_s))[0].fields["ksm_full_scans_total"])
+    assert told == [0, 0, 0, 29, 29]
+    assert tree.reads.count("sys/kernel/mm/ksm/run") == 2
+    tree.files.clear()
+    assert "ksm_full_scans_total" not in collector.collect(seconds(60))[0].fields
 
 
 def test_every_module_of_a_source_is_in_the_register_and_what_can_wait_comes_last() -> None:
     modules = {path.stem for path in Path(collector_module.__file__).parent.glob("*.py")}
     assert modules - PARTS == set(SOURCES)
-    optional = [source.optional for source in SOURCES.values()]
-    assert optional == sorted(optional)
+    seldom = [source.every_s > 0 for source in SOURCES.values()]
+    assert seldom == sorted(seldom)

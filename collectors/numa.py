@@ -1,0 +1,72 @@
+"""The host's memory by NUMA node, from /sys/devices/system/node (Documentation/admin-guide/numastat.rst)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from virtpilot.collectors import memory
+from virtpilot.collectors.number import pairs, renamed
+from virtpilot.collectors.source import Device, Fields, Found, Look
+
+_ROOT: Final = "sys/devices/system/node"
+_NODE: Final = re.compile(r"node([0-9]{1,5})")
+_LINE: Final = re.compile(r"^Node [0-9]+ ", re.MULTILINE)
+_MEMORY: Final = {
+    "MemTotal": "memory_total_bytes",
+    "MemFree": "memory_free_bytes",
+    "MemUsed": "memory_used_bytes",
+    "AnonPages": "memory_anon_bytes",
+    "FilePages": "memory_file_bytes",
+}
+_ALLOCATIONS: Final = {
+    "numa_hit": "hits_total",
+    "numa_miss": "misses_total",
+    "numa_foreign": "foreign_total",
+    "other_node": "other_node_total",
+}
+
+
+def parse_memory(text: str) -> Fields:
+    """Return a node's meminfo, in bytes."""
+    return renamed(memory.parse(_LINE.sub("", text)), _MEMORY)
+
+
+def collect(look: Look) -> Found:
+    """Return each node with memory, and of the host how unevenly they are used and how much went to the wrong one."""
+    try:
+        names = look.tree.names(_ROOT)
+    except FileNotFoundError:  # a kernel without NUMA
+        return Found({})
+    nodes = {}
+    for name in names:
+        if match := _NODE.fullmatch(name):
+            node = parse_memory(look.tree.read(f"{_ROOT}/{name}/meminfo"))
+            if node.get("memory_total_bytes"):
+                nodes[match[1]] = node | renamed(dict(pairs(look.tree.read(f"{_ROOT}/{name}/numastat"))), _ALLOCATIONS)
+    fields: Fields = {"numa_nodes_count": len(nodes)} | _imbalance(list(nodes.values())) | _misses(nodes, look)
+    return Found(fields, [Device("host_numa", "node", number, nodes[number]) for number in sorted(nodes, key=int)])
+
+
+def _imbalance(nodes: list[Fields]) -> Fields:
+    used = [
+        min(node["memory_used_bytes"] / node["memory_total_bytes"], 1.0)
+        for node in nodes
+        if "memory_used_bytes" in node
+    ]
+    return {"numa_imbalance_ratio": max(used) - min(used)} if used else {}
+
+
+def _misses(nodes: dict[str, Fields], look: Look) -> Fields:
+    """Return the share of pages since the last reading that came from another node than was wished."""
+    deltas = {
+        (number, name): look.rates.delta(("numa", number, name), node[name], look.now_ns)
+        for number, node in nodes.items()
+        for name in ("hits_total", "misses_total")
+        if name in node
+    }
+    known = {key: delta[0] for key, delta in deltas.items() if delta is not None}
+    whole = sum(known.values())
+    if len(known) < len(deltas) or whole <= 0:
+        return {}
+    return {"numa_miss_ratio": sum(value for (_, name), value in known.items() if name == "misses_total") / whole}
