@@ -6,10 +6,13 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+import msgspec
+
 from virtpilot.events import MEANINGS
 from virtpilot.fields import FIELDS
 from virtpilot.pipeline.config import PROCESSES
 from virtpilot.pipeline.settings_page import reference
+from virtpilot.rules.language.schema import rule_schema
 
 _CONFIGURATION = """# Configuration
 
@@ -74,7 +77,17 @@ def events() -> str:
     return "\n".join([_EVENTS, "| kind | what happened | detail; numbers | source |", "|---|---|---|---|", *rows, ""])
 
 
-PAGES = {"configuration.md": configuration, "fields.md": fields, "events.md": events}
+def schema() -> str:
+    """Return the JSON Schema of rule files."""
+    return msgspec.json.format(msgspec.json.encode(rule_schema()), indent=2).decode() + "\n"
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "fields.md": fields,
+    "events.md": events,
+    "rules.schema.json": schema,
+}
 
 
 def main() -> None:

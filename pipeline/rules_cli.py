@@ -50,6 +50,55 @@ def rules_test(
         raise typer.Exit(1)
 
 
+@app.command("schema")
+def rules_schema() -> None:
+    """Print the JSON Schema of rule files, for editors that complete and check."""
+    from virtpilot.rules.language.schema import rule_schema
+
+    print_json(rule_schema())
+
+
+@app.command("new")
+def rules_new(
+    name: Annotated[str, typer.Argument(help="The rule's name, and its file's.", show_default=False)],
+    folder: Annotated[Path, typer.Option(help="Where to.")] = Path(),
+) -> None:
+    """Write a rule file to start from, with a test beside it that passes."""
+    from virtpilot.rules.language.starter import starter
+
+    try:
+        files = {folder / file: text for file, text in starter(name).items()}
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    standing = [path for path in files if path.exists()]
+    if standing:
+        raise InputError([Problem(str(path), 0, 0, "is there already and stays as it is") for path in standing])
+    for path, text in files.items():
+        _write(path, text.encode())
+        typer.echo(path)
+
+
+@app.command("fmt")
+def rules_fmt(
+    paths: Annotated[list[Path], typer.Argument(help="Rule and test files, folders.", show_default=False)],
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; 1 where a file would be changed.")] = False,
+) -> None:
+    """Lay rule and test files out in the one way, comments kept; prints the files that it changes."""
+    from virtpilot.rules.language.layout import laid_out
+
+    problems: list[Problem] = []
+    changed = False
+    for path, text in laid_out(paths, problems):
+        changed = True
+        typer.echo(path)
+        if not check:
+            _write(path, text.encode())
+    if problems:
+        raise InputError(problems)
+    if check and changed:
+        raise typer.Exit(1)
+
+
 def _write(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)

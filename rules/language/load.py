@@ -32,7 +32,7 @@ def load(paths: Iterable[Path]) -> RuleSet:
     rules: list[Rule] = []
     problems: list[Problem] = []
     seen: dict[str, str] = {}
-    for file in _files(paths, problems):
+    for file in files(paths, problems):
         found, wrong = _read(file)
         problems += wrong
         for rule, node in found:
@@ -65,7 +65,8 @@ def _bounded(problems: list[Problem]) -> list[Problem]:
     return [*problems[: MAX_PROBLEMS - 1], Problem(last.file, last.line, last.column, more)]
 
 
-def _files(paths: Iterable[Path], problems: list[Problem]) -> Iterator[Path]:
+def files(paths: Iterable[Path], problems: list[Problem]) -> Iterator[Path]:
+    """Yield the rule files that are meant, each once; what cannot be is added to `problems`."""
     seen: set[str] = set()
     for path in paths:
         for file in _inside(path, problems) if path.is_dir() else [path]:

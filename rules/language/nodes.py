@@ -16,7 +16,7 @@ from virtpilot.rules.language.units import duration_ns
 MAX_NAMES: Final = 50
 MAX_ABOUT: Final = 500
 MAX_PROBLEMS: Final = 1_000
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -42,7 +42,7 @@ class NodeReader:
 
     def _name(self, node: Node) -> str:
         text = self._scalar(node)
-        if not _NAME.fullmatch(text):
+        if not NAME.fullmatch(text):
             raise self._mistake(node, f"{text[:80]!r} is not a name: letters, digits, '.', '_' and '-', 64 at most")
         return text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtpilot.fields import Unit
@@ -73,6 +73,7 @@ def test_mistakes_are_told_with_their_place(text: str) -> None:
     assert (raised.value.column, raised.value.message) == WRONG[text]
 
 
+@settings(deadline=None)
 @given(st.lists(item, min_size=1, max_size=12), st.sampled_from([" ", "  ", "\n"]))
 def test_items_stand_one_after_the_other(items: list[tuple[str, list[float | None]]], between: str) -> None:
     found = series(between.join(text for text, _values in items))
@@ -86,6 +87,7 @@ def test_items_stand_one_after_the_other(items: list[tuple[str, list[float | Non
     assert found.at(len(wanted)) == after
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789.x+-_ %aleMiBst\n", max_size=60) | st.text(max_size=60))
 def test_no_text_does_anything_but_be_read_or_refused(text: str) -> None:
     found: Series | SeriesError

@@ -1,0 +1,120 @@
+"""The format of rule files as JSON Schema (draft 2020-12), so that editors complete and check while one writes.
+
+It knows structure, words and shapes; what expressions mean is left to the loader.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final
+
+from virtpilot.model import Kind, Mode
+from virtpilot.rules.language.document import MAX_REMEDIES, MAX_RULES
+from virtpilot.rules.language.nodes import MAX_ABOUT, MAX_NAMES, NAME
+from virtpilot.rules.language.records import KNOBS, NoData, Severity
+
+Schema = dict[str, Any]
+
+_SPAN: Final = r"([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+"
+_NAME: Final = f"^{NAME.pattern}$"
+_EXPRESSION: Final = (
+    "Fields with units, windows and tags, such as `cpu_steal_ratio > 10% and host.cpu_usage_ratio > 85%`."
+)
+
+
+def _words(
+    kind: type[StrEnum], about: str, default: str | None = None, leave_out: frozenset[str] = frozenset()
+) -> Schema:
+    found: Schema = {"enum": [member.value for member in kind if member not in leave_out], "description": about}
+    return found if default is None else found | {"default": default}
+
+
+def _duration(about: str) -> Schema:
+    return {"type": "string", "pattern": f"^{_SPAN}$", "maxLength": 64, "description": f"{about} Such as 30s or 1h30m."}
+
+
+def _condition(about: str) -> Schema:
+    return {"type": "string", "minLength": 1, "maxLength": 2000, "description": f"{about} {_EXPRESSION}"}
+
+
+def _object(properties: Schema, required: list[str], about: str = "") -> Schema:
+    found: Schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return found | {"description": about} if about else found
+
+
+def _names(about: str) -> Schema:
+    name = {"type": "string", "pattern": _NAME}
+    return {"type": "array", "items": name, "maxItems": MAX_NAMES, "uniqueItems": True, "description": about}
+
+
+def _rule() -> Schema:
+    return _object(
+        {
+            "name": {"type": "string", "pattern": _NAME, "description": "Unlike any other rule's."},
+            "about": {"type": ["string", "null"], "maxLength": MAX_ABOUT, "description": "A sentence for people."},
+            "on": _words(Kind, "Whom the rule is about: each has a signal of its own.", None, _NOT_YET),
+            "where": _condition("Only those for which this holds."),
+            "when": _condition("The condition."),
+            "for": _duration("`when` holds for so long before the signal fires."),
+            "clear": _condition("What ends the signal; without it: not `when`."),
+            "clear_for": _duration("`clear` holds for so long before the signal ends."),
+            "no_data": _words(NoData, "What silence means.", NoData.HOLD),
+            "priority": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 100,
+                "default": 50,
+                "description": "Of two rules that want the same guest the higher wins.",
+            },
+            "severity": _words(Severity, "A label of alerts.", Severity.WARNING),
+            "mode": _words(Mode, "How far the rule may go by itself.", Mode.OBSERVE),
+            "cooldown": _duration("No new attempt on the same subject for so long after the last one."),
+            "remedies": {
+                "type": "array",
+                "maxItems": MAX_REMEDIES,
+                "items": {"oneOf": [_set(), _migrate()]},
+                "description": "What to try, in order; the next only where the effect of the one before did not come.",
+            },
+            "notify": _names("The names of the alert targets that are told; all where there is none."),
+        },
+        ["name", "on", "when"],
+    )
+
+
+_NOT_YET: Final = frozenset({Kind.CLUSTER})
+_EXPECT: Final[Schema] = {
+    "type": "string",
+    "pattern": rf"\S\s+within\s+{_SPAN}\s*$",
+    "description": "The effect it must have: `<condition> within <duration>`.",
+}
+
+
+def _set() -> Schema:
+    value = {"type": ["string", "integer", "number"], "description": "A number; `current` is the knob's value now."}
+    knobs = _object(dict.fromkeys(KNOBS, value), [], "The knob and what it is set to.")
+    lease = _duration("How long the knob stays changed.")
+    return _object(
+        {"set": knobs | {"minProperties": 1, "maxProperties": 1}, "lease": lease, "expect": _EXPECT}, ["set", "lease"]
+    )
+
+
+def _migrate() -> Schema:
+    to = _object({"to": {"const": "best"}}, ["to"], "Live-migrate the guest to the host with the most headroom.")
+    return _object({"migrate": to, "expect": _EXPECT}, ["migrate"])
+
+
+def rule_schema() -> Schema:
+    """Return the schema of a rule file."""
+    top = _object(
+        {
+            "virtpilot": {"const": 1, "description": "The version of the format."},
+            "rules": {"type": "array", "maxItems": MAX_RULES, "items": {"$ref": "#/$defs/rule"}},
+        },
+        ["virtpilot", "rules"],
+        "A rule file of virtpilot.",
+    )
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://virtpilot.dev/schema/rules-1.json",
+    }
+    return head | {"title": "virtpilot rules"} | top | {"$defs": {"rule": _rule()}}
