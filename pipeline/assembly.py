@@ -182,4 +182,4 @@ def writer_from(config: WriterConfig, clock: Clock) -> Writer:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     store: Store = FileStore(Path(config.file_store)) if config.file_store else InfluxStore(config.store, clock)
     bus = mqtt(config.bus, f"virtpilot-{config.cluster}-writer-{config.name}")
-    return Writer(bus, store, Topics(config.cluster), clock, dead_letters=folder / "dead-letters")
+    return Writer(bus, store, Topics(config.cluster), clock, dead_letters=folder / "dead-letters", limits=config.limits)

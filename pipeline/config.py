@@ -12,6 +12,7 @@ from virtpilot.actuators.knob import Caps
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
+from virtpilot.pipeline.cardinality import LimitOptions
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.exporter import ExporterOptions
 from virtpilot.pipeline.pilot import PilotOptions
@@ -118,6 +119,7 @@ class WriterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="A folder for line-protocol segments in place of the store below; empty: the store below."),
     ] = ""
     store: StoreOptions = StoreOptions()
+    limits: LimitOptions = LimitOptions()
     bus: MqttOptions = MqttOptions()
     exporter: ExporterOptions = ExporterOptions()
     log: LogOptions = LogOptions()

@@ -10,9 +10,12 @@ from typing import Final
 import msgspec
 import structlog
 
+from virtpilot.errors import StoreRefused
 from virtpilot.lineprotocol import parse
 
 _MAX_PROBES: Final = 256
+_TOGETHER: Final = StoreRefused("among lines that were refused together")
+_NO_TIME: Final = "expected a timestamp"
 _MAX_LINE_CHARS: Final = 65_536
 _MAX_FILE_BYTES: Final = 64 << 20
 log = structlog.get_logger(__name__)
@@ -25,13 +28,13 @@ class Sifted(msgspec.Struct, frozen=True):
     bad: list[tuple[bytes, str]]
 
 
-def sift(lines: bytes, refusal: Callable[[bytes], str]) -> Sifted:
-    """Part the lines that the store takes from those it refuses; `refusal` writes some and returns why not, or "".
+def sift(lines: bytes, refusal: Callable[[bytes], StoreRefused | None]) -> Sifted:
+    """Part the lines that the store takes from those it refuses; `refusal` writes some and returns why not.
 
-    What is malformed is found by reading, the rest by halving, with 256 tries at most: what is then still in doubt
-    counts as refused.
+    What is malformed is found by reading, then what the store names, the rest by halving, with 256 tries at most: what
+    is then still in doubt counts as refused. A line without a time is for the store to judge.
     """
-    malformed = {line.number: line.reason for line in parse(lines).bad}
+    malformed = {line.number: line.reason for line in parse(lines).bad if not line.reason.endswith(_NO_TIME)}
     rows = [(number, row) for number, row in enumerate(lines.split(b"\n"), 1) if row.strip()]
     bad = [(number, row, malformed[number]) for number, row in rows if number in malformed]
     good: list[tuple[int, bytes]] = []
@@ -40,11 +43,15 @@ def sift(lines: bytes, refusal: Callable[[bytes], str]) -> Sifted:
     while doubtful:
         part = doubtful.pop()
         probes += 1
-        reason = refusal(_joined(part)) if probes <= _MAX_PROBES else "among lines that were refused together"
-        if not reason:
+        refused = refusal(_joined(part)) if probes <= _MAX_PROBES else _TOGETHER
+        if refused is None:
             good += part
+        elif named := [(number, row, refused.named[row]) for number, row in part if row in refused.named]:
+            bad += named
+            if rest := [(number, row) for number, row in part if row not in refused.named]:
+                doubtful.append(rest)
         elif len(part) <= 1 or probes > _MAX_PROBES:
-            bad += [(number, row, reason) for number, row in part]
+            bad += [(number, row, str(refused)) for number, row in part]
         else:
             half = len(part) // 2
             doubtful += [part[half:], part[:half]]

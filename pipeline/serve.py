@@ -195,6 +195,14 @@ def watch_writer(exporter: Exporter, made: Writer) -> Exporter:
         "virtpilot_writer_retries_total", "Attempts that the store did not take.", "counter", lambda: made.retries
     )
     exporter.watch("virtpilot_writer_dead_lines_total", "Lines put aside.", "counter", lambda: made.dead_lines)
+    exporter.watch("virtpilot_writer_series_count", "Series of each host.", "gauge", made.series.counts, "host")
+    exporter.watch(
+        "virtpilot_writer_series_refused_total",
+        "Lines put aside: series beyond the host's limit.",
+        "counter",
+        made.series.refused,
+        "host",
+    )
     exporter.watch("virtpilot_writer_reported_total", "Messages reported stored.", "counter", lambda: made.reported)
     exporter.check("store", lambda: made.store_takes)
     return exporter

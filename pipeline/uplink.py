@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Final
 
@@ -12,6 +11,7 @@ import structlog
 from virtpilot.clock import Clock, seconds
 from virtpilot.errors import StateError
 from virtpilot.model import Bus, Message, Stored
+from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.pace import Pace
 from virtpilot.pipeline.spool import Spool
 from virtpilot.topics import BOOT_PROPERTY, MAX_METRICS_BYTES, SEQUENCE_PROPERTY, Topics
@@ -263,17 +263,3 @@ class Uplink:
     def close(self) -> None:
         """Let go of the spool; what is unreported stays in it."""
         self._spool.close()
-
-
-def split(lines: bytes, max_bytes: int) -> Iterator[bytes]:
-    """Yield `lines` in parts of `max_bytes` at most, cut at line ends; a longer line is a part of its own."""
-    at = 0
-    while at < len(lines):
-        end = at + max_bytes
-        if end < len(lines):
-            cut = lines.rfind(b"\n", at, end)
-            cut = cut if cut >= 0 else lines.find(b"\n", end)
-            end = cut + 1 if cut >= 0 else len(lines)
-        if part := lines[at:end].strip(b"\n"):
-            yield part + b"\n"
-        at = end

@@ -18,9 +18,10 @@ from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.errors import StoreRefused, StoreUnavailable
 from virtpilot.model import Bus, Delivery, Message, Store, Stored
 from virtpilot.pipeline.backoff import Backoff
+from virtpilot.pipeline.cardinality import LimitOptions, SeriesGuard
 from virtpilot.pipeline.dead_letters import DeadLetters, sift
 from virtpilot.pipeline.sequences import SequenceSet
-from virtpilot.pipeline.store.batch import BatchStore
+from virtpilot.pipeline.store.batch import BatchStore, CandidStore
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics, check_name
 
 _POLL_S: Final = 0.2
@@ -36,17 +37,22 @@ class _Item(msgspec.Struct, frozen=True):
 
     delivery: Delivery
     message_id: str
-
-    @property
-    def lines(self) -> bytes:
-        return self.delivery.message.payload
+    lines: bytes
 
 
 class Writer:
     """One of the group that shares the metrics among itself; the counters are for the exporter."""
 
     def __init__(
-        self, bus: Bus, store: Store, topics: Topics, clock: Clock, *, dead_letters: Path, group: str = "writers"
+        self,
+        bus: Bus,
+        store: Store,
+        topics: Topics,
+        clock: Clock,
+        *,
+        dead_letters: Path,
+        limits: LimitOptions | None = None,
+        group: str = "writers",
     ) -> None:
         self.written = 0
         self.batches = 0
@@ -55,6 +61,7 @@ class Writer:
         self.reported = 0
         self.store_takes = True
         self.bus = bus
+        self.series = SeriesGuard(limits or LimitOptions(), clock)
         self._store = store
         self._topics = topics
         self._clock = clock
@@ -87,11 +94,18 @@ class Writer:
         size = 0
         delivery = self.bus.receive(timeout_s)
         while delivery is not None:
-            self._hand.append(_Item(delivery, self._id(delivery.message)))
+            self._hand.append(_Item(delivery, self._id(delivery.message), self._admitted(delivery.message)))
             size += len(delivery.message.payload)
             full = len(self._hand) >= _MAX_BATCH or size >= _MAX_BATCH_BYTES
             delivery = None if full else self.bus.receive(0)
         return bool(self._hand)
+
+    def _admitted(self, message: Message) -> bytes:
+        """Return the lines of a message but for those of series that its host has too many of."""
+        lines, bad = self.series.admit(self._topics.host_of(message.topic), message.payload)
+        if bad:
+            self._bury(message.topic, bad)
+        return lines
 
     def _is_due(self, timeout_s: float) -> bool:
         """Return whether the store may be tried, having waited for that up to `timeout_s` or the stop."""
@@ -113,7 +127,7 @@ class Writer:
         except StoreUnavailable as error:
             self.retries += 1
             self.store_takes = False
-            pause_s = self._backoff.next_s()
+            pause_s = max(self._backoff.next_s(), error.retry_after_s)
             self._not_before_ns = self._clock.monotonic_ns() + seconds(pause_s)
             log.warning("store does not take it now", error=str(error), again_in_s=round(pause_s, 1))
         return before - len(self._hand)
@@ -141,22 +155,30 @@ class Writer:
     def _store_the_good(self, item: _Item) -> None:
         """Store what the store takes of a message, and put the rest aside with the reason."""
         sifted = sift(item.lines, self._refusal)
-        if sifted.good:
-            # As a whole once more: only so does the store answer for the message.
-            self._store.write(item.message_id, sifted.good)
-        else:
-            self._buried.append(item.message_id)
-        self.dead_lines += len(sifted.bad)
-        self._dead_letters.keep(item.delivery.message.topic, sifted.bad, self._clock.now_ns())
-
-    def _refusal(self, lines: bytes) -> str:
-        if not lines:
-            return ""
+        bad, kept = sifted.bad, bool(sifted.good)
         try:
-            self._store.write(_name("probe", lines), lines)
+            if kept:
+                # As a whole once more: only so does the store answer for the message.
+                self._store.write(item.message_id, sifted.good)
         except StoreRefused as refused:
-            return str(refused)
-        return ""
+            # One by one it took them: a store that contradicts itself must not be asked for ever.
+            kept = False
+            bad = [*bad, *((line, str(refused)) for line in sifted.good.splitlines())]
+        if not kept:
+            self._buried.append(item.message_id)
+        self._bury(item.delivery.message.topic, bad)
+
+    def _bury(self, topic: str, bad: list[tuple[bytes, str]]) -> None:
+        self.dead_lines += len(bad)
+        self._dead_letters.keep(topic, bad, self._clock.now_ns())
+
+    def _refusal(self, lines: bytes) -> StoreRefused | None:
+        if lines:
+            try:
+                self._store.write(_name("probe", lines), lines)
+            except StoreRefused as refused:
+                return refused
+        return None
 
     def _done(self) -> None:
         self._hand.popleft().delivery.ack()
@@ -177,7 +199,9 @@ class Writer:
         """Tell agents what the store holds safely; a report that is lost is made again for the message resent."""
         found: dict[tuple[str, str], SequenceSet] = {}
         buried, self._buried = self._buried, []
-        for message_id in [*self._store.durable(self._clock.now_ns()), *buried]:
+        durable = self._store.durable(self._clock.now_ns())
+        self._bury_dropped()
+        for message_id in [*durable, *buried]:
             if message_id.count("/") == 2:
                 host, boot, sequence = message_id.split("/")
                 found.setdefault((host, boot), SequenceSet()).add(int(sequence))
@@ -185,6 +209,19 @@ class Writer:
             self.reported += sequences.count
             report = Stored(host=host, boot=boot, ranges=sequences.ranges())
             self.bus.publish(Message(self._topics.stored(host), msgspec.json.encode(report)))
+
+    def _bury_dropped(self) -> None:
+        """Put aside what the store has dropped without a word, before its message is reported."""
+        if not isinstance(self._store, CandidStore):
+            return
+        found: dict[str, list[tuple[bytes, str]]] = {}
+        for refused in self._store.refused():
+            source, numbered, _ = refused.message_id.partition("/")
+            topic = self._topics.metrics(source) if numbered else refused.message_id
+            found.setdefault(topic, []).append((refused.line, refused.reason))
+        for topic, bad in found.items():
+            log.warning("store has dropped lines without a word", topic=topic, lines=len(bad), reason=bad[0][1])
+            self._bury(topic, bad)
 
     def run(self, stop: threading.Event) -> None:
         """Step until `stop` is set, then close."""

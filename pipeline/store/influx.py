@@ -1,12 +1,11 @@
 """VictoriaMetrics and InfluxDB 2 through influxdb-client: prebuilt lines, mapped errors, and what is really on disk.
 
 VictoriaMetrics answers before its data is on disk and loses seconds of it on `kill -9`. So what it took counts as
-stored after `hold_s`, and only where it has not been started anew since.
+stored after `hold_s`, and only where it has not been started anew since: another start means that it has forgotten.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +17,16 @@ import urllib3
 from msgspec import Meta
 
 from virtpilot.clock import Clock, seconds
-from virtpilot.errors import StoreRefused, StoreUnavailable
+from virtpilot.errors import StoreUnavailable
+from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.settings import read_secret
+from virtpilot.pipeline.store.answers import TOO_LARGE, error_from
+from virtpilot.pipeline.store.batch import Refused
+from virtpilot.pipeline.store.victoriametrics import SETTLED_NS, Page, Watch, read_page
 
-# When the store was started: another time means that it has forgotten what was not on disk.
-_STARTED: Final = re.compile(
-    rb"^(?:vm_app_start_timestamp|process_start_time_seconds)(?:\{[^}]*\})? (\S+)$", re.MULTILINE
-)
 _CHECK_NS: Final = seconds(1)
-_REFUSED: Final = frozenset({400, 413, 422})
-_MAX_REASON_CHARS: Final = 300
+_MAX_BODY_BYTES: Final = 16 << 20
+_MIN_BODY_BYTES: Final = 1 << 10
 log = structlog.get_logger(__name__)
 
 
@@ -63,7 +62,9 @@ class InfluxStore:
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(options.timeout_s), retries=False)
         self._held: OrderedDict[str, int] = OrderedDict()
         self._started: bytes | None = None
-        self._checked_ns: int | None = None
+        self._watch = Watch()
+        self._max_bytes = _MAX_BODY_BYTES
+        self._asked_ns: int | None = None
 
     def write(self, message_id: str, lines: bytes) -> None:
         """Write one message."""
@@ -73,12 +74,14 @@ class InfluxStore:
         """Write several messages as one; raises StoreUnavailable or StoreRefused, then the store has any of them."""
         self._know_its_start()
         body = b"\n".join([lines.rstrip(b"\n") for _, lines in messages])
-        if body.strip():
-            self._post(body)
+        for part in split(body, self._max_bytes):
+            self._post(part)
         now_ns = self._clock.monotonic_ns()
-        for message_id, _ in messages:
+        for message_id, lines in messages:
             self._held.pop(message_id, None)
             self._held[message_id] = now_ns
+            if not self._at_once:
+                self._watch.written(message_id, lines, now_ns)
 
     def _post(self, body: bytes) -> None:
         from influxdb_client.rest import ApiException
@@ -86,30 +89,38 @@ class InfluxStore:
         try:
             self._writes.write(bucket=self._options.bucket, org=self._options.org, record=body, write_precision="ns")
         except ApiException as error:
-            reason = f"{error.status}: {str(error.body or error.reason or error)[:_MAX_REASON_CHARS]}"
-            if error.status in _REFUSED:
-                raise StoreRefused(reason) from error
-            raise StoreUnavailable(reason) from error
+            if error.status == TOO_LARGE and self._max_bytes > _MIN_BODY_BYTES and body.count(b"\n") > 1:
+                self._max_bytes = max(len(body) // 2, _MIN_BODY_BYTES)
+                for part in split(body, self._max_bytes):
+                    self._post(part)
+                return
+            said = error.body if isinstance(error.body, str) else (error.body or b"").decode(errors="replace")
+            said = said or str(error.reason or "")
+            raise error_from(error.status or 0, said, error.headers, body, self._clock.now_ns()) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise StoreUnavailable(f"{self._options.url}: {error}") from error
 
-    def durable(self, now_ns: int) -> Sequence[str]:  # noqa: ARG002 # the wall clock may step: this has a clock of its own
+    def durable(self, now_ns: int) -> Sequence[str]:
         """Return what is known to be on disk; what a restarted store has forgotten is never reported."""
-        hold_ns = 0 if self._at_once else seconds(self._options.hold_s)
         present_ns = self._clock.monotonic_ns()
-        old_ns = present_ns - hold_ns
-        if not self._held or next(iter(self._held.values())) > old_ns:
+        old_ns = present_ns if self._at_once else present_ns - max(seconds(self._options.hold_s), SETTLED_NS)
+        if not self._at_once and not (self._is_time(present_ns) and self._runs_on(present_ns, now_ns)):
             return []
-        if not self._at_once:
-            if self._checked_ns is not None and present_ns - self._checked_ns < _CHECK_NS:
-                return []
-            self._checked_ns = present_ns
-            if not self._runs_on():
-                return []
         ready = []
         while self._held and next(iter(self._held.values())) <= old_ns:
             ready.append(self._held.popitem(last=False)[0])
         return ready
+
+    def _is_time(self, present_ns: int) -> bool:
+        """Return whether the store is to be asked how it is: once a second while there is anything to know."""
+        if not self._held or (self._asked_ns is not None and present_ns - self._asked_ns < _CHECK_NS):
+            return False
+        self._asked_ns = present_ns
+        return True
+
+    def refused(self) -> Sequence[Refused]:
+        """Return the lines that VictoriaMetrics has dropped although it said nothing."""
+        return self._watch.refused()
 
     @property
     def _at_once(self) -> bool:
@@ -118,32 +129,35 @@ class InfluxStore:
     def _know_its_start(self) -> None:
         """Learn when the store was started before it takes anything: only so is a restart noticed."""
         if self._started is None and not self._at_once:
-            self._started = self._read_start()
+            page = self._read_page()
+            self._started = page.started
+            self._watch.begin(page)
 
-    def _runs_on(self) -> bool:
+    def _runs_on(self, present_ns: int, now_ns: int) -> bool:
         """Return whether the store can be asked; forget what is held where it was started anew."""
         try:
-            started = self._read_start()
+            page = self._read_page()
         except StoreUnavailable as error:
             log.info("store cannot be asked whether it was restarted", error=str(error))
             return False
-        if started != self._started:
+        self._watch.look(page, present_ns, now_ns)
+        if page.started != self._started:
             self.restarts += 1
             log.warning("store was restarted: agents send again what is not reported", messages=len(self._held))
             self._held.clear()
-            self._started = started
+            self._started = page.started
         return True
 
-    def _read_start(self) -> bytes:
+    def _read_page(self) -> Page:
         url = f"{self._options.url.rstrip('/')}/metrics"
         try:
             answer = self._http.request("GET", url)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise StoreUnavailable(f"{url}: {error}") from error
-        found = _STARTED.findall(answer.data)
-        if answer.status != 200 or not found:
+        page = read_page(answer.data) if answer.status == 200 else None
+        if page is None:
             raise StoreUnavailable(f"{url}: {answer.status}, does not tell when the store was started")
-        return b" ".join(found)
+        return page
 
     def close(self) -> None:
         """Let go of the connections."""

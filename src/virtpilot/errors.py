@@ -20,7 +20,7 @@ VirtpilotError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -70,11 +70,19 @@ class StoreError(VirtpilotError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached, or asks to try again."""
+    """The store cannot be reached, or asks to try again, after `retry_after_s` seconds at the earliest."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(reason)
 
 
 class StoreRefused(StoreError):
-    """The store will never take these lines."""
+    """The store will never take these lines; `named` are those that it names itself, with the reason of each."""
+
+    def __init__(self, reason: str, named: Mapping[bytes, str] | None = None) -> None:
+        self.named = named or {}
+        super().__init__(reason)
 
 
 class HypervisorError(VirtpilotError):

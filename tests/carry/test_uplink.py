@@ -13,8 +13,9 @@ from virtpilot.clock import VirtualClock
 from virtpilot.errors import BusError, StateError
 from virtpilot.model import Delivery, Message, Stored
 from virtpilot.pipeline.bus.memory import MemoryBroker
+from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.spool import Spool, SpoolOptions
-from virtpilot.pipeline.uplink import Uplink, split
+from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import BOOT_PROPERTY, MAX_METRICS_BYTES, SEQUENCE_PROPERTY, Topics
 
 TOPICS = Topics("c")

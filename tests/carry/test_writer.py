@@ -17,6 +17,7 @@ from virtpilot.errors import StoreRefused, StoreUnavailable
 from virtpilot.model import Message, Stored
 from virtpilot.pipeline.bus.memory import MemoryBroker, MemoryBus
 from virtpilot.pipeline.dead_letters import sift
+from virtpilot.pipeline.store.batch import Refused
 from virtpilot.pipeline.store.file import FileStore
 from virtpilot.pipeline.writer import Writer
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
@@ -190,6 +191,49 @@ def test_the_store_vanishing_while_lines_are_sifted_puts_nothing_aside_twice(wor
     assert [row["line"] for row in world.dead()] == ["poison f=1 1"]
 
 
+class CandidStore(MoodyStore):
+    """Takes everything, and tells later what it has dropped."""
+
+    def write(self, message_id: str, lines: bytes) -> None:
+        super().write(message_id, lines.replace(b"poison", b"p"))
+        self.safe.append(message_id)
+
+    def refused(self) -> Sequence[Refused]:
+        found = [Refused(message_id, b"poison f=1 1", "dropped") for message_id in self.ids if message_id[-1] in "2x"]
+        self.ids.clear()
+        return found
+
+
+def test_what_a_store_dropped_without_a_word_is_put_aside_and_its_message_reported(world: World) -> None:
+    writer = world.writer(CandidStore())
+    for seq in (1, 2):
+        world.send(seq, b"m f=1 1\npoison f=1 1\n")
+    assert writer.step(0) == 2
+    assert world.stored() == [Stored(host="h1", boot="b1", ranges=[(1, 2)])]
+    assert [(row["topic"], row["line"], row["reason"]) for row in world.dead()] == [
+        (TOPICS.metrics("h1"), "poison f=1 1", "dropped")
+    ]
+    assert writer.dead_lines == 1
+
+
+def test_a_wait_that_the_store_asks_for_is_kept_to(world: World) -> None:
+    writer = world.writer(world.moody)
+    asked = StoreUnavailable("later", retry_after_s=100)
+
+    def write(message_id: str, lines: bytes) -> None:
+        raise asked
+
+    world.moody.write = write  # type: ignore[method-assign]
+    world.send(1, b"m f=1 1\n")
+    for _ in range(99):
+        writer.step(0)
+        world.clock.advance(1)
+    assert writer.retries == 1
+    world.clock.advance(2)
+    writer.step(0)
+    assert writer.retries == 2
+
+
 @pytest.mark.parametrize(
     "properties",
     [
@@ -251,8 +295,8 @@ def test_run_ends_at_once_when_told_although_the_store_is_away(world: World) -> 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from([b"m f=1 1", b"poison f=1 1", b"broken", b"", b"# comment"]), max_size=30))
 def test_sifting_parts_good_from_bad_in_order(lines: list[bytes]) -> None:
-    def refusal(part: bytes) -> str:
-        return "poison" if b"poison" in part else ""
+    def refusal(part: bytes) -> StoreRefused | None:
+        return StoreRefused("poison") if b"poison" in part else None
 
     sifted = sift(b"\n".join(lines), refusal)
     assert sifted.good.splitlines() == [line for line in lines if line in (b"m f=1 1", b"# comment")]
@@ -262,9 +306,9 @@ def test_sifting_parts_good_from_bad_in_order(lines: list[bytes]) -> None:
 def test_sifting_gives_up_in_the_end() -> None:
     probes = []
 
-    def refusal(part: bytes) -> str:
+    def refusal(part: bytes) -> StoreRefused:
         probes.append(part)
-        return "all of it"
+        return StoreRefused("all of it")
 
     sifted = sift(b"m f=1 1\n" * 5000, refusal)
     assert len(probes) == 256

@@ -16,6 +16,7 @@ from tests.services import VictoriaMetrics, free_port, until
 from virtpilot.clock import SECOND, SystemClock, VirtualClock
 from virtpilot.errors import ConfigError, StoreRefused, StoreUnavailable
 from virtpilot.pipeline.store.influx import InfluxStore, StoreOptions
+from virtpilot.pipeline.store.victoriametrics import read_page
 
 
 def values(server: VictoriaMetrics, name: str, now_ns: int) -> list[float]:
@@ -61,7 +62,7 @@ def test_what_a_killed_store_forgot_is_never_reported(make_victoriametrics: Make
     clock = VirtualClock(SystemClock().now_ns())
     store = InfluxStore(StoreOptions(url=server.url, hold_s=12), clock)
     store.write("h/b/1", b"killed f=1 %d\n" % clock.now_ns())
-    started = store._read_start()
+    started = store._read_page().started
     server.kill()
     clock.advance(60)
     assert list(store.durable(clock.now_ns())) == []
@@ -156,3 +157,45 @@ def test_influxdb_has_on_disk_what_it_takes_and_gets_its_token(tmp_path: Path) -
 def test_a_token_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="token"):
         InfluxStore(StoreOptions(token_file=str(tmp_path / "none")), VirtualClock())
+
+
+@pytest.mark.server
+def test_lines_that_victoriametrics_drops_without_a_word_are_found(victoriametrics: VictoriaMetrics) -> None:
+    now_ns = SystemClock().now_ns()
+    store = InfluxStore(StoreOptions(url=victoriametrics.url, hold_s=0), SystemClock())
+    day_ns = 24 * 3600 * SECOND
+    good = b"silent,n=%d f=1 %d\n"
+    bad = [
+        (b"no line at all", "expected ="),
+        (b"silent,n=old f=1 %d" % (now_ns - 400 * day_ns), "400.0 days old"),
+        (b"silent,n=ahead f=1 %d" % (now_ns + 3 * day_ns), "3.0 days ahead"),
+        (b"silent,n=huge f=1 %d" % 10**19, "64 bits"),
+    ]
+    store.write("h/b/1", good % (1, now_ns))
+    for seq, (line, _) in enumerate(bad, 2):
+        store.write(f"h/b/{seq}", good % (seq, now_ns) + line + b"\nsilent,n=none f=1\n")
+    safe: list[str] = []
+
+    def all_safe() -> bool:
+        safe.extend(store.durable(SystemClock().now_ns()))
+        return len(safe) == 1 + len(bad)
+
+    assert until(all_safe)
+    found = {refused.message_id: refused for refused in store.refused()}
+    assert sorted(found) == [f"h/b/{seq}" for seq in range(2, 2 + len(bad))]
+    for seq, (line, reason) in enumerate(bad, 2):
+        assert found[f"h/b/{seq}"].line == line
+        assert reason in found[f"h/b/{seq}"].reason
+    assert store.refused() == []
+    assert values(victoriametrics, 'silent_f{n!="none"}', now_ns) == [1] * 5
+    assert values(victoriametrics, 'silent_f{n="none"}', now_ns), "a line without a time is none of the bad ones"
+    store.close()
+
+
+def test_victoriametrics_page_is_read() -> None:
+    text = b'flag{name="retentionPeriod", value="%s", is_set="true"} 1\nvm_app_start_timestamp 17\n'
+    for given, days in {b"12": 372, b"30d": 30, b"1.5y": 547.5, b"2w": 14, b"36h": 1.5}.items():
+        page = read_page(text % given)
+        assert page is not None
+        assert page.retention_ns == days * 24 * 3600 * SECOND
+    assert read_page(b"go_goroutines 4\n") is None
