@@ -56,7 +56,7 @@ class HostCollector:
         self.failures = 0
         self._host = Host(self._budget, self._failed, self._failing.discard)
         self._rates = Rates()
-        self._of_guest: dict[str, Rates] = {}
+        self._meters: dict[str, domain.Meter] = {}
 
     def collect(self, now_ns: int, only: frozenset[str] | None = None) -> list[Sample]:
         """Return the samples of this moment: the host first, then its guests; with `only`, those guests alone."""
@@ -81,16 +81,18 @@ class HostCollector:
         self._failing.discard("hypervisor")
         return [guest for guest in guests if only is None or guest.uuid in only]
 
-    def _guest(self, guest: GuestStats, now_ns: int) -> Iterator[Sample]:
+    def _guest(self, guest: GuestStats, now_ns: int) -> list[Sample]:
         leased = {knob: int(self._leased(guest.uuid, knob)) for knob in guest.knobs}
-        rates = self._of_guest.setdefault(guest.uuid, Rates())
-        return domain.parse(guest, self._tags, leased, rates, now_ns)
+        meter = self._meters.get(guest.uuid)
+        if meter is None:
+            meter = self._meters[guest.uuid] = domain.Meter(self._tags)
+        return meter.samples(guest, leased, now_ns)
 
     def _forget(self, guests: Iterable[GuestStats] | None) -> None:
         """Let a guest that went take its counters with it: it may come back with others."""
         if guests is not None:
             here = {guest.uuid for guest in guests}
-            self._of_guest = {uuid: rates for uuid, rates in self._of_guest.items() if uuid in here}
+            self._meters = {uuid: meter for uuid, meter in self._meters.items() if uuid in here}
 
     def _host_samples(self, guests: list[GuestStats] | None, now_ns: int) -> Iterator[Sample]:
         """Yield the host, then its devices."""

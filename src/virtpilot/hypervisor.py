@@ -24,10 +24,26 @@ class GuestState(StrEnum):
     SUSPENDED = "pmsuspended"
 
 
+Numbers = Mapping[str, int | float]
+
+
+class GuestDetails(msgspec.Struct, frozen=True):
+    """What is configured for a guest or asked for seldom, under the names and in the units of the field table.
+
+    `guest` stands beside the guest's own fields; `disks`, `nics` and `filesystems` by device name or mount point.
+    """
+
+    guest: Numbers = {}
+    disks: Mapping[str, Numbers] = {}
+    nics: Mapping[str, Numbers] = {}
+    filesystems: Mapping[str, Numbers] = {}
+
+
 class GuestStats(msgspec.Struct, frozen=True):
     """One guest as the hypervisor tells it: `stats` under the names of virConnectGetAllDomainStats.
 
-    `run` is another number after each start (libvirt's domain id), -1 while it is off or where nobody tells.
+    `run` is another number after each start (libvirt's domain id), -1 while it is off or where nobody tells; `age_s`
+    is how long ago what the guest's own process has to answer was last told in whole.
     """
 
     uuid: str
@@ -36,6 +52,8 @@ class GuestStats(msgspec.Struct, frozen=True):
     knobs: Mapping[str, int] = {}
     tags: Mapping[str, str] = {}
     run: int = -1
+    age_s: float = 0.0
+    details: GuestDetails = GuestDetails()
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

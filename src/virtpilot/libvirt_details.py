@@ -1,6 +1,6 @@
-"""What a guest's statistics do not tell, asked seldom and remembered: its knobs and its tags.
+"""What a guest's statistics do not tell, asked seldom and remembered: its limits, its knobs and its tags.
 
-Source: virDomainGetSchedulerParametersFlags, virDomainGetMetadata.
+Source: virDomainGetXMLDesc, virDomainGetSchedulerParametersFlags, virDomainGetMetadata.
 """
 
 from __future__ import annotations
@@ -9,48 +9,48 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from virtpilot.clock import seconds
-from virtpilot.errors import HypervisorTimeout
+from virtpilot.hypervisor import GuestDetails
+from virtpilot.libvirt_limits import Configured, read_configured
 from virtpilot.libvirt_link import Lane, LibvirtLink
 from virtpilot.libvirt_stats import Reading
 from virtpilot.libvirt_tags import TAGS_NAMESPACE, read_tags
-
-log = structlog.get_logger(__name__)
+from virtpilot.libvirt_walk import Walk
 
 KNOB_REFRESH_NS: Final = seconds(30)
 TAG_REFRESH_NS: Final = seconds(60)
+_GUEST_PATIENCE_S: Final = 0.5
+# A tick waits so long for details; guests that are left over come next time.
+_BUDGET_S: Final = 0.5
 _RUNNING: Final = 1
+_NOTHING: Final = Configured({}, GuestDetails(), agent=False)
 
 
 class _Known(msgspec.Struct):
     """What is remembered of one guest, and when it was asked for; `run` is the start that it belongs to."""
 
     run: int
-    knobs: Mapping[str, int] = {}
+    configured: Configured = _NOTHING
     knobs_ns: int | None = None
+    told: tuple[str, Mapping[str, Any]] = ("", {})
     tags: Mapping[str, str] = {}
     tags_ns: int | None = None
 
 
-class _Ask(msgspec.Struct, frozen=True):
-    uuid: str
-    knobs: bool
-    tags: bool
-
-
 class _Answer(msgspec.Struct, frozen=True):
-    uuid: str
-    knobs: dict[str, int] | None
+    """A guest's XML with its scheduler parameters, and its tags; None for what was not asked."""
+
+    told: tuple[str, Mapping[str, Any]] | None
     tags: dict[str, str] | None
 
 
 class Details:
-    """Knobs and tags of the guests of one libvirt; a guest that does not answer keeps what was known of it."""
+    """Limits, knobs and tags of the guests of one libvirt; one that does not answer keeps what was known of it."""
 
     def __init__(self, link: LibvirtLink, *, tag_names: frozenset[str]) -> None:
         self._link = link
+        self._walk = Walk(link, Lane.DETAILS, patience_s=_GUEST_PATIENCE_S, budget_s=_BUDGET_S)
         self._tag_names = tag_names
         self._known: dict[str, _Known] = {}
         self._losses = 0
@@ -61,20 +61,29 @@ class Details:
             self._losses = self._link.losses
             self._known.clear()
         self._known = {guest.uuid: self._of(guest) for guest in guests}
-        asks = [ask for guest in guests if (ask := self._due(guest, now_ns)) is not None]
-        if not asks:
+        due = {guest.uuid: ask for guest in guests if any(ask := self._due(guest, now_ns))}
+        if not due:
             return
-        answers: list[_Answer] = []
-        try:
-            self._link.call(Lane.DETAILS, lambda connection: self._ask(connection, asks, answers))
-        except HypervisorTimeout as error:
-            log.warning("some guests' knobs and tags are not known anew", error=str(error))
-        for answer in tuple(answers):  # a copy: a call that was left behind may still add to it
-            self._take(answer)
+        self._walk.keep(self._known)
+        # Those that were never asked, or whose knobs somebody has set, come first.
+        longest_ago = sorted(due, key=lambda uuid: self._known[uuid].knobs_ns or 0)
+        walked = self._walk.over(longest_ago, lambda connection, uuid: self._ask(connection, uuid, *due[uuid]))
+        for uuid, answer in walked.found.items():
+            self._take(self._known[uuid], answer)
+        for uuid in walked.found.keys() | walked.gone:
+            self._note_asked(self._known[uuid], *due[uuid], now_ns)
 
     def knobs(self, guest: Reading) -> Mapping[str, int]:
         """Return a running guest's knobs; none of any other."""
-        return self._known[guest.uuid].knobs if _runs(guest) else {}
+        return self._known[guest.uuid].configured.knobs if _runs(guest) else {}
+
+    def limits(self, guest: Reading) -> GuestDetails:
+        """Return what is configured for a running guest; nothing for any other."""
+        return self._known[guest.uuid].configured.details if _runs(guest) else GuestDetails()
+
+    def agent_listens(self, guest: Reading) -> bool:
+        """Return whether a running guest's own agent is connected."""
+        return _runs(guest) and self._known[guest.uuid].configured.agent
 
     def tags(self, guest: Reading) -> Mapping[str, str]:
         """Return a guest's tags that the config lets through."""
@@ -90,41 +99,34 @@ class Details:
         known = self._known.get(guest.uuid)
         return known if known is not None and known.run == guest.run else _Known(guest.run)
 
-    def _due(self, guest: Reading, now_ns: int) -> _Ask | None:
-        """Return what to ask for, noted as asked: a guest that hangs the call is not the first one of the next."""
+    def _due(self, guest: Reading, now_ns: int) -> tuple[bool, bool]:
+        """Return whether to ask for a guest's knobs, and for its tags."""
         known = self._known[guest.uuid]
-        knobs = _runs(guest) and _old(known.knobs_ns, KNOB_REFRESH_NS, now_ns)
-        tags = bool(self._tag_names) and _old(known.tags_ns, TAG_REFRESH_NS, now_ns)
+        return (
+            _runs(guest) and _old(known.knobs_ns, KNOB_REFRESH_NS, now_ns),
+            bool(self._tag_names) and _old(known.tags_ns, TAG_REFRESH_NS, now_ns),
+        )
+
+    def _take(self, known: _Known, answer: _Answer) -> None:
+        if answer.told is not None and answer.told != known.told:  # reading XML is dear, and it seldom changes
+            known.told = answer.told
+            known.configured = read_configured(*answer.told)
+        if answer.tags is not None:
+            known.tags = answer.tags
+
+    def _note_asked(self, known: _Known, knobs: bool, tags: bool, now_ns: int) -> None:
         if knobs:
             known.knobs_ns = now_ns
         if tags:
             known.tags_ns = now_ns
-        return _Ask(guest.uuid, knobs, tags) if knobs or tags else None
 
-    def _take(self, answer: _Answer) -> None:
-        known = self._known[answer.uuid]
-        if answer.knobs is not None:
-            known.knobs = answer.knobs
-        if answer.tags is not None:
-            known.tags = answer.tags
+    def _ask(self, connection: Any, uuid: str, knobs: bool, tags: bool) -> _Answer:
+        domain = connection.lookupByUUIDString(uuid)
+        told = (domain.XMLDesc(), self._read_schedule(connection, domain)) if knobs else None
+        return _Answer(told, self._read_tags(connection, domain) if tags else None)
 
-    def _ask(self, connection: Any, asks: list[_Ask], answers: list[_Answer]) -> None:
-        binding = self._link.binding
-        for ask in asks:
-            try:
-                domain = connection.lookupByUUIDString(ask.uuid)
-            except binding.libvirtError as error:
-                if connection.isAlive() != 1:
-                    raise
-                log.debug("guest gone before its details were read", guest=ask.uuid, error=str(error))
-                continue
-            knobs = self._read_knobs(connection, domain) if ask.knobs else None
-            tags = self._read_tags(connection, domain) if ask.tags else None
-            answers.append(_Answer(ask.uuid, knobs, tags))
-
-    def _read_knobs(self, connection: Any, domain: Any) -> dict[str, int]:
-        shares = read_shares(self._link.binding, connection, domain)
-        return {} if shares is None else {"cpu_shares": shares}
+    def _read_schedule(self, connection: Any, domain: Any) -> Mapping[str, Any]:
+        return read_schedule(self._link.binding, connection, domain)
 
     def _read_tags(self, connection: Any, domain: Any) -> dict[str, str]:
         binding = self._link.binding
@@ -137,14 +139,22 @@ class Details:
         return read_tags(text, self._tag_names)
 
 
-def read_shares(binding: Any, connection: Any, domain: Any) -> int | None:
-    """Return a guest's live CPU shares; None where its driver has none; raises where the connection is lost."""
+def read_schedule(binding: Any, connection: Any, domain: Any) -> Mapping[str, Any]:
+    """Return a guest's live scheduler parameters, none where its driver has none; raises where the connection is lost.
+
+    libvirt reads them from the cgroup itself, whoever wrote them.
+    """
     try:
-        found = domain.schedulerParametersFlags(binding.VIR_DOMAIN_AFFECT_LIVE).get("cpu_shares")
+        return dict(domain.schedulerParametersFlags(binding.VIR_DOMAIN_AFFECT_LIVE))
     except binding.libvirtError:
         if connection.isAlive() != 1:
             raise
-        return None
+        return {}
+
+
+def read_shares(binding: Any, connection: Any, domain: Any) -> int | None:
+    """Return a guest's live CPU shares; None where its driver has none; raises where the connection is lost."""
+    found = read_schedule(binding, connection, domain).get("cpu_shares")
     return None if found is None else int(found)
 
 

@@ -10,19 +10,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-import structlog
-
-from virtpilot.clock import Clock
-from virtpilot.errors import HypervisorError, HypervisorTimeout, KnobUnsupported
+from virtpilot.clock import SECOND, Clock
+from virtpilot.errors import HypervisorError, KnobUnsupported
 from virtpilot.hypervisor import GuestEvent, GuestState, GuestStats, HostFacts, Job
 from virtpilot.libvirt_details import Details, read_shares
 from virtpilot.libvirt_events import LibvirtEvents
 from virtpilot.libvirt_jobs import JobBook
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
 from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
-from virtpilot.libvirt_stats import Readings, read_all
-
-log = structlog.get_logger(__name__)
+from virtpilot.libvirt_reader import Reader
+from virtpilot.libvirt_stats import Reading
 
 T = TypeVar("T")
 _STATES: Final = tuple(GuestState)
@@ -48,7 +45,8 @@ class LibvirtHypervisor:
         self._details = Details(self._link, tag_names=tag_names)
         self._jobs = JobBook(self._link, clock)
         self._events = LibvirtEvents(self._link, self._jobs, clock)
-        self._held_up = False
+        self._reader = Reader(self._link, deadline_s=deadline_s)
+        self._whole: dict[str, tuple[int, int]] = {}  # which run was last told in whole, and when
         self.skipped = 0
 
     def facts(self) -> HostFacts:
@@ -69,30 +67,33 @@ class LibvirtHypervisor:
 
     def guests(self) -> Sequence[GuestStats]:
         """Return all guests, shut-off ones too, by one bulk call where the driver has it."""
-        found, skipped = self._read()
+        found, skipped = self._reader.read()
         self.skipped += skipped
-        self._details.refresh(found, self._clock.monotonic_ns())
-        return [
-            GuestStats(
-                guest.uuid, guest.name, guest.stats, self._details.knobs(guest), self._details.tags(guest), guest.run
-            )
-            for guest in found
-        ]
+        now_ns = self._clock.monotonic_ns()
+        self._details.refresh(found, now_ns)
+        ages_s = self._ages(found, now_ns)
+        return [self._told(guest, ages_s[guest.uuid]) for guest in found]
 
-    def _read(self) -> Readings:
-        """Read everything, or where a stuck guest holds that up, what no guest can hold up."""
-        binding = self._link.binding
-        try:
-            found = self._link.call(Lane.STATS, lambda connection: read_all(binding, connection))
-        except HypervisorTimeout as error:
-            if not self._held_up:
-                log.warning("a guest holds up libvirt's statistics", error=str(error))
-            self._held_up = True
-            return self._link.call(Lane.OUTLINE, lambda connection: read_all(binding, connection, outline=True))
-        if self._held_up:
-            log.info("libvirt's statistics come in time again")
-        self._held_up = False
-        return found
+    def _told(self, guest: Reading, age_s: float) -> GuestStats:
+        details = self._details
+        return GuestStats(
+            guest.uuid,
+            guest.name,
+            guest.stats,
+            details.knobs(guest),
+            details.tags(guest),
+            guest.run,
+            age_s,
+            details.limits(guest),
+        )
+
+    def _ages(self, guests: Sequence[Reading], now_ns: int) -> dict[str, float]:
+        """Return for how many seconds each guest has not been told in whole; forgets the guests that have gone."""
+        known, self._whole = self._whole, {}
+        for guest in guests:
+            run, whole_ns = known.get(guest.uuid, (guest.run, now_ns))
+            self._whole[guest.uuid] = (guest.run, now_ns if guest.whole or run != guest.run else whole_ns)
+        return {uuid: (now_ns - whole_ns) / SECOND for uuid, (_run, whole_ns) in self._whole.items()}
 
     def _on_guest(self, guest: str, work: Callable[[Any], T], meaning: Meaning = NO_MEANING) -> T:
         return self._link.call(Lane.COMMAND, lambda connection: work(connection.lookupByUUIDString(guest)), meaning)

@@ -41,12 +41,20 @@ class Lane(StrEnum):
     STATS = "statistics"
     OUTLINE = "statistics that no guest holds up"
     DETAILS = "details"
+    INSIDE = "questions to guest agents"
     COMMAND = "commands"
     PROGRESS = "progress"
 
 
 # Together below libvirtd's 20 workers (max_workers), each of which a call that hangs may hold.
-MAX_HANGING: Final = {Lane.STATS: 5, Lane.OUTLINE: 2, Lane.DETAILS: 2, Lane.COMMAND: 5, Lane.PROGRESS: 3}
+MAX_HANGING: Final = {
+    Lane.STATS: 5,
+    Lane.OUTLINE: 1,
+    Lane.DETAILS: 3,
+    Lane.INSIDE: 2,
+    Lane.COMMAND: 5,
+    Lane.PROGRESS: 3,
+}
 
 
 class ConnectionLost(HypervisorUnavailable):
@@ -87,13 +95,20 @@ class _Task(Future[T]):
     over = False
 
 
+def _wait(task: _Task[T], deadline_s: float, steps: Callable[[], int] | None) -> None:
+    """Wait for the task, at most `deadline_s` seconds since its start or since the last step that was seen."""
+    seen = 0
+    while not wait([task], deadline_s).done and steps is not None and (taken := steps()) != seen:
+        seen = taken
+
+
 class LibvirtLink:
     """The calls to the libvirt at `uri`, each in a thread of its own for `deadline_s` seconds at most."""
 
     def __init__(self, uri: str, *, binding: Any, clock: Clock, deadline_s: float) -> None:
         self.binding = binding
+        self.clock = clock
         self._uri = uri
-        self._clock = clock
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._idle: list[Any] = []
@@ -110,18 +125,19 @@ class LibvirtLink:
         meaning: Meaning = NO_MEANING,
         *,
         patience_s: float = math.inf,
+        steps: Callable[[], int] | None = None,
     ) -> T:
         """Return `work(connection)`; done again on a new connection where the old one is lost: it must bear that.
 
         `meaning` maps libvirt's error codes to errors of ours beyond those that always hold; `patience_s` is a shorter
-        deadline than the link's own. Raises HypervisorError: HypervisorTimeout past the deadline, HypervisorUnavailable
-        without a connection, GuestNotFound.
+        deadline than the link's own, and holds from step to step where `steps` counts those of the work. Raises
+        HypervisorError: HypervisorTimeout past the deadline, HypervisorUnavailable without a connection, GuestNotFound.
         """
         deadline_s = min(patience_s, self._deadline_s)
         try:
-            return self._attempt(lane, work, meaning, deadline_s)
+            return self._attempt(lane, work, meaning, deadline_s, steps)
         except ConnectionLost:
-            return self._attempt(lane, work, meaning, deadline_s)
+            return self._attempt(lane, work, meaning, deadline_s, steps)
 
     def crowded(self, lane: Lane) -> bool:
         """Return whether so many calls of a lane hang that no other is made."""
@@ -141,7 +157,14 @@ class LibvirtLink:
         closer.start()
         closer.join(self._deadline_s)  # a stopped libvirtd would hold up a close for ever
 
-    def _attempt(self, lane: Lane, work: Callable[[Any], T], meaning: Meaning, deadline_s: float) -> T:
+    def _attempt(
+        self,
+        lane: Lane,
+        work: Callable[[Any], T],
+        meaning: Meaning,
+        deadline_s: float,
+        steps: Callable[[], int] | None,
+    ) -> T:
         task: _Task[T] = _Task()
         with self._lock:
             if self._closed:
@@ -153,7 +176,7 @@ class LibvirtLink:
             threading.Thread(target=self._run, args=(task, lane, work, meaning), name=name, daemon=True).start()
         except RuntimeError as error:  # this machine has no thread to give
             raise HypervisorUnavailable(f"libvirt cannot be called: {error}") from error
-        wait([task], deadline_s)
+        _wait(task, deadline_s, steps)
         with self._lock:
             if not task.over:
                 task.left = True
@@ -209,7 +232,7 @@ class LibvirtLink:
     def _open(self) -> Any:
         with self._lock:
             if self._retry_at_ns is not None:
-                wait_s = (self._retry_at_ns - self._clock.monotonic_ns()) / SECOND
+                wait_s = (self._retry_at_ns - self.clock.monotonic_ns()) / SECOND
                 if wait_s > 0:
                     raise HypervisorUnavailable(f"libvirt cannot be reached; tried again in {wait_s:.1f} s")
         try:
@@ -232,7 +255,7 @@ class LibvirtLink:
             first = self._failures == 0
             wait_s = min(_FIRST_WAIT_S * 2**self._failures, _LONGEST_WAIT_S)
             self._failures = min(self._failures + 1, 16)
-            self._retry_at_ns = self._clock.monotonic_ns() + seconds(wait_s)
+            self._retry_at_ns = self.clock.monotonic_ns() + seconds(wait_s)
         if first:
             log.warning("libvirt cannot be reached", uri=self._uri, error=why)
 

@@ -19,7 +19,7 @@ from virtpilot.collectors import cpu, disk, load, memory, nic, numa, paging, pre
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.collectors.number import pairs
 from virtpilot.fields import FIELDS, Unit
-from virtpilot.hypervisor import GuestStats
+from virtpilot.hypervisor import GuestDetails, GuestStats
 from virtpilot.lineprotocol import encode_lines, parse
 from virtpilot.model import Sample
 
@@ -45,10 +45,16 @@ FILES: Final = [
 ]
 START_NS: Final = seconds(1_800_000_000)
 # A domain's CPU time has QEMU's own threads in it: a guest can use more than its vCPUs.
+# A burst exceeds its limit.
 UNBOUND: Final = {
     ("vm", "cpu_usage_ratio"),
     ("host", "cpu_overcommit_ratio"),
     ("host", "memory_overcommit_ratio"),
+    ("vm", "cpu_limit_ratio"),
+    ("vm", "disk_limit_used_ratio"),
+    ("vm", "net_limit_used_ratio"),
+    ("vm_disk", "limit_used_ratio"),
+    ("vm_net", "limit_used_ratio"),
 }
 bounded = settings(derandomize=True, deadline=None, max_examples=150)
 
@@ -97,7 +103,25 @@ values = st.one_of(
     st.booleans(),
     st.text(max_size=5),
 )
-stats = st.dictionaries(st.sampled_from([*sorted(FULL["first"]), "unheard.of", "vcpu.9.delay", "block.7.name"]), values)
+odd_names = [
+    "unheard.of",
+    "vcpu.9.delay",
+    "vcpu.9.halted",
+    "block.7.name",
+    "block..rd.bytes",
+    "net.999999999.rx.bytes",
+    "iothread.1.poll-max-ns",
+    "iothread.٣.poll-grow",
+    "perf.cmt",
+    "perf.cpu_cycles",
+    "dirtyrate.megabytes_per_second",
+]
+stats = st.dictionaries(st.one_of(st.sampled_from([*sorted(FULL["first"]), *odd_names]), st.text(max_size=8)), values)
+
+
+def limits_of(measurement: str) -> st.SearchStrategy[dict[str, int]]:
+    names = sorted(name for kind, name in FIELDS if kind == measurement and "limit_" in name and "ratio" not in name)
+    return st.dictionaries(st.sampled_from(names), st.integers(1, 2**62))
 
 
 def check_numbers(samples: list[Sample]) -> None:
@@ -150,15 +174,19 @@ def test_each_parser_by_itself_raises_value_error_at_most(text: str) -> None:
 
 
 @bounded
-@given(st.lists(stats, min_size=1, max_size=3))
-def test_guests_of_which_libvirt_says_anything(rounds: list[dict[str, Any]]) -> None:
+@given(st.lists(stats, min_size=1, max_size=3), limits_of("vm_disk"), limits_of("vm_net"))
+def test_guests_of_which_libvirt_says_anything(
+    rounds: list[dict[str, Any]], disk: dict[str, int], nic: dict[str, int]
+) -> None:
     hypervisor = ToldGuests()
     collector = HostCollector(
         hypervisor, TextTree(), {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=lambda: 0
     )
     sound = {"state.state": 1, "state.reason": 1, "cpu.time": 5}
     for number, told in enumerate(rounds):
-        hypervisor.told = [GuestStats("u-1", "odd one", told, run=1), GuestStats("u-2", "sound", sound, run=1)]
+        details = GuestDetails(disks={"vda": disk, "0": disk}, nics={"vnet3": nic, "0": nic})
+        odd = GuestStats("u-1", "odd one", told, run=1, age_s=1.5, details=details)
+        hypervisor.told = [odd, GuestStats("u-2", "sound", sound, run=1)]
         samples = collector.collect(START_NS + number * seconds(10))
         check_numbers(samples)
         assert any(sample.tags.get("vm") == "u-2" for sample in samples)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from tests.collectors.told_guests import ToldGuests
@@ -13,7 +14,7 @@ from tests.collectors.trees import TextTree
 from virtpilot.clock import seconds
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.fields import FIELDS
-from virtpilot.hypervisor import GuestStats
+from virtpilot.hypervisor import GuestDetails, GuestStats
 from virtpilot.model import Sample
 
 CASES: Final = sorted(Path(__file__).parent.glob("guests/*.json"))
@@ -33,7 +34,16 @@ def played(case: dict[str, Any]) -> list[Sample]:
         leased=lambda guest, knob: guest == "u-1" and knob in case.get("leased", ()),
     )
     for number, part in enumerate(("first", "second")):
-        told = GuestStats("u-1", "web-1", case[part], case.get("knobs", {}), {"tier": "web"}, case["runs"][number])
+        told = GuestStats(
+            "u-1",
+            "web-1",
+            case[part],
+            case.get("knobs", {}),
+            {"tier": "web"},
+            case["runs"][number],
+            case.get("ages", [0, 0])[number],
+            msgspec.convert(case.get("details", {}), GuestDetails),
+        )
         hypervisor.told = [told]
         samples = collector.collect(START_NS + number * seconds(case["seconds"]))
     return samples[1:]

@@ -25,7 +25,20 @@ from virtpilot.hypervisor import GuestStats
 from virtpilot.libvirt_host import LibvirtHypervisor
 
 # What is no source of a host's measurements.
-PARTS = {"__init__", "budget", "collector", "domain", "host", "number", "rates", "source", "sources", "tree"}
+PARTS = {
+    "__init__",
+    "budget",
+    "collector",
+    "domain",
+    "host",
+    "layout",
+    "limits",
+    "number",
+    "rates",
+    "source",
+    "sources",
+    "tree",
+}
 KSM = ("run", "full_scans", "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
 # Nothing to tell of: no disk, no NIC, no vmstat, no huge pages, no merging, no NUMA.
 QUIET = {

@@ -37,6 +37,23 @@ class FakeDomain:
         self.persistent = True
         self.job: dict[str, Any] = {"type": 0}
         self.xml = XML
+        self.schedule: dict[str, int] = {}
+        self.stuck: Hang | None = None
+        self.stuck_state: Hang | None = None
+        self._job = threading.Lock()
+
+    def told(self, wanted: int) -> dict[str, Any]:
+        """Return the statistics as the bulk call tells them with NOWAIT: who is asked already is passed over."""
+        if not wanted & FakeLibvirt.VIR_DOMAIN_STATS_BALLOON:
+            return _chosen(self.stats, wanted)
+        if not self._job.acquire(blocking=False):
+            return {name: value for name, value in _chosen(self.stats, wanted).items() if name not in ASKED_OF_QEMU}
+        try:
+            if self.stuck is not None:
+                self.stuck()
+            return _chosen(self.stats, wanted)
+        finally:
+            self._job.release()
 
     def UUIDString(self) -> str:
         return self._uuid
@@ -49,11 +66,13 @@ class FakeDomain:
 
     def state(self) -> list[int]:
         self._owner.called("state")
+        if self.stuck_state is not None:
+            self.stuck_state()
         return [self.stats["state.state"], 1]
 
     def schedulerParametersFlags(self, _flags: int) -> dict[str, int]:
         self._owner.called("schedulerParametersFlags")
-        return {} if self.shares is None else {"cpu_shares": self.shares}
+        return self.schedule if self.shares is None else {"cpu_shares": self.shares, **self.schedule}
 
     def setSchedulerParametersFlags(self, values: dict[str, int], _flags: int) -> None:
         self._owner.called("setSchedulerParametersFlags")
@@ -132,7 +151,7 @@ class FakeConnection:
         self._owner.wanted.append(wanted)
         if wanted & FakeLibvirt.VIR_DOMAIN_STATS_BALLOON:
             self._owner.called("getAllDomainStats of QEMU")
-        return [(domain, _chosen(domain.stats, wanted)) for domain in self._owner.domains.values()]
+        return [(domain, domain.told(wanted)) for domain in list(self._owner.domains.values())]
 
     def domainListGetStats(
         self, domains: list[FakeDomain], wanted: int, _flags: int
@@ -140,7 +159,7 @@ class FakeConnection:
         (domain,) = domains
         self._owner.called(f"domainListGetStats {domain.name()}")
         there = domain.UUIDString() in self._owner.domains
-        return [(domain, _chosen(domain.stats, wanted))] if there else []
+        return [(domain, domain.told(wanted))] if there else []
 
     def listAllDomains(self, _flags: int = 0) -> list[FakeDomain]:
         self._owner.called("listAllDomains")
@@ -169,7 +188,7 @@ class FakeConnection:
         return ["x86_64", 4096]
 
     def getType(self) -> str:
-        return "QEMU"
+        return self._owner.driver
 
     def getLibVersion(self) -> int:
         return 9_000_000
@@ -183,6 +202,7 @@ class FakeLibvirt:
 
     libvirtError = FakeLibvirtError
     VIR_ERR_NO_SUPPORT = 3
+    VIR_ERR_INVALID_ARG = 8
     VIR_ERR_NO_DOMAIN = 42
     VIR_ERR_NO_DOMAIN_METADATA = 80
     VIR_ERR_SYSTEM_ERROR = 38
@@ -192,6 +212,9 @@ class FakeLibvirt:
     VIR_DOMAIN_STATS_VCPU = 8
     VIR_DOMAIN_STATS_INTERFACE = 16
     VIR_DOMAIN_STATS_BLOCK = 32
+    VIR_DOMAIN_STATS_PERF = 64
+    VIR_DOMAIN_STATS_IOTHREAD = 128
+    VIR_DOMAIN_STATS_DIRTYRATE = 512
     VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 2**29
     VIR_DOMAIN_AFFECT_LIVE = 1
     VIR_DOMAIN_METADATA_ELEMENT = 2
@@ -210,6 +233,7 @@ class FakeLibvirt:
     VIR_MIGRATE_AUTO_CONVERGE = 8192
 
     def __init__(self) -> None:
+        self.driver = "QEMU"
         self.on: dict[str, Callable[[], None]] = {}
         self.calls: Counter[str] = Counter()
         self.wanted: list[int] = []
@@ -251,11 +275,23 @@ STATS: Final = {
     "state.reason": 1,
     "cpu.time": 5,
     "balloon.current": 1024,
+    "balloon.rss": 2048,
     "vcpu.current": 1,
     "block.count": 0,
     "net.count": 0,
 }
-_GROUPS: Final = {"state": 1, "cpu": 2, "balloon": 4, "vcpu": 8, "net": 16, "block": 32}
+ASKED_OF_QEMU: Final = frozenset({"balloon.rss"})
+_GROUPS: Final = {
+    "state": 1,
+    "cpu": 2,
+    "balloon": 4,
+    "vcpu": 8,
+    "net": 16,
+    "block": 32,
+    "perf": 64,
+    "iothread": 128,
+    "dirtyrate": 512,
+}
 
 
 def _chosen(stats: Mapping[str, Any], wanted: int) -> dict[str, Any]:
@@ -275,6 +311,10 @@ class Hang:
             self._times -= 1
             self.begun.set()
             self._free.wait(30)
+
+    def wait(self, seconds: float) -> None:
+        """Hold whoever calls for so long."""
+        self._free.wait(seconds)
 
     def let_go(self) -> None:
         self._free.set()

@@ -8,11 +8,13 @@ from typing import Any, Final
 import pytest
 import structlog.testing
 
-from tests.hypervisor.fake_libvirt import DB, STATS, WEB, FakeLibvirt, Hang, fail
+from tests.hypervisor.fake_libvirt import DB, STATS, WEB, FakeDomain, FakeLibvirt, FakeLibvirtError, Hang, fail
+from tests.services import until
 from virtpilot.clock import VirtualClock
 from virtpilot.errors import HypervisorUnavailable
-from virtpilot.hypervisor import GuestStats
+from virtpilot.hypervisor import GuestDetails, GuestStats
 from virtpilot.libvirt_host import LibvirtHypervisor
+from virtpilot.libvirt_reader import Patience
 from virtpilot.libvirt_tags import TAGS_NAMESPACE
 
 TAGS: Final = f'<tags xmlns="{TAGS_NAMESPACE}" tier="batch" secret="no"/>'
@@ -44,7 +46,8 @@ def by_name(hypervisor: LibvirtHypervisor) -> dict[str, GuestStats]:
 def test_all_guests_come_by_one_bulk_call(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
     libvirt.domains[WEB].metadata_text = TAGS
     found = by_name(hypervisor)
-    assert found["web-1"] == GuestStats(WEB, "web-1", STATS, {"cpu_shares": 1024}, {"tier": "batch"}, 1)
+    shares = GuestDetails({"cpu_shares_count": 1024})
+    assert found["web-1"] == GuestStats(WEB, "web-1", STATS, {"cpu_shares": 1024}, {"tier": "batch"}, 1, 0.0, shares)
     assert found["db-1"].tags == {}
     assert (libvirt.calls["getAllDomainStats"], libvirt.calls["domainListGetStats web-1"]) == (1, 0)
 
@@ -56,26 +59,107 @@ def test_a_guest_that_is_off_has_no_cpu_time_whatever_libvirt_tells(
     assert by_name(hypervisor)["db-1"].stats == {name: value for name, value in STATS.items() if name != "cpu.time"}
 
 
-def test_a_stuck_guest_costs_one_deadline_and_the_others_nothing(
-    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+def test_a_stuck_guest_is_told_in_part_and_ages_and_the_others_are_whole(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
 ) -> None:
-    hang = libvirt.on["getAllDomainStats of QEMU"] = Hang()
+    hang = libvirt.domains[DB].stuck = Hang(times=1)
     with structlog.testing.capture_logs() as logs:
-        for _ in range(8):
+        for tick in range(8):
             found = by_name(hypervisor)
-            # What QEMU itself would have to be asked for is absent, the rest is there.
-            assert found["db-1"].stats.keys() == {"state.state", "state.reason", "cpu.time", "net.count"}
-            assert found["web-1"].knobs == {"cpu_shares": 1024}
-        assert libvirt.calls["getAllDomainStats of QEMU"] <= 5
+            assert (found["web-1"].stats, found["web-1"].age_s) == (STATS, 0)
+            assert "balloon.rss" not in found["db-1"].stats
+            assert (found["db-1"].stats["cpu.time"], found["db-1"].age_s) == (5, tick * 10)
+            clock.advance(10)
+        # One call hangs with the guest for all that time; libvirt passes over it in the others.
+        assert libvirt.calls["getAllDomainStats"] == 9
         hang.let_go()
-        libvirt.on.clear()
-        for _ in range(3):
-            found = by_name(hypervisor)
-    assert found["db-1"].stats == STATS
+        assert until(lambda: by_name(hypervisor)["db-1"].age_s == 0, 5)
+    assert by_name(hypervisor)["db-1"].stats == STATS
     assert [entry["event"] for entry in logs] == [
         "a guest holds up libvirt's statistics",
-        "libvirt's statistics come in time again",
+        "libvirt's statistics come whole again",
     ]
+
+
+def test_several_guests_that_get_stuck_at_once_cost_a_call_each(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    extra = {f"{number:08}-0000-4000-8000-000000000000": f"app-{number}" for number in range(3)}
+    libvirt.domains |= {uuid: FakeDomain(libvirt, uuid, name, STATS) for uuid, name in extra.items()}
+    stuck = [libvirt.domains[uuid] for uuid in extra]
+    hangs = [Hang(times=1) for _ in stuck]
+    for domain, hang in zip(stuck, hangs, strict=True):
+        domain.stuck = hang
+    found = by_name(hypervisor)
+    assert [name for name, guest in found.items() if guest.stats == STATS] == ["web-1", "db-1"]
+    assert libvirt.calls["getAllDomainStats"] == 4
+    for hang in hangs:
+        hang.let_go()
+
+
+def test_where_all_statistics_hang_what_no_guest_can_hold_up_is_left(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
+    hang = libvirt.on["getAllDomainStats of QEMU"] = Hang()
+    for tick in range(8):
+        found = by_name(hypervisor)
+        # What QEMU itself would have to be asked for is absent, the rest is there.
+        assert found["db-1"].stats.keys() == {"state.state", "state.reason", "cpu.time", "net.count"}
+        assert (found["web-1"].knobs["cpu_shares"], found["web-1"].age_s) == (1024, tick)
+        clock.advance(1)
+    assert libvirt.calls["getAllDomainStats of QEMU"] <= 5
+    hang.let_go()
+    libvirt.on.clear()
+    assert until(lambda: by_name(hypervisor)["db-1"].stats == STATS, 5)
+
+
+def test_a_slow_libvirt_is_waited_for_once_it_is_known_to_be_slow() -> None:
+    patience = Patience(deadline_s=5.0)
+    assert patience.seconds() == 1.0  # nothing is known yet
+    for _ in range(7):
+        patience.note(0.01)
+    assert patience.seconds() == 0.25
+    for _ in range(3):
+        patience.note(0.8)
+    assert patience.seconds() == 0.25
+    patience.note(0.9)
+    assert patience.seconds() == pytest.approx(3.2)
+    for _ in range(7):
+        patience.note(2.0)
+    assert patience.seconds() == 5.0
+    patience.note(3600)  # that one was held up by a guest
+    assert patience.seconds() == 5.0
+
+
+def test_groups_that_no_guest_has_are_asked_for_once_a_minute(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
+    optional = libvirt.VIR_DOMAIN_STATS_PERF | libvirt.VIR_DOMAIN_STATS_IOTHREAD
+    for _ in range(13):
+        hypervisor.guests()
+        clock.advance(10)
+    assert [wanted & optional for wanted in libvirt.wanted] == [optional, 0, 0, 0, 0, 0] * 2 + [optional]
+    libvirt.domains[WEB].stats |= {"iothread.count": 1, "iothread.1.poll-max-ns": 32768}
+    libvirt.wanted.clear()
+    for _ in range(7):
+        hypervisor.guests()
+        clock.advance(10)
+    iothreads = libvirt.VIR_DOMAIN_STATS_IOTHREAD
+    assert [wanted & optional for wanted in libvirt.wanted] == [0] * 5 + [optional, iothreads]
+
+
+def test_a_libvirt_that_refuses_newer_groups_is_asked_for_the_old_ones_from_then_on(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    def refuse() -> None:
+        if libvirt.wanted[-1] & libvirt.VIR_DOMAIN_STATS_PERF:
+            raise FakeLibvirtError("invalid argument: Stats types bits 0x40", libvirt.VIR_ERR_INVALID_ARG)
+
+    libvirt.on["getAllDomainStats of QEMU"] = refuse
+    for _ in range(3):
+        assert by_name(hypervisor)["db-1"].stats == STATS
+    core = libvirt.wanted[-1]
+    assert libvirt.wanted == [core | 64 | 128, core, core, core]
 
 
 def test_one_guest_that_fails_the_bulk_call_is_left_out_and_counted(
@@ -210,7 +294,7 @@ def test_details_that_hang_cost_no_guest(hypervisor: LibvirtHypervisor, libvirt:
         found = by_name(hypervisor)
     hang.let_go()
     assert found.keys() == {"web-1", "db-1"}
-    assert [entry["event"] for entry in logs] == ["some guests' knobs and tags are not known anew"]
+    assert {entry["event"] for entry in logs} == {"a guest does not answer and is passed over"}
 
 
 def test_a_driver_without_shares_has_no_such_knob(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:

@@ -1,0 +1,64 @@
+"""Configured limits of disks and NICs beside their use: how much of them is used, and a guest's sums of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+Numbers = Mapping[str, int | float]
+Fields = dict[str, int | float]
+
+# limit → the rates that it bounds together
+_BOUNDS: Final = {
+    f"{way}_limit_{what}_per_second": tuple(f"{one}_{what}_per_second" for one in ways)
+    for way, ways in (
+        ("read", ("read",)),
+        ("write", ("write",)),
+        ("total", ("read", "write")),
+        ("receive", ("receive",)),
+        ("transmit", ("transmit",)),
+    )
+    for what in ("bytes", "requests")
+}
+
+
+def used(fields: Numbers) -> Fields:
+    """Return how much of the most used limit a device uses: absent without a limit, or while a rate is not known."""
+    ratios = [
+        sum(fields[rate] for rate in rates) / fields[limit]
+        for limit, rates in _BOUNDS.items()
+        if fields.get(limit) and all(rate in fields for rate in rates)
+    ]
+    return {"limit_used_ratio": max(ratios)} if ratios else {}
+
+
+def disks(devices: Sequence[Numbers]) -> Fields:
+    """Return a guest's limits over all of its disks, and the use of the most used one."""
+    found = _most_used(devices, "disk_limit_used_ratio")
+    for what in ("bytes", "requests"):
+        own = [_either_way(device, what) for device in devices]
+        if all(own):
+            found[f"disk_limit_{what}_per_second"] = sum(own)
+    return found
+
+
+def nics(devices: Sequence[Numbers]) -> Fields:
+    """Return a guest's limits over all of its NICs, and the use of the most used one."""
+    found = _most_used(devices, "net_limit_used_ratio")
+    for way in ("receive", "transmit"):
+        own = [device.get(f"{way}_limit_bytes_per_second", 0) for device in devices]
+        if all(own):
+            found[f"net_{way}_limit_bytes_per_second"] = sum(own)
+    return found
+
+
+def _either_way(device: Numbers, what: str) -> int | float:
+    """Return what a disk may do in all, 0 where one way has no bound."""
+    total = device.get(f"total_limit_{what}_per_second", 0)
+    ways = [device.get(f"{way}_limit_{what}_per_second", 0) for way in ("read", "write")]
+    return total or (sum(ways) if all(ways) else 0)
+
+
+def _most_used(devices: Iterable[Numbers], field: str) -> Fields:
+    ratios = [device["limit_used_ratio"] for device in devices if "limit_used_ratio" in device]
+    return {field: max(ratios)} if ratios else {}
