@@ -117,9 +117,7 @@ class Reader(NodeReader):
         return Rule(on=on, when=when, digest=_digest(on, when, values), **values), keys["name"]
 
     def _kind(self, node: Node) -> Kind:
-        if isinstance(node, ScalarNode) and node.value == Kind.CLUSTER:
-            raise self._mistake(node, "rules on the cluster are not part of this version of the language")
-        return self._choice(node, Kind, (Kind.VM, Kind.HOST))
+        return self._choice(node, Kind)
 
     @staticmethod
     def _likely(keys: Mapping[str, Node]) -> Kind:

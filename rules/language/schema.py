@@ -22,10 +22,8 @@ _EXPRESSION: Final = (
 )
 
 
-def _words(
-    kind: type[StrEnum], about: str, default: str | None = None, leave_out: frozenset[str] = frozenset()
-) -> Schema:
-    found: Schema = {"enum": [member.value for member in kind if member not in leave_out], "description": about}
+def _words(kind: type[StrEnum], about: str, default: str | None = None) -> Schema:
+    found: Schema = {"enum": [member.value for member in kind], "description": about}
     return found if default is None else found | {"default": default}
 
 
@@ -52,7 +50,7 @@ def _rule() -> Schema:
         {
             "name": {"type": "string", "pattern": _NAME, "description": "Unlike any other rule's."},
             "about": {"type": ["string", "null"], "maxLength": MAX_ABOUT, "description": "A sentence for people."},
-            "on": _words(Kind, "Whom the rule is about: each has a signal of its own.", None, _NOT_YET),
+            "on": _words(Kind, "Whom the rule is about: each has a signal of its own."),
             "where": _condition("Only those for which this holds."),
             "when": _condition("The condition."),
             "for": _duration("`when` holds for so long before the signal fires."),
@@ -81,7 +79,6 @@ def _rule() -> Schema:
     )
 
 
-_NOT_YET: Final = frozenset({Kind.CLUSTER})
 _EXPECT: Final[Schema] = {
     "type": "string",
     "pattern": rf"\S\s+within\s+{_SPAN}\s*$",

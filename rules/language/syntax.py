@@ -10,7 +10,6 @@ import lark
 _WORD_BEFORE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\s*\Z")
 _NUMBER: Final = re.compile(r"[0-9][A-Za-z0-9_.%/]*")
 _NUMBER_BEFORE: Final = re.compile(r"[0-9.]+\s+\Z")
-_LATER: Final = frozenset({"cluster", "vms"})
 _INSTEAD: Final = {
     "=": "texts and numbers are compared with ==",
     "&": "write `and`",
@@ -21,6 +20,15 @@ _INSTEAD: Final = {
     "%": "a quantity is written without a blank, such as 10%",
 }
 _SHOWN: Final = 40
+
+
+class ExpressionError(Exception):
+    """A mistake in an expression; `column` counts from 0 within its text."""
+
+    def __init__(self, column: int, message: str) -> None:
+        self.column = column
+        self.message = message
+        super().__init__(message)
 
 
 def explain(error: lark.UnexpectedInput, text: str) -> tuple[int, str]:
@@ -44,9 +52,13 @@ def _character(at: int, text: str) -> tuple[int, str]:
 
 
 def _entity(name: str) -> str:
-    if name in _LATER:
-        return f"`{name}.` is not part of this version of the language"
-    return f"`{name[:_SHOWN]}.` is not known: there are `host.<field>` and `tags.<name>`"
+    if name == "cluster":
+        return "`cluster.` is written as an aggregate over its hosts or guests, such as `avg(hosts.cpu_usage_ratio)`"
+    if name == "vm":
+        return (
+            "a guest's own fields are written without `vm.`; all guests of a host are `vms.`, as in `max(vms.<field>)`"
+        )
+    return f"`{name[:_SHOWN]}.` is not known: there are `host.<field>`, `tags.<name>`, in aggregates `vms.`, `hosts.`"
 
 
 def _token(token: lark.Token, text: str) -> tuple[int, str]:
@@ -55,9 +67,10 @@ def _token(token: lark.Token, text: str) -> tuple[int, str]:
     word = _WORD_BEFORE.search(text, 0, at)
     if shown == "." and word is not None:
         return word.start(), _entity(word[0].strip())
-    if token.type == "LPAR" and word is not None:
-        name = word[0].strip()[:_SHOWN]
-        return word.start(), f"`{name}(…)`: functions and windows are not part of this version of the language"
+    if token.type == "MEMBERS":
+        return at, f"`{shown}` stands in an aggregate, such as `sum({shown}.<field>)` or `count({shown} where …)`"
+    if token.type == "COMMA" or (token.type == "QUANTITY" and text[:at].rstrip().endswith(",")):
+        return at, "only functions have commas, such as `avg(<field>, 5m)`"
     if token.type == "NAME" and shown.lower() in {"and", "or", "not"}:
         return at, f"unexpected {shown!r}; write `{shown.lower()}`"
     if token.type == "NAME" and _NUMBER_BEFORE.search(text, 0, at):

@@ -1,21 +1,33 @@
-"""The inputs of an expression for chosen rows: their own fields, those of their hosts, their tags."""
+"""The inputs of an expression for chosen rows: fields, their hosts' fields, tags, windows, aggregates."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virtpilot.model import Subject
-from virtpilot.rules.language.expression import Condition, Masks, Numbers
+from virtpilot.model import Kind, Subject
+from virtpilot.rules.language.expression import Aggregate, Condition, Masks, Numbers, Window
+from virtpilot.rules.signals.aggregates import Aggregates
 from virtpilot.rules.signals.table import Table
+from virtpilot.rules.signals.windows import Windows, gather
 
 
 class RowColumns:
-    """Offers the rows `rows` of a table to expressions."""
+    """Offers the rows `rows` of the subjects of a kind to expressions."""
 
-    def __init__(self, table: Table, hosts: Table, rows: NDArray[np.int64]) -> None:
-        self._table = table
-        self._hosts = hosts
+    def __init__(
+        self,
+        tables: dict[Kind, Table],
+        windows: Windows,
+        aggregates: Aggregates,
+        kind: Kind,
+        rows: NDArray[np.int64],
+    ) -> None:
+        self._table = tables[kind]
+        self._hosts = tables[Kind.HOST]
+        self._windows = windows
+        self._aggregates = aggregates
+        self._kind = kind
         self._rows = rows
         self._fields: dict[tuple[str, str], Numbers] = {}
         self._tags: dict[str, NDArray[np.object_]] = {}
@@ -30,11 +42,10 @@ class RowColumns:
 
     def _gather(self, measurement: str, name: str) -> Numbers:
         table, rows = self._table, self._rows
-        if measurement == table.kind.value:
+        if measurement == self._kind.value:
             found: Numbers = table.values[table.column[name], rows]
             return found
-        on = table.host_row[rows]
-        return np.where(on >= 0, self._hosts.values[self._hosts.column[name], np.maximum(on, 0)], np.nan)
+        return gather(self._hosts.values[self._hosts.column[name]], table.host_row[rows])
 
     def tag(self, name: str) -> NDArray[np.object_]:
         """Return a tag of each subject, "" where it has none."""
@@ -43,6 +54,24 @@ class RowColumns:
             found = [_tag(subject, name) if (subject := subjects[row]) else "" for row in self._rows.tolist()]
             self._tags[name] = np.array(found, dtype=np.object_)
         return self._tags[name]
+
+    def window(self, window: Window) -> Numbers:
+        """Return what a window says of each subject, or of its host, as of the last sample."""
+        values = self._windows.value(window)
+        if window.on is self._kind:
+            found: Numbers = values[self._rows]
+            return found
+        return gather(values, self._table.host_row[self._rows])
+
+    def aggregate(self, aggregate: Aggregate) -> Numbers:
+        """Return what was said at the last tick of the guests of each subject's host, or of the whole cluster."""
+        values = self._aggregates.value(aggregate)
+        if aggregate.scope is Kind.CLUSTER:
+            return np.full(len(self._rows), values[0])
+        if self._kind is Kind.HOST:
+            found: Numbers = values[self._rows]
+            return found
+        return gather(values, self._table.host_row[self._rows])
 
 
 def _tag(subject: Subject, name: str) -> str:

@@ -17,15 +17,14 @@ from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import NoData, Rule, RuleSet
-from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
 from virtpilot.rules.signals.saved import VERSION, Saved, SavedRule, Turn, checked, checked_turns
 from virtpilot.rules.signals.subjects import Subjects
 from virtpilot.rules.signals.table import Row, Table
+from virtpilot.rules.signals.world import World
 
 log = structlog.get_logger(__name__)
 
-_KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
 _OFF: Final = frozenset({5, 6})  # virDomainState: shut off, crashed
 
 
@@ -42,10 +41,13 @@ class Tolerance(msgspec.Struct, frozen=True):
     """A sample so far in the future is dropped: its clock is wrong, and the true ones after it would look late."""
 
 
+_Entry = tuple[int, int, int, int]
+
+
 class _Segment(msgspec.Struct):
     """Samples that can be taken together: (row, time, patience, place in the batch) in order of arrival, by kind."""
 
-    rows: dict[Kind, list[tuple[int, int, int, int]]]
+    rows: dict[Kind, list[_Entry]]
     guests_of: set[str]
 
 
@@ -58,13 +60,10 @@ class Evaluator:
         also: Mapping[str, Iterable[str]] | None = None,
         tolerance: Tolerance = Tolerance(),  # noqa: B008 - frozen
     ) -> None:
-        wanted = {name: set(fields) for name, fields in ruleset.wanted().items()}
-        for measurement, fields in (also or {}).items():
-            wanted.setdefault(measurement, set()).update(fields)
         self._tolerance = tolerance
-        self._tables = {kind: Table(kind, wanted.get(name, ())) for name, kind in _KINDS.items()}
+        self._world = World(ruleset, also or {})
+        self._tables = self._world.tables
         self._machines = [Machine(rule, self._tables[rule.on].capacity) for rule in ruleset.rules]
-        self._capacity = {kind: table.capacity for kind, table in self._tables.items()}
         self._subjects = Subjects()
         self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
         self._ended: list[Signal] = []
@@ -85,6 +84,7 @@ class Evaluator:
                 continue
             table = self._tables[subject.kind]
             known = table.row_of.get(subject.id)
+            self._world.cluster = self._world.cluster or sample.tags.get("cluster", "cluster")
             if not self._timely(sample, 0 if known is None else int(table.time[known])):
                 continue
             if known is not None and self._left_behind(table, known, subject, sample):
@@ -124,8 +124,7 @@ class Evaluator:
 
     def _put(self, table: Table, subject: Subject, sample: Sample, cause: str, order: int, segment: _Segment) -> int:
         row = table.add(subject.id)
-        if table.capacity > self._capacity[table.kind]:
-            self._grow(table)
+        self._grow(table)
         patience = self._patience(float(table.interval[row]))
         table.put(row, subject, sample.time_ns, sample.fields, cause)
         if table.kind is Kind.VM:
@@ -136,10 +135,10 @@ class Evaluator:
         return row
 
     def _grow(self, table: Table) -> None:
-        self._capacity[table.kind] = table.capacity
-        for machine in self._machines:
-            if machine.rule.on is table.kind:
-                machine.grow(table.capacity)
+        if self._world.grown(table.kind):
+            for machine in self._machines:
+                if machine.rule.on is table.kind:
+                    machine.grow(table.capacity)
 
     def _patience(self, interval: float) -> int:
         """Return how long (ns) a condition may go unseen: some usual intervals, while there is none the stale time."""
@@ -148,20 +147,23 @@ class Evaluator:
     def _evaluate(self, segment: _Segment) -> list[Signal]:
         found: list[tuple[int, int, Signal]] = []
         for kind, entries in segment.rows.items():
-            if not entries:
-                continue
-            table = self._tables[kind]
-            rows, times, patience, _orders = (np.array(column, np.int64) for column in zip(*entries, strict=True))
-            columns = RowColumns(table, self._tables[Kind.HOST], rows)
-            for number, machine in enumerate(self._machines):
-                if machine.rule.on is kind:
-                    with np.errstate(all="ignore"):
-                        changes = machine.step(columns, rows, times, patience)
-                    for at, old, new in changes:
-                        signal = self._signal(machine.rule, table, entries[at][0], old, new, entries[at][1])
-                        found.append((entries[at][3], number, signal))
+            if entries:
+                found += self._step(kind, entries)
         found.sort(key=lambda item: item[:2])
         return [signal for _order, _rule, signal in found]
+
+    def _step(self, kind: Kind, entries: list[_Entry]) -> Iterator[tuple[int, int, Signal]]:
+        """Take a sample of each of these subjects of one kind; yields each transition with its place and its rule's."""
+        rows, times, patience, _orders = (np.array(column, np.int64) for column in zip(*entries, strict=True))
+        self._world.windows.take(kind, self._world.columns(kind, rows), rows, times)
+        columns = self._world.columns(kind, rows)
+        for number, machine in enumerate(self._machines):
+            if machine.rule.on is kind:
+                with np.errstate(all="ignore"):
+                    changes = machine.step(columns, rows, times, patience)
+                for at, old, new in changes:
+                    row, time_ns, _patience, order = entries[at]
+                    yield order, number, self._signal(machine.rule, self._tables[kind], row, old, new, time_ns)
 
     def _signal(self, rule: Rule, table: Table, row: int, old: int, new: int, at_ns: int) -> Signal:
         subject = table.subjects[row]
@@ -176,30 +178,24 @@ class Evaluator:
             at_ns=at_ns,
             severity=rule.severity,
             about=rule.about,
-            inputs=self._read(rule.when, table, row),
+            inputs=self._world.inputs(rule.when, row),
             notify=list(rule.notify),
         )
-
-    def _read(self, condition: Condition, table: Table, row: int) -> dict[str, float]:
-        """Return what a condition reads, as it stands in the table."""
-        columns = RowColumns(table, self._tables[Kind.HOST], np.array([row], np.int64))
-        found = {}
-        for measurement, field in sorted(condition.fields):
-            value = float(columns.field(measurement, field)[0])
-            if not np.isnan(value):
-                found[field if measurement == table.kind.value else f"{measurement}.{field}"] = value
-        return found
 
     def tick(self, now_ns: int) -> list[Signal]:
         """Notice what did not come: apply `no_data` to silent subjects, end the signals of those that are gone."""
         self._now_ns = now_ns
         signals, self._ended = self._ended, []
-        for table in self._tables.values():
-            quiet, gone = self._absent(table, now_ns)
+        silent: dict[Kind, list[str]] = {}
+        for kind in (Kind.HOST, Kind.VM):
+            silent[kind], gone = self._absent(self._tables[kind], now_ns)
             for subject_id in gone:
-                signals += self._end(table, subject_id, now_ns)
+                signals += self._end(self._tables[kind], subject_id, now_ns)
+        self._world.look_around(silent)
+        for kind, quiet in silent.items():
             if quiet:
-                signals += self._silent(table, quiet, now_ns)
+                signals += self._silent(self._tables[kind], quiet, now_ns)
+        signals += self._cluster(now_ns)
         oldest_ns, newest_ns = now_ns - self._tolerance.forget_ns, now_ns + self._tolerance.ahead_ns
         if any(not oldest_ns <= at <= newest_ns for _value, at in self._knobs.values()):
             self._knobs = {k: v for k, v in self._knobs.items() if oldest_ns <= v[1] <= newest_ns}
@@ -225,19 +221,27 @@ class Evaluator:
             if old != INACTIVE:
                 machine.state[row] = INACTIVE
                 signals.append(self._signal(machine.rule, table, row, old, INACTIVE, now_ns))
-        table.remove(subject_id)
-        if table.kind is Kind.HOST:
-            # The row will be another host's.
-            guests = self._tables[Kind.VM]
-            guests.host_row[guests.host_row == row] = -1
+        self._world.remove(table.kind, subject_id)
         return signals
+
+    def _cluster(self, now_ns: int) -> list[Signal]:
+        """Evaluate the rules on the cluster: a tick is its sample."""
+        table, name = self._tables[Kind.CLUSTER], self._world.cluster
+        if not name or not any(machine.rule.on is Kind.CLUSTER for machine in self._machines):
+            return []
+        row = table.add(name)
+        if now_ns <= table.time[row]:
+            return []
+        patience = self._patience(float(table.interval[row]))
+        table.put(row, Subject(Kind.CLUSTER, name, name), now_ns, {}, f"tick/{now_ns}")
+        return [signal for _order, _rule, signal in self._step(Kind.CLUSTER, [(row, now_ns, patience, 0)])]
 
     def _silent(self, table: Table, quiet: list[str], now_ns: int) -> list[Signal]:
         rows = np.array([table.row_of[subject_id] for subject_id in quiet], np.int64)
         times = np.full(len(rows), now_ns, np.int64)
         # That nothing comes is what the rule's `no_data` speaks of: no gap in it.
         patience = np.full(len(rows), np.iinfo(np.int64).max, np.int64)
-        columns = RowColumns(table, self._tables[Kind.HOST], rows)
+        columns = self._world.columns(table.kind, rows)
         found: list[tuple[int, int, Signal]] = []
         for number, machine in enumerate(self._machines):
             # With `hold` nothing changes while nothing is known.
@@ -251,34 +255,17 @@ class Evaluator:
         return [signal for _at, _rule, signal in found]
 
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
-        """Tell whether a condition holds for a subject by a sample after `after_ns`; None while that is not known."""
-        table = self._tables[condition.on]
-        row = table.row_of.get(subject_id)
-        if row is None or table.time[row] <= after_ns:
-            return None
-        with np.errstate(all="ignore"):
-            true, false = masks(condition, RowColumns(table, self._tables[Kind.HOST], np.array([row], np.int64)), 1)
-        return True if true[0] else False if false[0] else None
+        """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
+        return self._world.holds(condition, subject_id, after_ns)
 
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
         """Return the values that a condition reads of a subject just now; empty where it is not known."""
-        table = self._tables[condition.on]
-        row = table.row_of.get(subject_id)
-        return {} if row is None else self._read(condition, table, row)
+        row = self._tables[condition.on].row_of.get(subject_id)
+        return {} if row is None else self._world.inputs(condition, row)
 
     def row(self, kind: Kind, subject_id: str) -> Row | None:
         """Return a subject as last measured, None where it is not known."""
-        table = self._tables[kind]
-        row = table.row_of.get(subject_id)
-        if row is None:
-            return None
-        subject = table.subjects[row]
-        assert subject is not None  # noqa: S101 - `row_of` names taken rows only
-        values = table.present(row)
-        on = int(table.host_row[row])
-        if on >= 0:
-            values |= {f"host.{name}": value for name, value in self._tables[Kind.HOST].present(on).items()}
-        return Row(subject, int(table.time[row]), int(table.since[row]), values)
+        return self._world.row(kind, subject_id)
 
     def latest(self, kind: Kind) -> dict[str, Row]:
         """Return all subjects of a kind as last measured."""
@@ -309,6 +296,8 @@ class Evaluator:
             {kind: table.dump() for kind, table in self._tables.items()},
             [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
             [SavedRule(one.rule.name, one.rule.digest, self._states(one)) for one in self._machines],
+            self._world.windows.dump(),
+            self._world.cluster,
         )
 
     def snapshot(self) -> dict[str, Any]:
@@ -345,10 +334,9 @@ class Evaluator:
             if kind in saved.tables:
                 table.load(saved.tables[kind])
             self._grow(table)
-        guests, hosts = self._tables[Kind.VM], self._tables[Kind.HOST]
-        for _id, row in guests.rows():
-            subject = guests.subjects[row]
-            guests.host_row[row] = hosts.row_of.get(subject.host, -1) if subject is not None else -1
+        self._world.cluster = saved.cluster
+        self._world.find_hosts()
+        self._world.windows.load(saved.windows)
         self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in saved.knobs}
         machines = {(machine.rule.name, machine.rule.digest): machine for machine in self._machines}
         for rule in saved.rules:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from virtpilot.errors import StateError
 from virtpilot.model import Kind, Signal, SignalState
@@ -23,6 +25,35 @@ class SavedRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     states: list[tuple[str, SignalState, Time, Time]]
 
 
+class SavedHistory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A window's points: how many of each subject, and all of them one after the other in little-endian columns."""
+
+    kind: Kind
+    series: str
+    merge: str
+    span_ns: Time
+    subjects: list[tuple[str, Annotated[int, msgspec.Meta(ge=1)]]]
+    times: bytes
+    values: bytes
+    weights: bytes
+
+    def points(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return the columns."""
+        return (
+            np.frombuffer(self.times, np.int64),
+            np.frombuffer(self.values, np.float64),
+            np.frombuffer(self.weights, np.int64),
+        )
+
+    def whole(self) -> bool:
+        """Tell whether the columns are as long as the subjects say, and hold what a history can hold."""
+        size = 8 * sum(count for _subject, count in self.subjects)
+        if not len(self.times) == len(self.values) == len(self.weights) == size:
+            return False
+        times, values, weights = self.points()
+        return bool((times >= 0).all() and np.isfinite(values).all() and (weights > 0).all())
+
+
 class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole state."""
 
@@ -30,6 +61,8 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tables: dict[Kind, SavedTable]
     knobs: list[tuple[str, str, float, Time]]
     rules: list[SavedRule]
+    windows: list[SavedHistory] = []
+    cluster: str = ""
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +87,8 @@ def checked(snapshot: Mapping[str, Any]) -> Saved:
     for kind, table in saved.tables.items():
         if problem := table.problem(kind):
             raise StateError(f"signals: {problem}")
+    if not all(history.whole() for history in saved.windows):
+        raise StateError("signals: the points of a window are not whole")
     return saved
 
 

@@ -74,6 +74,8 @@ class Table:
         self.host_row: NDArray[np.int64] = np.full(_FIRST_ROWS, -1, np.int64)
         self.capacity = _FIRST_ROWS
         """How many rows there is room for."""
+        self.changes = 0
+        """Grows with whoever comes or goes."""
 
     def add(self, subject_id: str) -> int:
         """Return the row of a subject, a fresh one where it is new."""
@@ -90,6 +92,7 @@ class Table:
                 self._grow()
         self.row_of[subject_id] = row
         self.used[row] = True
+        self.changes += 1
         self.values[:, row] = np.nan
         self.time[row] = self.since[row] = 0
         self.interval[row] = 0.0
@@ -99,6 +102,7 @@ class Table:
     def remove(self, subject_id: str) -> None:
         """Forget a subject."""
         row = self.row_of.pop(subject_id)
+        self.changes += 1
         self.subjects[row] = None
         self.used[row] = False
         self._free.append(row)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind
-from virtpilot.rules.language.expression import Numbers, condition, formula
+from virtpilot.rules.language.expression import Aggregate, Numbers, Window, condition, formula
 
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=300)
 FIELDS = ["cpu_usage_ratio", "cpu_steal_ratio", "memory_used_ratio", "host.cpu_usage_ratio"]
@@ -35,6 +35,12 @@ class Rows:
 
     def tag(self, name: str) -> NDArray[np.object_]:
         return np.array([row.get(f"tags.{name}", "") for row in self.rows], np.object_)
+
+    def window(self, window: Window) -> Numbers:
+        raise AssertionError(window.text)
+
+    def aggregate(self, aggregate: Aggregate) -> Numbers:
+        raise AssertionError(aggregate.text)
 
 
 def evaluate(text: str, row: Row) -> bool | None:

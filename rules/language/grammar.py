@@ -1,0 +1,77 @@
+"""The grammar of expressions, and a text's tree, bounded in size."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import lark
+
+from virtpilot.rules.language.syntax import ExpressionError, explain
+from virtpilot.rules.language.units import QUANTITY
+
+MAX_LENGTH: Final = 2_000
+MAX_NODES: Final = 200
+MAX_DEPTH: Final = 50
+
+Tree = lark.Tree[lark.Token]
+
+_GRAMMAR: Final = rf"""
+?start: either
+?either: both ("or" both)*
+?both: negated ("and" negated)*
+?negated: "not" negated -> negation
+        | comparison
+?comparison: sum [COMPARE sum]
+?sum: product (ADD product)*
+?product: signed (MULTIPLY signed)*
+?signed: "-" signed -> minus
+       | atom
+?atom: QUANTITY -> quantity
+     | STRING -> text
+     | "current" -> current
+     | "host" "." NAME -> host_field
+     | MEMBERS "." NAME -> member_field
+     | TAG -> tag
+     | NAME "(" MEMBERS [where] ")" -> members
+     | NAME "(" either ("," QUANTITY)* [where] ")" -> call
+     | NAME -> field
+     | "(" either ")"
+where: "where" either
+COMPARE: "<=" | ">=" | "==" | "!=" | "<" | ">"
+ADD: "+" | "-"
+MULTIPLY: "*" | "/"
+TAG: /tags\.[A-Za-z_][A-Za-z0-9_]*(?:[.-][A-Za-z0-9_]+)*/
+MEMBERS: /(?:vms|hosts)\b/
+NAME: /(?!(?:and|or|not|current|host|hosts|vms|where|tags)\b)[A-Za-z_][A-Za-z0-9_]*/
+STRING: /"[^"\\\n]*"/
+QUANTITY: /{QUANTITY}/
+%import common.WS
+%ignore WS
+"""
+_PARSER: Final = lark.Lark(_GRAMMAR, parser="lalr", propagate_positions=True, maybe_placeholders=False)
+
+
+def tree_of(text: str) -> Tree:
+    """Return the tree of an expression, bounded in size, its parts with their places; raises ExpressionError."""
+    if len(text) > MAX_LENGTH:
+        raise ExpressionError(0, f"longer than {MAX_LENGTH} characters")
+    try:
+        tree = _PARSER.parse(text)
+    except lark.UnexpectedInput as error:
+        raise ExpressionError(*explain(error, text)) from None
+    _check_size(tree)
+    return tree
+
+
+def _check_size(tree: Tree) -> None:
+    """Refuse what would exhaust the stack when it is compiled or evaluated."""
+    found = 0
+    waiting = [(tree, 1)]
+    while waiting:
+        part, depth = waiting.pop()
+        found += 1
+        if found > MAX_NODES:
+            raise ExpressionError(0, f"more than {MAX_NODES} parts")
+        if depth > MAX_DEPTH:
+            raise ExpressionError(part.meta.start_pos, f"nested more than {MAX_DEPTH} deep")
+        waiting += [(child, depth + 1) for child in part.children if isinstance(child, lark.Tree)]

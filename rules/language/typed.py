@@ -1,0 +1,224 @@
+"""The typed parts of an expression: what each is, what it reads, and closures that work on whole columns."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.fields import Unit
+from virtpilot.model import Kind
+from virtpilot.rules.language.units import Quantity
+
+Numbers = NDArray[np.float64]
+Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+
+
+class Columns(Protocol):
+    """The inputs of many subjects: one row each."""
+
+    def field(self, measurement: str, name: str) -> Numbers:
+        """Return a field of each subject, or of each subject's host; NaN where it is missing."""
+
+    def tag(self, name: str) -> NDArray[np.object_]:
+        """Return a tag of each subject, "" where it has none."""
+
+    def window(self, window: Window) -> Numbers:
+        """Return what a window says of each subject just now, NaN where that is not known."""
+
+    def aggregate(self, aggregate: Aggregate) -> Numbers:
+        """Return what is said of the others around each subject, NaN where that is not known."""
+
+
+Value = Callable[[Columns, float], Any]
+Truth = Callable[[Columns], Masks]
+
+
+class Window:
+    """A function over the recent history of a number or a condition; equal texts about one kind are one window.
+
+    `on` is whose history it is: a host's where the series reads nothing else, also in a rule about its guests.
+    """
+
+    def __init__(self, text: str, on: Kind, function: str, merge: str, spans: Sequence[int], series: Value) -> None:
+        self.text = text
+        self.on = on
+        self.key = (on, text)
+        """What tells it from every other window, whoever reads it."""
+        self.function = function
+        self.merge = merge
+        """How samples within one step of a long window become one: mean, min, max or last."""
+        self.span_ns = spans[-1]
+        self.ahead_ns = spans[0]
+        self.series = series
+        self.series_text = ""
+        self.what = "gauge"
+        """What the series is: gauge, counter or truth."""
+
+
+class Aggregate:
+    """A function over the guests of a host, or over all hosts or guests, taken at each tick."""
+
+    def __init__(self, text: str, function: str, members: Kind, scope: Kind) -> None:
+        self.text = text
+        self.function = function
+        self.members = members
+        self.scope = scope
+        """Whose members: a host's, or the cluster's."""
+        self.value: Value | None = None
+        self.where: Truth | None = None
+
+    @property
+    def key(self) -> tuple[Kind, str]:
+        """What tells it from every other aggregate."""
+        return (self.scope, self.text)
+
+
+class Reads(msgspec.Struct):
+    """What an expression reads: fields and windows of its subject and its host; `every` one, those of others too."""
+
+    fields: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    every: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    windows: dict[tuple[Kind, str], Window] = msgspec.field(default_factory=dict)
+    every_window: dict[tuple[Kind, str], Window] = msgspec.field(default_factory=dict)
+    aggregates: dict[tuple[Kind, str], Aggregate] = msgspec.field(default_factory=dict)
+    tags: set[str] = msgspec.field(default_factory=set)
+
+    def beneath(self, other: Reads) -> None:
+        """Add what a part reads that is about others, or over time: its fields are not the subject's own."""
+        self.every |= other.every
+        self.every_window |= other.every_window
+        self.aggregates |= other.aggregates
+
+
+class Part:
+    """A typed part of an expression: a number with a unit, a text, or a truth."""
+
+    def __init__(self, kind: str, unit: Unit | None = None) -> None:
+        self.kind = kind
+        self.unit = unit
+        self.value: Value = _none
+        self.truth: Truth = _nothing
+        self.literal: Quantity | None = None
+        self.most: float | None = None
+        """What a sum of ratio fields cannot exceed; a share of something else has no such bound."""
+        self.counter = False
+        self.sign = ""
+        """What joins `parts`: a comparison's sign, `and`, `or`, `not`."""
+        self.parts: tuple[Part, ...] = ()
+        self.source: tuple[str, str] | Window | Aggregate | None = None
+        """Where a number comes from, if it is no more than an input."""
+
+
+def _none(_columns: Columns, _current: float) -> Any:
+    raise TypeError("a condition has no number")
+
+
+def _nothing(_columns: Columns) -> Masks:
+    raise TypeError("a number is not true or false")
+
+
+def number(unit: Unit | None, value: Value) -> Part:
+    """Return a part that is a number."""
+    part = Part("number", unit)
+    part.value = value
+    return part
+
+
+def text(value: Value) -> Part:
+    """Return a part that is a text."""
+    part = Part("text")
+    part.value = value
+    return part
+
+
+def truth(sign: str, parts: Sequence[Part], evaluate: Truth) -> Part:
+    """Return a part that is true, false or unknown."""
+    part = Part("truth")
+    part.sign, part.parts, part.truth = sign, tuple(parts), evaluate
+    return part
+
+
+COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+
+
+def _quotient(left: Any, right: Any) -> Any:
+    """Return a quotient; by zero it is missing, as an input would be."""
+    return np.divide(left, np.where(np.equal(right, 0), np.nan, right))
+
+
+_ARITHMETIC: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": _quotient,
+}  # fmt: skip
+
+
+def arithmetic(sign: str, left: Part, right: Part, unit: Unit | None) -> Part:
+    """Return a sum, difference, product or quotient."""
+    apply = _ARITHMETIC[sign]
+    part = number(unit, lambda columns, current: apply(left.value(columns, current), right.value(columns, current)))
+    if sign == "+":
+        part.counter = left.counter and right.counter
+        if left.most is not None and right.most is not None:
+            part.most = left.most + right.most
+    return part
+
+
+def compared(sign: str, left: Part, right: Part) -> Part:
+    """Return a comparison of numbers: unknown where one of them is."""
+    compare = COMPARE[sign]
+
+    def evaluate(columns: Columns) -> Masks:
+        a = np.atleast_1d(np.asarray(left.value(columns, np.nan), dtype=np.float64))
+        b = np.atleast_1d(np.asarray(right.value(columns, np.nan), dtype=np.float64))
+        true = compare(a, b)
+        known = np.isfinite(a) & np.isfinite(b)
+        return true & known, ~true & known
+
+    return truth(sign, (left, right), evaluate)
+
+
+def same_text(sign: str, left: Part, right: Part) -> Part:
+    """Return a comparison of texts."""
+
+    def evaluate(columns: Columns) -> Masks:
+        same = np.atleast_1d(np.asarray(left.value(columns, np.nan) == right.value(columns, np.nan), dtype=np.bool_))
+        return (same, ~same) if sign == "==" else (~same, same)
+
+    return truth(sign, (left, right), evaluate)
+
+
+def logic(sign: str, parts: Sequence[Part]) -> Part:
+    """Return `and` or `or` over parts, in Kleene's three values."""
+    all_of = sign == "and"
+
+    def evaluate(columns: Columns) -> Masks:
+        true, false = parts[0].truth(columns)
+        for part in parts[1:]:
+            more_true, more_false = part.truth(columns)
+            true, false = (true & more_true, false | more_false) if all_of else (true | more_true, false & more_false)
+        return true, false
+
+    return truth(sign, parts, evaluate)
+
+
+def negation(inner: Part) -> Part:
+    """Return the opposite of a truth."""
+    return truth("not", (inner,), lambda columns: inner.truth(columns)[::-1])
+
+
+def as_number(part: Part) -> Value:
+    """Return a part's number; of a truth 1, 0 or NaN where it is unknown."""
+    if part.kind != "truth":
+        return part.value
+
+    def value(columns: Columns, _current: float) -> Numbers:
+        true, false = part.truth(columns)
+        return np.where(true, 1.0, np.where(false, 0.0, np.nan))
+
+    return value

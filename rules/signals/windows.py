@@ -1,0 +1,136 @@
+"""All windows that the rules in force read, kept up to date sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.model import Kind
+from virtpilot.rules.language.typed import Columns, Numbers, Window
+from virtpilot.rules.signals.history import History
+from virtpilot.rules.signals.over_time import evaluate
+from virtpilot.rules.signals.saved import SavedHistory
+from virtpilot.rules.signals.table import Table
+
+_Key = tuple[Kind, str, str, int]
+
+
+class _Kept:
+    """One history and the windows that are read from it, each with its newest values."""
+
+    def __init__(self, window: Window, capacity: int) -> None:
+        self.series = window.series
+        self.history = History(window.span_ns, window.merge, capacity)
+        self.values: dict[Window, NDArray[np.float64]] = {}
+
+
+class Windows:
+    """Histories shared by the windows of one series, span and way of merging; values as of a subject's last sample."""
+
+    def __init__(self, windows: Iterable[Window], tables: dict[Kind, Table]) -> None:
+        self._kept: dict[_Key, _Kept] = {}
+        self._tables = tables
+        self._of: dict[tuple[Kind, str], tuple[_Kept, Window]] = {}
+        for window in windows:
+            capacity = tables[window.on].capacity
+            kept = self._kept.setdefault(_key(window), _Kept(window, capacity))
+            if window.key not in self._of:
+                self._of[window.key] = (kept, window)
+                kept.values[window] = np.full(capacity, np.nan)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory all histories take."""
+        return sum(kept.history.nbytes for kept in self._kept.values())
+
+    def value(self, window: Window) -> NDArray[np.float64]:
+        """Return a window's value of every row, NaN where it is not known."""
+        kept, first = self._of[window.key]
+        return kept.values[first]
+
+    def take(self, kind: Kind, columns: Columns, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
+        """Take a sample of each row of a kind."""
+        for kept in self._about(kind):
+            with np.errstate(all="ignore"):
+                values = np.asarray(kept.series(columns, np.nan), np.float64)
+                kept.history.push(rows, times, np.broadcast_to(values, len(rows)))
+                self._look(kept, rows, times)
+
+    def _about(self, kind: Kind) -> Iterator[_Kept]:
+        return (kept for key, kept in self._kept.items() if key[0] is kind)
+
+    @staticmethod
+    def _look(kept: _Kept, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
+        points = kept.history.points(rows, times)
+        for window, values in kept.values.items():
+            values[rows] = evaluate(window, points, times)
+
+    def grow(self, kind: Kind, capacity: int) -> None:
+        """Make room for more rows of a kind."""
+        for kept in self._about(kind):
+            kept.history.grow(capacity)
+            for window, values in kept.values.items():
+                kept.values[window] = np.pad(values, (0, capacity - len(values)), constant_values=np.nan)
+
+    def clear(self, kind: Kind, row: int) -> None:
+        """Forget a row of a kind."""
+        for kept in self._about(kind):
+            kept.history.clear(row)
+            for values in kept.values.values():
+                values[row] = np.nan
+
+    def dump(self) -> list[SavedHistory]:
+        """Return all histories as they are saved."""
+        found = []
+        for (kind, series, merge, span_ns), kept in self._kept.items():
+            table = self._tables[kind]
+            ids = list(table.row_of)
+            rows = np.fromiter(table.row_of.values(), np.int64, len(ids))
+            points = kept.history.points(rows, table.time[rows])
+            counts = np.count_nonzero(points.valid, axis=1)
+            saved = SavedHistory(
+                kind,
+                series,
+                merge,
+                span_ns,
+                [(ids[at], int(counts[at])) for at in np.flatnonzero(counts)],
+                points.time[points.valid].tobytes(),
+                points.value[points.valid].tobytes(),
+                points.weight[points.valid].tobytes(),
+            )
+            found.append(saved)
+        return found
+
+    def load(self, saved: Iterable[SavedHistory]) -> None:
+        """Take up histories that `dump` gave; those that no rule reads any more are left out."""
+        for one in saved:
+            kept = self._kept.get((one.kind, one.series, one.merge, one.span_ns))
+            if kept is None:
+                continue
+            table = self._tables[one.kind]
+            (times, values, weights), start = one.points(), 0
+            for subject_id, count in one.subjects:
+                row = table.row_of.get(subject_id)
+                if row is not None:
+                    end = start + count
+                    kept.history.load(row, times[start:end], values[start:end], weights[start:end])
+                start += count
+            rows = np.fromiter(table.row_of.values(), np.int64, len(table.row_of))
+            if len(rows):
+                with np.errstate(all="ignore"):
+                    self._look(kept, rows, table.time[rows])
+
+
+def _key(window: Window) -> _Key:
+    return (window.on, window.series_text, window.merge, window.span_ns)
+
+
+def gather(values: Numbers, rows: NDArray[np.int64]) -> Numbers:
+    """Return the values of rows, NaN for those below 0."""
+    found: Numbers = np.where(rows >= 0, values[np.maximum(rows, 0)], np.nan)
+    return found

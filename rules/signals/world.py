@@ -1,0 +1,109 @@
+"""All that the rules can see: hosts, guests and the cluster as last measured, windows over them, aggregates of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.model import Kind
+from virtpilot.rules.language.expression import Condition
+from virtpilot.rules.language.records import RuleSet
+from virtpilot.rules.signals.aggregates import Aggregates
+from virtpilot.rules.signals.columns import RowColumns, masks
+from virtpilot.rules.signals.table import Row, Table
+from virtpilot.rules.signals.windows import Windows
+
+
+class World:
+    """The tables, with what is derived from them."""
+
+    def __init__(self, ruleset: RuleSet, also: Mapping[str, Iterable[str]]) -> None:
+        wanted = {name: set(fields) for name, fields in ruleset.wanted().items()}
+        for measurement, fields in also.items():
+            wanted.setdefault(measurement, set()).update(fields)
+        conditions = [condition for rule in ruleset.rules for condition in rule.conditions()]
+        self.tables = {kind: Table(kind, wanted.get(kind.value, ())) for kind in Kind}
+        self.windows = Windows((w for one in conditions for w in one.reads.every_window.values()), self.tables)
+        self.aggregates = Aggregates((a for one in conditions for a in one.reads.aggregates.values()), self.tables)
+        self.cluster = ""
+        self._capacity = {kind: table.capacity for kind, table in self.tables.items()}
+
+    def columns(self, kind: Kind, rows: NDArray[np.int64]) -> RowColumns:
+        """Return the inputs of rows."""
+        return RowColumns(self.tables, self.windows, self.aggregates, kind, rows)
+
+    def grown(self, kind: Kind) -> bool:
+        """Make room in the windows where a table has grown, and tell so."""
+        capacity = self.tables[kind].capacity
+        if capacity == self._capacity[kind]:
+            return False
+        self._capacity[kind] = capacity
+        self.windows.grow(kind, capacity)
+        return True
+
+    def remove(self, kind: Kind, subject_id: str) -> None:
+        """Forget a subject."""
+        row = self.tables[kind].row_of[subject_id]
+        self.tables[kind].remove(subject_id)
+        self.windows.clear(kind, row)
+        if kind is Kind.HOST:
+            # The row will be another host's.
+            guests = self.tables[Kind.VM]
+            guests.host_row[guests.host_row == row] = -1
+            self.aggregates.clear(row)
+
+    def find_hosts(self) -> None:
+        """Join every guest to its host anew."""
+        guests, hosts = self.tables[Kind.VM], self.tables[Kind.HOST]
+        for _id, row in guests.rows():
+            subject = guests.subjects[row]
+            guests.host_row[row] = hosts.row_of.get(subject.host, -1) if subject is not None else -1
+
+    def look_around(self, quiet: Mapping[Kind, Iterable[str]]) -> None:
+        """Take the aggregates over all hosts and guests but those that are silent."""
+        if not len(self.aggregates):
+            return
+        for kind in (Kind.HOST, Kind.VM):
+            table, rows = self.tables[kind], self.aggregates.rows(kind)
+            silent = [table.row_of[subject_id] for subject_id in quiet.get(kind, ())]
+            counted = rows[~np.isin(rows, silent)] if silent else rows
+            with np.errstate(all="ignore"):
+                self.aggregates.take(kind, counted, self.columns(kind, counted))
+
+    def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
+        """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
+        table = self.tables[condition.on]
+        row = table.row_of.get(subject_id)
+        if row is None or table.time[row] <= after_ns:
+            return None
+        with np.errstate(all="ignore"):
+            true, false = masks(condition, self.columns(condition.on, np.array([row], np.int64)), 1)
+        return True if true[0] else False if false[0] else None
+
+    def inputs(self, condition: Condition, row: int) -> dict[str, float]:
+        """Return what a condition reads of a row just now: fields by name, windows and aggregates by text."""
+        columns, reads = self.columns(condition.on, np.array([row], np.int64)), condition.reads
+        own = condition.on.value
+        found = {
+            field if measurement == own else f"{measurement}.{field}": columns.field(measurement, field)
+            for measurement, field in sorted(reads.fields)
+        }
+        found |= {window.text: columns.window(window) for window in reads.windows.values()}
+        found |= {aggregate.text: columns.aggregate(aggregate) for aggregate in reads.aggregates.values()}
+        return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
+
+    def row(self, kind: Kind, subject_id: str) -> Row | None:
+        """Return a subject as last measured, None where it is not known."""
+        table = self.tables[kind]
+        row = table.row_of.get(subject_id)
+        if row is None:
+            return None
+        subject = table.subjects[row]
+        assert subject is not None  # noqa: S101 - `row_of` names taken rows only
+        values = table.present(row)
+        on = int(table.host_row[row])
+        if on >= 0:
+            values |= {f"host.{name}": value for name, value in self.tables[Kind.HOST].present(on).items()}
+        return Row(subject, int(table.time[row]), int(table.since[row]), values)

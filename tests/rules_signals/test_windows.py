@@ -1,0 +1,185 @@
+"""Windows over a subject's past say what a plain reading of its samples says, bit by bit, whatever happens between."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.rules_signals.plain_windows import window_value
+from tests.rules_signals.reference import START_NS, changes, host, ruleset, vm
+from virtpilot.clock import SECOND, seconds
+from virtpilot.model import Kind, Sample
+from virtpilot.rules.language.expression import Condition, condition
+from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.history import STEPS, History
+
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
+NUMBER = ["avg", "min", "max", "p1", "p50", "p95", "p99", "stddev", "count", "delta", "slope", "flaps", "forecast"]
+WINDOWS = [
+    *(f"{name}(cpu_steal_ratio, {span}) >= 0" for name in NUMBER for span in ("20s", "1m", "10m")),
+    "forecast(cpu_steal_ratio, 1h, 1m) >= 0",
+    "avg(cpu_steal_ratio > 20%, 1m) >= 0",
+    "count(cpu_steal_ratio > 20%, 1m) >= 0",
+    "flaps(cpu_steal_ratio > 20%, 1m) >= 0",
+    "rate(major_faults_total, 1m) >= 0",
+    "delta(major_faults_total, 10m) >= 0",
+    "flaps(major_faults_total, 1m) >= 0",
+]
+COMPILED = [condition(text, Kind.VM) for text in WINDOWS]
+RULES = ruleset(
+    "virtpilot: 1\nrules:\n"
+    + "".join(f"  - {{name: r{n}, on: vm, when: '{text}'}}\n" for n, text in enumerate(WINDOWS))
+)
+Step = tuple[float, float, float]
+_levels = st.sampled_from([0.1, 0.25, 0.3, 0.9, 1 / 3, math.nan])
+_steps: st.SearchStrategy[list[Step]] = st.lists(
+    st.tuples(st.sampled_from([10, 10, 10, 10.01, 9.99, 0.01, 1, 25, 70, 400]), _levels, st.sampled_from([0, 1, 5, 7])),
+    min_size=1,
+    max_size=30,
+)
+
+
+def stream(guest: str, steps: list[Step]) -> list[Sample]:
+    time_s, faults, found = 0.0, 0.0, list[Sample]()
+    for step_s, level, more in steps:
+        time_s += step_s
+        faults = more if more == 7 else faults + more
+        one = vm(guest, time_s, None if math.isnan(level) else level)
+        found.append(Sample("vm", one.tags, {**one.fields, "major_faults_total": faults}, one.time_ns))
+    return found
+
+
+def said(evaluator: Evaluator, asked: Condition, guest: str) -> float | None:
+    (window,) = asked.reads.windows.values()
+    return evaluator.inputs(asked, guest).get(window.text)
+
+
+def plainly(asked: Condition, samples: list[Sample]) -> float | None:
+    (window,) = asked.reads.windows.values()
+    series = []
+    for one in samples:
+        value = one.fields.get("major_faults_total" if "faults" in window.text else "cpu_steal_ratio", math.nan)
+        if window.what == "truth" and not math.isnan(value):
+            value = float(value > 0.2)
+        series.append((one.time_ns, float(value)))
+    return window_value(window, series, samples[-1].time_ns)
+
+
+@REPEATABLE
+@given(_steps, _steps)
+def test_they_say_what_a_plain_reading_says(first: list[Step], second: list[Step]) -> None:
+    """Two guests at once, so that rings are of different sizes."""
+    evaluator = Evaluator(RULES)
+    streams = {"g1": stream("g1", first), "g2": stream("g2", second)}
+    for pair in itertools.zip_longest(*streams.values()):
+        evaluator.feed([one for one in pair if one is not None], "m")
+        for asked in COMPILED:
+            for guest, samples in streams.items():
+                seen = (
+                    samples[: 1 + next(n for n, one in enumerate(samples) if one is pair[guest == "g2"])]
+                    if (pair[guest == "g2"] is not None)
+                    else samples
+                )
+                assert said(evaluator, asked, guest) == plainly(asked, seen), asked.text
+
+
+@REPEATABLE
+@given(_steps, st.integers(0, 40))
+def test_a_restart_keeps_every_bit(steps: list[Step], at: int) -> None:
+    samples = stream("g1", steps)
+    straight, restarted = Evaluator(RULES), Evaluator(RULES)
+    for number, one in enumerate(samples):
+        if number == at:
+            document = json.loads(json.dumps(restarted.snapshot()))
+            restarted = Evaluator(RULES)
+            restarted.restore(document)
+            assert json.loads(json.dumps(restarted.snapshot())) == document
+        assert restarted.feed([one], "m") == straight.feed([one], "m")
+    assert restarted.snapshot() == straight.snapshot()
+
+
+def test_a_window_fires_over_a_peak_and_not_at_it() -> None:
+    evaluator = Evaluator(
+        ruleset("virtpilot: 1\nrules:\n  - {name: w, on: vm, when: 'avg(cpu_steal_ratio, 1m) > 55%'}\n")
+    )
+    levels = [0.1, 0.1, 0.95, 0.1, 0.95, 0.95, 0.95, 0.95, 0.1, 0.1, 0.1, 0.1]
+    told = [
+        change
+        for number, level in enumerate(levels)
+        for change in changes(evaluator.feed([vm("g", 10 * number, level)], "m"))
+    ]
+    # The minute that ends at 60 s is the first over 55 % (at 50 s it is 52.5 %).
+    assert [(state.value, (at - START_NS) // SECOND) for *_rest, state, at in told] == [
+        ("firing", 60),
+        ("inactive", 100),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last_s", "known"), [(0, False), (10, False), (20, False), (30, True), (60, True), (90, True)]
+)
+def test_a_window_half_empty_is_unknown(last_s: int, known: bool) -> None:
+    evaluator = Evaluator(RULES)
+    for time_s in range(0, last_s + 1, 10):
+        evaluator.feed([vm("g", time_s, 0.1)], "m")
+    assert (said(evaluator, condition("avg(cpu_steal_ratio, 1m) >= 0", Kind.VM), "g") is not None) is known
+
+
+def test_a_field_that_is_gone_for_half_a_window_is_unknown() -> None:
+    evaluator = Evaluator(RULES)
+    found = {}
+    for time_s in range(0, 150, 10):
+        evaluator.feed([vm("g", time_s, 0.1 if time_s <= 60 else None, 0.2)], "m")
+        found[time_s] = said(evaluator, condition("avg(cpu_steal_ratio, 1m) >= 0", Kind.VM), "g")
+    assert [time_s for time_s, value in found.items() if value is not None] == [30, 40, 50, 60, 70, 80]
+
+
+def test_a_hosts_window_is_shared_by_its_guests() -> None:
+    rules = "virtpilot: 1\nrules:\n  - {name: h, on: vm, when: 'avg(host.cpu_usage_ratio, 1m) > 50%'}\n"
+    evaluator = Evaluator(ruleset(rules + "  - {name: own, on: host, when: 'avg(cpu_usage_ratio, 1m) > 50%'}\n"))
+    assert len(evaluator._world.windows) == 1
+    told = []
+    for number in range(5):
+        told += changes(evaluator.feed([host("h1", 10 * number, 0.9), vm("g", 10 * number, 0.1)], "m"))
+    assert [(rule, who) for rule, who, *_rest in told] == [("own", "h1"), ("h", "g")]
+    asked = condition("avg(host.cpu_usage_ratio, 1m) > 50%", Kind.VM)
+    assert evaluator.inputs(asked, "g") == {"avg(host.cpu_usage_ratio, 1m)": pytest.approx(0.9)}
+
+
+def test_a_subject_that_went_takes_its_past_along() -> None:
+    evaluator = Evaluator(RULES)
+    asked = condition("avg(cpu_steal_ratio, 1m) >= 0", Kind.VM)
+    for time_s in range(0, 70, 10):
+        evaluator.feed([vm("g", time_s, 0.1)], "m")
+    evaluator.tick(START_NS + seconds(4000))
+    evaluator.feed([vm("other", 4001, 0.9)], "m")
+    assert said(evaluator, asked, "other") is None
+
+
+def test_memory_is_bounded_however_many_samples_come() -> None:
+    history = History(seconds(3600), "mean", 4)
+    rows = np.arange(4)
+    for number in range(20_000):
+        history.push(rows, np.full(4, START_NS + number * SECOND), np.full(4, float(number)))
+    assert history.nbytes <= 4 * (STEPS + 2) * 20
+    times = np.full(4, START_NS + 19_999 * SECOND)
+    points = history.points(rows, times)
+    assert int(points.weight[0][points.valid[0]].sum()) in range(3590, 3601)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 8, b"\xff" * 16])
+def test_damaged_points_are_refused_whole(damage: bytes) -> None:
+    evaluator = Evaluator(RULES)
+    for time_s in (0, 10):
+        evaluator.feed([vm("g", time_s, 0.1)], "m")
+    document = json.loads(json.dumps(evaluator.snapshot()))
+    for one in document["windows"]:
+        one["times"] = damage.hex()
+    with pytest.raises(Exception, match="signals: "):
+        Evaluator(RULES).restore(document)
