@@ -9,9 +9,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from virtpilot import __version__
+from virtpilot.clock import SystemClock
 from virtpilot.errors import InputError, VirtpilotError
+from virtpilot.model import Mode
 from virtpilot.pipeline import rules_cli
-from virtpilot.pipeline.output import print_json
+from virtpilot.pipeline.moment import moment
+from virtpilot.pipeline.output import print_json, quiet_logs
 
 app = typer.Typer(
     help="The automatic pilot for plain libvirt hosts.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -83,6 +86,40 @@ def fleet(config: ConfigFile = Path("/etc/virtpilot/fleet.toml")) -> None:
     from virtpilot.pipeline import serve
 
     serve.fleet(config)
+
+
+@app.command()
+def replay(
+    history: Annotated[
+        str,
+        typer.Option(help="A file store's folder, line protocol, or the URL of a VictoriaMetrics.", show_default=False),
+    ],
+    rules: Annotated[list[Path], typer.Option(help="Rule files and folders.", show_default=False)],
+    against: Annotated[list[Path] | None, typer.Option(help="Another rule set, to compare.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="In place of the rules' own mode.")] = None,
+    start: Annotated[str, typer.Option("--from", help="From this time on: 14:03 or ISO 8601.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Up to this time.")] = "",
+    cluster: Annotated[str, typer.Option(help="Which cluster, where the history holds several.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Play rules over recorded history: what they would have done, or what two rule sets would have done otherwise."""
+    from virtpilot.pipeline import replay, replay_text
+    from virtpilot.pipeline.history import Span
+
+    quiet_logs()
+    span = Span(_moment(start), _moment(end), cluster)
+    document, sets = replay.run(history, rules, against or [], mode=mode, span=span)
+    if json:
+        print_json(document)
+    else:
+        typer.echo("\n".join(replay_text.lines(document, sets)))
+
+
+def _moment(text: str) -> int | None:
+    try:
+        return moment(text, SystemClock().now_ns()) if text else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()

@@ -11,3 +11,11 @@ import msgspec
 def print_json(document: Any) -> None:
     """Print one JSON document."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+
+
+def quiet_logs() -> None:
+    """Let only errors be logged: what a command that answers and ends has to say is its answer."""
+    from virtpilot.pipeline.config import LogOptions
+    from virtpilot.pipeline.process import set_up_logs
+
+    set_up_logs(LogOptions(level="error"))

@@ -5,7 +5,7 @@ decider.wants → (arbiter's losers: refused) → plan the action → guards →
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -19,6 +19,9 @@ from virtpilot.rules.decisions.want import Exhausted, Release, Want
 from virtpilot.rules.language.records import RuleSet, SetRemedy
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
+
+# By then a host has measured a guest that came to it; MeasuredFleet stops counting it as coming as soon as it has.
+_MEASURED_BY_NS: Final = seconds(60)
 
 
 class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +60,7 @@ class Pilot:
         self._reserve = reserve
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
+        self._landed: dict[str, tuple[str, int]] = {}
 
     def reload(self, ruleset: RuleSet, evaluator: Evaluator) -> None:
         """Go on with other rules; what unchanged ones have under way stays."""
@@ -96,7 +100,7 @@ class Pilot:
         """Return the action with the reason for it; raises Refused."""
         if isinstance(want.remedy, SetRemedy):
             return self._plan_set(want.remedy, row)
-        hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self.guards.incoming())
+        hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self._incoming(now_ns))
         placement = best_target(self.fleet.guest_load(row), hosts, self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
@@ -177,10 +181,19 @@ class Pilot:
             epoch=self.epoch,
         )
 
+    def _incoming(self, now_ns: int) -> list[tuple[str, str]]:
+        """Return each guest on its way with its target; one that has just landed is in no measurement of it yet."""
+        self._landed = {guest: landing for guest, landing in self._landed.items() if now_ns < landing[1]}
+        return self.guards.incoming() + [(guest, target) for guest, (target, _until) in self._landed.items()]
+
     def on_outcome(self, outcome: Outcome, now_ns: int) -> None:
         """Take an agent's word on a command: the guards free its place, the ladder goes on."""
         if outcome.result in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
+            flying = dict(self.guards.incoming())
             self.guards.finished(outcome.command, now_ns, outcome.result)
+            landed = outcome.guest in flying and outcome.guest not in dict(self.guards.incoming())
+            if landed and outcome.result is Result.DONE:
+                self._landed[outcome.guest] = (flying[outcome.guest], now_ns + _MEASURED_BY_NS)
         self.decider.on_outcome(outcome)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from virtpilot.errors import InputError, Problem
-from virtpilot.pipeline.output import print_json
+from virtpilot.pipeline.output import print_json, quiet_logs
 
 app = typer.Typer(help="Rule files.", no_args_is_help=True)
 
@@ -34,11 +34,9 @@ def rules_test(
     """Run the tests beside rules, in virtual time; 1 where one fails."""
     from virtpilot.clock import SystemClock
     from virtpilot.pipeline import rule_tests
-    from virtpilot.pipeline.config import LogOptions
-    from virtpilot.pipeline.process import set_up_logs
     from virtpilot.rules.testing import report
 
-    set_up_logs(LogOptions(level="error"))
+    quiet_logs()
     files = rule_tests.run(paths, SystemClock())
     if junit is not None:
         _write(junit, report.junit(files))

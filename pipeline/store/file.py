@@ -102,7 +102,7 @@ class FileStore:
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Yield (message id, lines) of every whole message, in order of writing."""
         for path in self.segments():
-            yield from _messages(path)
+            yield from messages(path)
 
     def samples_in_order(self) -> Iterator[Sample]:
         """Yield every sample, in order of writing; malformed lines are left out."""
@@ -123,7 +123,7 @@ class FileStore:
     def _learn(self, path: Path) -> None:
         """Learn the whole messages of a segment and cut off what is torn behind them."""
         good = 0
-        for message_id, body in _messages(path):
+        for message_id, body in messages(path):
             self._count(message_id, body)
             good += len(_frame(message_id, body))
         lost_bytes = path.stat().st_size - good
@@ -175,7 +175,7 @@ def _crc(message_id: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(message_id))
 
 
-def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
+def messages(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the messages of a segment up to its end or to the first that is not whole."""
     with path.open("rb") as file:
         while (header := file.readline(_MAX_HEADER_BYTES)).startswith(_MARK) and header.endswith(b"\n"):

@@ -1,0 +1,154 @@
+"""What recorded guests would have measured, had they been acted upon: a simple model, and its limits said plainly.
+
+A guest wants what it used and what it lacked (its steal). On a host whose guests have other shares, or are others, than
+were recorded, the CPU is shared out anew among what they want, by their shares, as the simulator does; what the host
+itself used stays. A moved guest's samples are its new host's. Memory moves with the guest. Nothing else responds: not
+disks, networks or pressure, and a guest that gets more CPU is not done any sooner. Where the record itself shows a
+knob set anew or a guest moved, the record is believed from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from virtpilot.model import Sample
+from virtpilot.simulator.contention import share
+
+SHARES: Final = "cpu_shares"
+USUAL_SHARES: Final = 1024
+Fields = Mapping[str, int | float]
+
+
+class _Guest(msgspec.Struct):
+    """A guest as last recorded."""
+
+    host: str
+    fields: Fields = {}
+    knobs: dict[str, float] = {}
+
+
+class Response:
+    """Turns recorded samples into what the actions so far would have left; `places` and `knobs` are the stand-in's."""
+
+    def __init__(self, places: dict[str, str], knobs: dict[tuple[str, str], int]) -> None:
+        self._places = places
+        self._knobs = knobs
+        self._guests: dict[str, _Guest] = {}
+        self._hosts: dict[str, Fields] = {}
+
+    def respond(self, host: str, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+        """Return a host's recorded samples as they would have been, by the host that would have measured them."""
+        for sample in samples:
+            self._learn(host, sample)
+        given: dict[str, list[Sample]] = {host: []}
+        for sample in samples:
+            changed = self._changed(sample)
+            given.setdefault(changed.tags["host"], []).append(changed)
+        return {name: group for name, group in given.items() if group}
+
+    def _learn(self, host: str, sample: Sample) -> None:
+        if sample.measurement == "host":
+            self._hosts[host] = sample.fields
+            return
+        guest_id = sample.tags.get("vm", "")
+        guest = self._guests.setdefault(guest_id, _Guest(host))
+        if guest.host != host:
+            # It moved in the record: what was believed of its place is over.
+            guest.host = host
+            self._places.pop(guest_id, None)
+        if sample.measurement == "vm":
+            guest.fields = sample.fields
+        elif sample.measurement == "knob":
+            self._learn_knob(guest_id, guest, sample)
+
+    def _learn_knob(self, guest_id: str, guest: _Guest, sample: Sample) -> None:
+        knob, value = sample.tags.get("knob", ""), sample.fields.get("value_count")
+        if value is None:
+            return
+        known = guest.knobs.get(knob)
+        if known is not None and known != value:
+            self._knobs.pop((guest_id, knob), None)
+        guest.knobs = guest.knobs | {knob: float(value)}
+
+    def _changed(self, sample: Sample) -> Sample:
+        recorded = sample.tags["host"]
+        if sample.measurement == "host":
+            fields = self._host_fields(recorded, sample.fields) if self._touched(recorded) else sample.fields
+            return msgspec.structs.replace(sample, fields=dict(fields))
+        guest_id = sample.tags.get("vm", "")
+        host = self._places.get(guest_id, recorded)
+        fields = sample.fields
+        if sample.measurement == "vm" and (self._touched(host) or host != recorded):
+            fields = self._guest_fields(guest_id, host, fields)
+        elif sample.measurement == "knob" and "value_count" in fields:
+            set_to = self._knobs.get((guest_id, sample.tags.get("knob", "")))
+            fields = fields if set_to is None else fields | {"value_count": set_to}
+        return Sample(sample.measurement, sample.tags | {"host": host}, dict(fields), sample.time_ns)
+
+    def _touched(self, host: str) -> bool:
+        """Tell whether a host's guests, or their shares, are others than were recorded."""
+        return any(
+            host in {guest.host, self._places.get(guest_id, guest.host)}
+            and (self._places.get(guest_id, guest.host) != guest.host or (guest_id, SHARES) in self._knobs)
+            for guest_id, guest in self._guests.items()
+        )
+
+    def _on(self, host: str) -> list[str]:
+        return [name for name, guest in self._guests.items() if self._places.get(name, guest.host) == host]
+
+    def _cores(self, host: str) -> tuple[dict[str, float], float]:
+        """Return what each guest on a host gets, in cores, and what the host itself uses."""
+        own = self._hosts.get(host, {})
+        cpus = float(own.get("cpus_count", 0.0))
+        recorded = sum(_used(guest.fields) for guest in self._guests.values() if guest.host == host)
+        rest = max(float(own.get("cpu_usage_ratio", 0.0)) * cpus - recorded, 0.0)
+        names = self._on(host)
+        if not names or not cpus:
+            return {name: _used(self._guests[name].fields) for name in names}, rest
+        wanted = np.array([_wanted(self._guests[name].fields) for name in names])
+        shares = np.array([self._shares(name) for name in names])
+        given = share(wanted, shares, np.zeros(len(names), np.intp), np.array([max(cpus - rest, 0.0)]))
+        return dict(zip(names, given.tolist(), strict=True)), rest
+
+    def _shares(self, name: str) -> float:
+        recorded = self._guests[name].knobs.get(SHARES, USUAL_SHARES)
+        return max(float(self._knobs.get((name, SHARES), recorded)), 1.0)
+
+    def _guest_fields(self, name: str, host: str, fields: Fields) -> Fields:
+        given, _rest = self._cores(host)
+        vcpus = float(fields.get("vcpus_count", 1.0)) or 1.0
+        cores = given.get(name, _used(fields))
+        usage = {"cpu_usage_ratio": cores / vcpus, "cpu_steal_ratio": max(_wanted(fields) - cores, 0.0) / vcpus}
+        return dict(fields) | {key: value for key, value in usage.items() if key in fields}
+
+    def _host_fields(self, host: str, fields: Fields) -> Fields:
+        given, rest = self._cores(host)
+        found = dict(fields)
+        cpus = float(fields.get("cpus_count", 0.0))
+        if cpus and "cpu_usage_ratio" in fields:
+            found["cpu_usage_ratio"] = min((sum(given.values()) + rest) / cpus, 1.0)
+        came = self._memory(name for name in self._on(host) if self._guests[name].host != host)
+        here = [name for name, guest in self._guests.items() if guest.host == host]
+        went = self._memory(name for name in here if self._places.get(name, host) != host)
+        total = float(fields.get("memory_total_bytes", 0.0))
+        if total and "memory_available_bytes" in fields:
+            available = float(fields["memory_available_bytes"]) + went - came
+            found["memory_available_bytes"] = min(max(available, 0.0), total)
+            if "memory_used_ratio" in fields:
+                found["memory_used_ratio"] = 1.0 - found["memory_available_bytes"] / total
+        return found
+
+    def _memory(self, names: Iterable[str]) -> float:
+        return sum(float(self._guests[name].fields.get("memory_balloon_bytes", 0.0)) for name in names)
+
+
+def _used(fields: Fields) -> float:
+    return float(fields.get("cpu_usage_ratio", 0.0)) * float(fields.get("vcpus_count", 1.0))
+
+
+def _wanted(fields: Fields) -> float:
+    return _used(fields) + float(fields.get("cpu_steal_ratio", 0.0)) * float(fields.get("vcpus_count", 1.0))
