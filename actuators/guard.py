@@ -110,6 +110,7 @@ class Guards:
         self._in_flight: dict[str, InFlight] = {}
         self._rules: dict[tuple[str, str], Cooldown] = {}
         self._guests: dict[str, Cooldown] = {}
+        self._forgot_ns = 0
         self._chain: Mapping[str, Callable[[GuardRequest, int], str]] = {
             "mode": self._mode,
             "freshness": self._freshness,
@@ -214,6 +215,9 @@ class Guards:
         self._rules[flight.rule, flight.guest] = rule
 
     def _forget(self, now_ns: int) -> None:
+        if now_ns == self._forgot_ns:
+            return  # many requests are checked at one moment
+        self._forgot_ns = now_ns
         timeout_ns = seconds(self._limits.operation_timeout_s)
         for command, flight in list(self._in_flight.items()):
             # A start in the future: the clock was set back, and this would never end.

@@ -20,6 +20,8 @@ from msgspec import Meta
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.model import Kind, Signal, SignalState
 from virtpilot.pipeline.courier import Courier, Parcel
+from virtpilot.pipeline.keeping import Entries
+from virtpilot.tracked import Tracked
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +88,9 @@ class Alerts:
         self._clock = clock
         self._cluster = cluster
         self._repeat_ns = seconds(options.repeat_s)
-        self._firing: dict[tuple[str, Kind, str], Signal] = {}
+        self._firing: Tracked[tuple[str, Kind, str], Signal] = Tracked()
+        self.part = Entries(self._firing, "/".join)
+        """What fires, for a restart."""
         self._next_ns = 0
         self._unknown: set[str] = set()
         self.targets = [_courier(target, options.queue, clock) for target in options.targets]
@@ -110,7 +114,7 @@ class Alerts:
         self._next_ns = 0
 
     def firing(self) -> list[Signal]:
-        """Return what fires, for a restart."""
+        """Return what fires."""
         return list(self._firing.values())
 
     def tick(self, now_ns: int) -> None:

@@ -151,7 +151,7 @@ def controller(
         records=RecordLog(folder / "records.jsonl" if folder is not None else None),
         clock=clock,
         timing=timing,
-        state_path=state_path,
+        state=state.StateLog(state_path) if state_path is not None else None,
     )
     if saved is not None:
         made.restore(saved)

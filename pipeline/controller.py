@@ -5,14 +5,14 @@
     bus events/+ → the record log, where they explain something
     bus outcomes/+ → decider: effect measured, next rung → bus outcomes/<host>
 
-State is saved before a command leaves, so that a restart neither forgets nor repeats one.
+State is saved before a command leaves, so that a restart neither forgets nor repeats one (keeping.py).
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -20,16 +20,20 @@ import structlog
 
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import SECOND, Clock, seconds
-from virtpilot.errors import StateError
 from virtpilot.events import LIFECYCLE, EventKind
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostStatus, Message, Outcome, Signal
-from virtpilot.pipeline import state
 from virtpilot.pipeline.alerts import Alerts
+from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Small
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook
+from virtpilot.pipeline.state import StateLog
+from virtpilot.rules.language.records import RuleSet
+from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.saved import Turn
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
+from virtpilot.tracked import Tracked
 
 log = structlog.get_logger(__name__)
 
@@ -89,25 +93,30 @@ class Controller:
         records: RecordLog,
         clock: Clock,
         timing: ControllerTiming,
-        state_path: Path | None,
+        state: StateLog | None,
     ) -> None:
         self.counters = Counters()
         self.records = records
         self.pilot = pilot
         self.rulebook = rulebook
         self.reload_asked = threading.Event()
-        rulebook.on_reload = pilot.reload
+        rulebook.on_reload = self._on_reload
         self._topics = topics
         self.bus = bus
         self._signer = signer
         self._alerts = alerts
         self._clock = clock
         self._timing = timing
-        self._state_path = state_path
-        self._outbox: dict[str, Command] = {}
+        self._outbox: Tracked[str, Command] = Tracked()
+        self._turns: Recent[Turn] = Recent()
+        self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
         self._sending: dict[str, Future[None]] = {}
         self._next_tick_ns = 0
-        self._next_save_ns = 0
+
+    @property
+    def save_failures(self) -> int:
+        """How often the state could not be saved."""
+        return self._keeper.failures
 
     def start(self) -> None:
         """Subscribe to what hosts say."""
@@ -117,26 +126,31 @@ class Controller:
 
     def restore(self, document: dict[str, Any]) -> None:
         """Take up where an earlier run ended; its commands that were not sent go out now, if still in time."""
-        self.rulebook.restore(document["signals"])
+        self.rulebook.evaluator.restore(document["signals"])
+        self.rulebook.evaluator.resume(document["turns"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])
-        self._alerts.resume(msgspec.convert(document["alerts"], list[Signal]))
-        for status in msgspec.convert(document["statuses"], list[HostStatus]):
+        self._alerts.resume(msgspec.convert(list(document["alerts"].values()), list[Signal]))
+        for status in msgspec.convert(list(document["statuses"].values()), list[HostStatus]):
             self.pilot.fleet.on_status(status)
-        self._outbox = {command.id: command for command in msgspec.convert(document["outbox"], list[Command])}
+        self._outbox.update(msgspec.convert(document["outbox"], dict[str, Command]))
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return all that a restart must not lose, JSON-able."""
-        document: dict[str, Any] = msgspec.to_builtins(
-            {"statuses": list(self.pilot.fleet.statuses.values()), "outbox": list(self._outbox.values())}
-        )
-        return document | {
-            "epoch": self.pilot.epoch,
-            "signals": self.rulebook.evaluator.snapshot(),
-            "decisions": self.pilot.decider.snapshot(),
-            "guards": self.pilot.guards.snapshot(),
-            "alerts": msgspec.to_builtins(self._alerts.firing()),
+    def _parts(self) -> dict[str, Part]:
+        """Return all that a restart must not lose."""
+        return {
+            "epoch": Small(lambda: self.pilot.epoch),
+            "signals": self.rulebook,
+            "turns": self._turns,
+            "decisions": self.pilot.decider,
+            "guards": Small(self.pilot.guards.snapshot),
+            "alerts": self._alerts.part,
+            "statuses": Entries(self.pilot.fleet.statuses, str),
+            "outbox": Entries(self._outbox, str),
         }
+
+    def _on_reload(self, ruleset: RuleSet, evaluator: Evaluator) -> None:
+        self.pilot.reload(ruleset, evaluator)
+        self._keeper.save_all_soon()
 
     def step(self, timeout_s: float) -> None:
         """Do what is due, then handle the messages that are there, waiting `timeout_s` seconds at most."""
@@ -157,8 +171,7 @@ class Controller:
         self._on_signals(self.rulebook.evaluator.tick(now_ns))
         self._advance(now_ns)
         self._alerts.tick(now_ns)
-        if self._clock.monotonic_ns() >= self._next_save_ns:
-            self._save()
+        self._keeper.tick()
         self._send()
 
     def _handle(self, delivery: Delivery, now_ns: int) -> None:
@@ -184,7 +197,7 @@ class Controller:
         signals = self.rulebook.evaluator.feed(parsed.samples, self._message_id(message))
         if signals:
             self._on_signals(signals)
-            self._advance(now_ns)
+            self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))
 
     def _message_id(self, message: Message) -> str:
         properties = message.properties
@@ -202,8 +215,8 @@ class Controller:
         if outcome is None or not self._record(outcome):
             return
         self.pilot.on_outcome(outcome, now_ns)
-        self._advance(now_ns)
-        self._save()
+        self._advance(now_ns, [outcome.guest])
+        self._keeper.save()
 
     def _on_event(self, message: Message) -> None:
         """Count an event and keep it where it explains what was measured or done."""
@@ -229,22 +242,23 @@ class Controller:
         for signal in signals:
             # A signal that the record log knows was raised just before a crash: the restored state knows nothing of it.
             self._record(signal)
+            self._turns.add(f"{signal.rule} {signal.subject.id}", self.rulebook.evaluator.turn(signal))
             self.pilot.decider.on_signal(signal)
             self._alerts.signal(signal)
             self._publish(self._topics.signals(signal.rule), signal)
 
-    def _advance(self, now_ns: int) -> None:
-        """Measure effects and decide; nothing leaves before it is saved."""
-        for outcome in self.pilot.decider.measure(now_ns, self.rulebook.evaluator):
+    def _advance(self, now_ns: int, about: Collection[str] | None = None) -> None:
+        """Measure effects and decide, for the subjects that have news or for all; nothing leaves before it is saved."""
+        for outcome in self.pilot.decider.measure(now_ns, self.rulebook.evaluator, about):
             if self._record(outcome):
                 # A command whose outcome never came must not hold its place for ever.
                 self.pilot.guards.finished(outcome.command, now_ns)
                 self._publish(self._topics.outcomes(outcome.host), outcome)
-        records = self.pilot.decide(now_ns)
+        records = self.pilot.decide(now_ns, about)
         fresh = [record for record in records if self._record(record)]
-        self._outbox |= {record.id: record for record in fresh if isinstance(record, Command)}
+        self._outbox.update({record.id: record for record in fresh if isinstance(record, Command)})
         if fresh:
-            self._save()
+            self._keeper.save()
         for record in fresh:
             if isinstance(record, Decision):
                 self._publish(self._topics.decisions, record)
@@ -262,7 +276,7 @@ class Controller:
             left_ns = command.not_after_ns - now_ns
             if left_ns <= 0:
                 del self._outbox[command.id]
-            elif command.id not in self._sending and self.bus.generation:
+            elif command.id not in self._sending and self.bus.generation and self._keeper.safe:
                 payload = self._signer.seal(command)
                 expiry_s = max(1, left_ns // SECOND)
                 message = Message(self._topics.commands(command.host), payload, expiry_s=expiry_s)
@@ -288,16 +302,6 @@ class Controller:
                 counters.outcomes[record.result] = counters.outcomes.get(record.result, 0) + 1
         return True
 
-    def _save(self) -> None:
-        self._next_save_ns = self._clock.monotonic_ns() + seconds(self._timing.save_s)
-        if self._state_path is None:
-            return
-        try:
-            state.save(self._state_path, self.snapshot())
-        except StateError as error:
-            self.counters.save_failures += 1
-            log.error("state not saved", error=str(error))
-
     def run(self, stop: threading.Event) -> None:
         """Step until `stop` is set, then close."""
         self.start()
@@ -310,6 +314,6 @@ class Controller:
     def close(self) -> None:
         """Save, send what is in hand and leave in order."""
         self._send()
-        self._save()
+        self._keeper.close()
         self._alerts.close(2.0)
         self.bus.close()

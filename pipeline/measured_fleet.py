@@ -11,6 +11,7 @@ from virtpilot.model import HostStatus, Kind
 from virtpilot.planner.placement import GuestLoad, HostLoad
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
+from virtpilot.tracked import Tracked
 
 log = structlog.get_logger(__name__)
 
@@ -26,12 +27,13 @@ class MeasuredFleet:
 
     def __init__(self, evaluator: Evaluator, fresh_ns: int) -> None:
         self.evaluator = evaluator
-        self.statuses: dict[str, HostStatus] = {}
+        self.statuses: Tracked[str, HostStatus] = Tracked()
         self._fresh_ns = fresh_ns
 
     def on_status(self, status: HostStatus) -> None:
         """Take a host's newest word; an agent that restarted may be heard after its own last will."""
-        self.statuses[status.host] = status
+        if self.statuses.get(status.host) != status:
+            self.statuses[status.host] = status
 
     def guest(self, guest_id: str) -> Row | None:
         """Return a guest's newest row, None where it is not known."""

@@ -5,6 +5,7 @@ decider.wants → (arbiter's losers: refused) → plan the action → guards →
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Final
 
 import msgspec
@@ -13,7 +14,7 @@ from virtpilot.actuators.guard import GuardRequest, Guards
 from virtpilot.clock import seconds
 from virtpilot.model import Action, Command, Decision, Kind, Migrate, Outcome, ReleaseKnob, Result, SetKnob, record_id
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
-from virtpilot.planner.placement import NoMove, Reserve, best_target
+from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want
 from virtpilot.rules.language.records import RuleSet, SetRemedy
@@ -61,16 +62,21 @@ class Pilot:
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
         self._landed: dict[str, tuple[str, int]] = {}
+        self._hosts: list[HostLoad] | None = None
 
     def reload(self, ruleset: RuleSet, evaluator: Evaluator) -> None:
         """Go on with other rules; what unchanged ones have under way stays."""
         self.fleet.evaluator = evaluator
         self.decider.reload(ruleset)
 
-    def decide(self, now_ns: int) -> list[Decision | Command]:
-        """Return the new decisions, each accepted one followed by its command."""
+    def decide(self, now_ns: int, about: Collection[str] | None = None) -> list[Decision | Command]:
+        """Return the new decisions, each accepted one followed by its command; on all that is wanted, or on subjects.
+
+        What a guard holds back is tried again when all are looked at, the highest priority first.
+        """
+        self._hosts = None
         records: list[Decision | Command] = []
-        winners, losers = self.decider.wants(now_ns)
+        winners, losers = self.decider.wants(now_ns, about)
         for want, reason in losers:
             records += self._refuse(want, "arbiter", reason, now_ns)
         for want in winners:
@@ -93,6 +99,7 @@ class Pilot:
         decision = self._decision(want, now_ns, accepted=True, action=action, reason=reason)
         command = self._command(decision.id, row.subject.host, action, want.rule, now_ns)
         self.guards.started(request, command.id, now_ns)
+        self._hosts = None
         self.decider.on_decision(decision, command, now_ns)
         return [decision, command]
 
@@ -100,8 +107,9 @@ class Pilot:
         """Return the action with the reason for it; raises Refused."""
         if isinstance(want.remedy, SetRemedy):
             return self._plan_set(want.remedy, row)
-        hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self._incoming(now_ns))
-        placement = best_target(self.fleet.guest_load(row), hosts, self._reserve)
+        if self._hosts is None:
+            self._hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self._incoming(now_ns))
+        placement = best_target(self.fleet.guest_load(row), self._hosts, self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
         uri = self.fleet.migration_uri(placement.host)

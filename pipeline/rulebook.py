@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import structlog
@@ -72,9 +72,13 @@ class Rulebook:
         wanted["knob"] = wanted.get("knob", frozenset()) | {"value_count"}
         return wanted
 
-    def restore(self, snapshot: dict[str, Any]) -> None:
-        """Take up the signals' state of an earlier run; rules that have changed since start afresh."""
-        self.evaluator.restore(snapshot)
+    def saved(self) -> object:
+        """Return the signals' state."""
+        return self.evaluator.saved()
+
+    def changes(self) -> tuple[()]:
+        """Return nothing: what changes with each sample is saved whole, transitions are kept by who takes them."""
+        return ()
 
     def _files(self) -> Sequence[tuple[str, int, int]]:
         """Return what tells a change: every rule file with its size and modification time."""

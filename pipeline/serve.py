@@ -176,7 +176,7 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
     exporter.watch("virtpilot_events_total", "Events of hosts.", "counter", lambda: dict(counters.events), "kind")
     exporter.watch("virtpilot_rules_count", "Rules in force.", "gauge", lambda: len(made.rulebook.ruleset.rules))
     exporter.watch("virtpilot_rules_refused_total", "Rule files refused.", "counter", lambda: made.rulebook.refusals)
-    exporter.watch("virtpilot_state_save_failures_total", "State not saved.", "counter", lambda: counters.save_failures)
+    exporter.watch("virtpilot_state_save_failures_total", "State not saved.", "counter", lambda: made.save_failures)
     exporter.watch(
         "virtpilot_matcher_info",
         "The second stage's matcher.",

@@ -6,7 +6,7 @@ idle(subject). A want stands until one of its facts is retracted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import IntEnum
 from typing import Final
 
@@ -81,13 +81,14 @@ class Agenda:
             self._matcher.retract_fact(self._idle.pop(subject))
             self._standing.pop(subject, None)
 
-    def wanted(self) -> list[tuple[Key, int]]:
-        """Return the rung that each rule wants for each subject, as the matcher has concluded."""
+    def wanted(self, about: Collection[str] | None = None) -> list[tuple[Key, int]]:
+        """Return the rung that each rule wants, as the matcher has concluded, for all subjects or for some."""
         for consequence in self._matcher.consequences():
             rule, rung = self._meanings[consequence.production.name]
             subject = self._subjects[consequence.value(SUBJECT.name)]
             self._standing.setdefault(subject, {})[rule] = rung
-        return [((rule, subject), rung) for subject, rungs in self._standing.items() for rule, rung in rungs.items()]
+        subjects = self._standing if about is None else [subject for subject in about if subject in self._standing]
+        return [((rule, subject), rung) for subject in subjects for rule, rung in self._standing[subject].items()]
 
     @property
     def size(self) -> int:
@@ -105,7 +106,11 @@ class Agenda:
         self._matcher.retract_fact(known)
         del self._firing[key]
         rule, subject = key
-        self._standing.get(subject, {}).pop(rule, None)
+        standing = self._standing.get(subject)
+        if standing is not None:
+            standing.pop(rule, None)
+            if not standing:
+                del self._standing[subject]
         self._count[subject] -= 1
         if not self._count[subject]:
             del self._count[subject]

@@ -8,20 +8,22 @@ on_signal, on_outcome ──▶ ladders ──facts──▶ matcher ──conse
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from virtpilot.clock import seconds
-from virtpilot.errors import StateError
-from virtpilot.model import Command, Decision, Migrate, Outcome, Result, Signal
+from virtpilot.model import Command, Decision, Migrate, Mode, Outcome, Result, Signal
 from virtpilot.rules.decisions.agenda import Agenda, Key
 from virtpilot.rules.decisions.arbiter import Lease, arbitrate
 from virtpilot.rules.decisions.effect import Verdict, judge, lost, measured, read
 from virtpilot.rules.decisions.flights import Flight, Flights
 from virtpilot.rules.decisions.ladder import Ladder, Phase
 from virtpilot.rules.decisions.matcher import Matcher
+from virtpilot.rules.decisions.options import DecisionOptions
+from virtpilot.rules.decisions.saved import VERSION, checked, slot_of, text_of
+from virtpilot.rules.decisions.shelf import Shelf
 from virtpilot.rules.decisions.want import (
     Exhausted,
     Measurements,
@@ -32,40 +34,11 @@ from virtpilot.rules.decisions.want import (
     signature,
 )
 from virtpilot.rules.language.records import Remedy, Rule, RuleSet, SetRemedy
+from virtpilot.tracked import Tracked
 
 __all__ = ["Decider", "DecisionOptions", "Exhausted", "Release", "Want"]
 
-_VERSION: Final = 1
-
-
-class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long the second stage waits and remembers."""
-
-    set_grace_s: Annotated[
-        float, msgspec.Meta(description="Wait for a knob's outcome after its command's end.", ge=0, le=3600)
-    ] = 15.0
-    migrate_grace_s: Annotated[
-        float, msgspec.Meta(description="Wait for a migration's outcome after its command's end.", ge=0, le=86_400)
-    ] = 1800.0
-    release_grace_s: Annotated[
-        float, msgspec.Meta(description="Wait for a knob to be given back before the next remedy.", ge=0, le=3600)
-    ] = 10.0
-    forget_after_s: Annotated[
-        float, msgspec.Meta(description="Forget a rule's state on a subject that is quiet or has gone.", ge=60)
-    ] = 3600.0
-
-
-class _Snapshot(msgspec.Struct, forbid_unknown_fields=True):
-    """The state on disk."""
-
-    version: int
-    rules: dict[str, tuple[str, str]]
-    ladders: list[Ladder]
-    flights: list[Flight]
-    leases: list[tuple[str, str, Lease]]
-    releases: list[Release]
-    exhausted: list[Exhausted]
-    changes: list[tuple[str, str, float]] = []
+_SWEEPS: Final = 60
 
 
 class Decider:
@@ -76,12 +49,14 @@ class Decider:
         self._matcher = matcher
         self._agenda = Agenda(matcher)
         self._flights = Flights()
-        self._ladders: dict[Key, Ladder] = {}
-        self._leases: dict[tuple[str, str], Lease] = {}
+        self._shelf = Shelf()
+        self._leases: Tracked[tuple[str, str], Lease] = Tracked()
         self._releases: list[Release] = []
         self._exhausted: list[Exhausted] = []
         self._changes: dict[Key, float] = {}
-        self._by_command: dict[str, Key] = {}
+        self._parked: set[Key] = set()
+        self._queued: tuple[tuple[Release, ...], tuple[Exhausted, ...]] = ((), ())
+        self._next_sweep_ns = 0
         self._set_rules(ruleset)
 
     @property
@@ -95,8 +70,8 @@ class Decider:
         if rule is None or not rule.remedies:
             return
         key = (signal.rule, signal.subject.id)
-        known = self._ladders.get(key)
-        self._put(key, (known or Ladder(rule=signal.rule, subject=signal.subject)).signalled(signal))
+        known = self._shelf.get(key) or Ladder(rule=signal.rule, subject=signal.subject)
+        self._put(key, known.signalled(signal))
 
     def on_decision(self, decision: Decision, command: Command | None, now_ns: int) -> bool:
         """Take what was decided on a want; True where it is news.
@@ -104,12 +79,16 @@ class Decider:
         A refusal for a reason (numbers aside) that was said before on this rung is no news: publish it not again.
         """
         key = (decision.rule, decision.subject.id)
-        ladder = self._ladders.get(key)
+        ladder = self._shelf.get(key)
         if ladder is None or ladder.phase is not Phase.WANTING or (ladder.rung, ladder.cause) != _about(decision):
             return False
         if command is None:
             ladder, news = ladder.refused(decision.guard, decision.reason)
-            self._put(key, ladder)
+            if news:
+                self._put(key, ladder)
+            if decision.guard == "mode" and self._rules[key[0]].mode is Mode.OBSERVE:
+                # Only other rules can change that: it need not be tried again.
+                self._parked.add(key)
             return news
         grace = self.options.migrate_grace_s if isinstance(command.action, Migrate) else self.options.set_grace_s
         until_ns = command.not_after_ns + seconds(grace)
@@ -120,32 +99,51 @@ class Decider:
     def on_outcome(self, outcome: Outcome) -> None:
         """Take an agent's word on a command, or a measured effect that comes back; duplicates change nothing."""
         landed = self._flights.landed(outcome)
-        if outcome.command in self._by_command:
-            self._take(self._by_command[outcome.command], outcome)
+        if (key := self._shelf.commanded(outcome.command)) is not None:
+            self._take(key, outcome)
         if outcome.result is Result.REVERTED:
-            self._leases = {slot: lease for slot, lease in self._leases.items() if lease.command != outcome.command}
+            self._end_leases(lambda lease: lease.command == outcome.command)
         self._rest(landed)
 
-    def wants(self, now_ns: int) -> tuple[tuple[Want, ...], list[tuple[Want, str]]]:
-        """Return what is wanted now, and what lost to another owner of the knob or guest with the reason."""
-        self._pass(now_ns)
-        wanted = [self._want(key, rung) for key, rung in self._agenda.wanted()]
+    def wants(
+        self, now_ns: int, about: Collection[str] | None = None
+    ) -> tuple[tuple[Want, ...], list[tuple[Want, str]]]:
+        """Return what is wanted now, and what lost to another owner of the knob or guest with the reason.
+
+        With `about` only what is wanted for these subjects: they have news, and time is looked at by another call.
+        """
+        if about is None:
+            self._pass(now_ns)
+        wanted = [self._want(key, rung) for key, rung in self._agenda.wanted(about) if key not in self._parked]
         return arbitrate(wanted, self._leases, self._change_of, self._order)
 
-    def measure(self, now_ns: int, evaluator: Measurements) -> list[Outcome]:
-        """Return the effects that are known now, and a failure for each command whose outcome never came."""
+    def measure(self, now_ns: int, evaluator: Measurements, about: Collection[str] | None = None) -> list[Outcome]:
+        """Return the effects that are known now, and a failure for each command whose outcome never came.
+
+        With `about` only those of these subjects.
+        """
         outcomes = []
-        for key, ladder in list(self._ladders.items()):
-            match ladder.phase:
-                case Phase.COMMANDED if now_ns > ladder.until_ns:
-                    outcomes.append(self._lost(key, ladder, now_ns))
-                case Phase.MEASURING:
-                    outcomes += self._effect(key, ladder, now_ns, evaluator)
-                case Phase.WANTING:
-                    self._look(key, ladder, evaluator)
-            if ladder.idle and now_ns - ladder.signal_ns > seconds(self.options.forget_after_s):
-                self._forget(key, now_ns, evaluator)
+        for key, ladder in self._shelf.in_phase(Phase.COMMANDED, about):
+            if now_ns > ladder.until_ns:
+                outcomes.append(self._lost(key, ladder, now_ns))
+        for key, ladder in self._shelf.in_phase(Phase.MEASURING, about):
+            outcomes += self._effect(key, ladder, now_ns, evaluator)
+        for key, ladder in self._shelf.in_phase(Phase.WANTING, about):
+            if key not in self._parked:
+                self._look(key, ladder, evaluator)
+        if about is None:
+            self._sweep(now_ns, evaluator)
         return outcomes
+
+    def _sweep(self, now_ns: int, evaluator: Measurements) -> None:
+        """Forget what is over, now and then; also soon when the clock was set back."""
+        span_ns = seconds(self.options.forget_after_s)
+        if 0 < self._next_sweep_ns - now_ns <= span_ns // _SWEEPS:
+            return
+        self._next_sweep_ns = now_ns + span_ns // _SWEEPS
+        for key, ladder in self._shelf.items():
+            if ladder.idle and now_ns - ladder.signal_ns > span_ns:
+                self._forget(key, now_ns, evaluator)
 
     def releases(self, now_ns: int) -> list[Release]:  # noqa: ARG002 - the contract's: each call has the time
         """Return the knobs to give back now, each once."""
@@ -161,42 +159,54 @@ class Decider:
         """Take other rules; a rule whose signal and remedies stay the same keeps its state, others start afresh."""
         old = self._signatures
         self._set_rules(ruleset)
-        for key, ladder in list(self._ladders.items()):
+        self._parked.clear()
+        for key, ladder in self._shelf.items():
             self._keep_or_reset(key, ladder, old.get(key[0]))
+
+    def saved(self) -> dict[str, object]:
+        """Return the whole state, as msgspec writes it; `changes` counts from here."""
+        list(self.changes())
+        return {
+            "version": VERSION,
+            "ladders": {text_of(key): ladder for key, ladder in self._shelf.items()},
+            "flights": {text_of((flight.command, str(flight.release))): flight for flight in self._flights},
+            "leases": {text_of(slot): lease for slot, lease in self._leases.items()},
+            "rules": self._signatures,
+            "releases": self._releases,
+            "exhausted": self._exhausted,
+        }
 
     def snapshot(self) -> dict[str, Any]:
         """Return the whole state, JSON-able."""
-        state = _Snapshot(
-            version=_VERSION,
-            rules=self._signatures,
-            ladders=list(self._ladders.values()),
-            flights=list(self._flights),
-            leases=[(guest, knob, lease) for (guest, knob), lease in self._leases.items()],
-            releases=self._releases,
-            exhausted=self._exhausted,
-            changes=[(*key, change) for key, change in self._changes.items() if math.isfinite(change)],
-        )
-        document: dict[str, Any] = msgspec.to_builtins(state)
+        document: dict[str, Any] = msgspec.to_builtins(self.saved())
         return document
+
+    def changes(self) -> Iterator[tuple[tuple[str, ...], object]]:
+        """Yield what has changed since the last call, rules apart, as (path in the state, new value or None)."""
+        ladders, flights, leases = self._shelf.changes(), self._flights.changes(), self._leases.changes().items()
+        for name, changed in (("ladders", ladders), ("flights", flights), ("leases", leases)):
+            for key, value in changed:
+                yield (name, text_of(key)), value
+        if self._queued != (queued := (tuple(self._releases), tuple(self._exhausted))):
+            self._queued = queued
+            yield ("releases",), self._releases
+            yield ("exhausted",), self._exhausted
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Take up a snapshot's state; rules that have changed since start afresh. Raises StateError."""
-        try:
-            state = msgspec.convert(snapshot, _Snapshot)
-        except msgspec.ValidationError as error:
-            raise StateError(f"decisions: {error}") from error
-        if state.version != _VERSION:
-            raise StateError(f"decisions: version {state.version} is not known")
-        self._flights = Flights()
-        for flight in state.flights:
+        state = checked(snapshot)
+        self._flights, self._shelf, self._leases = Flights(), Shelf(), Tracked()
+        for flight in state.flights.values():
             self._flights.add(flight)
-        self._leases = {(guest, knob): lease for guest, knob, lease in state.leases}
+        for slot, lease in state.leases.items():
+            self._leases[slot_of(slot)] = lease
         self._releases, self._exhausted = state.releases, state.exhausted
-        self._changes = {(rule, subject): change for rule, subject, change in state.changes}
-        self._ladders = {(ladder.rule, ladder.subject.id): ladder for ladder in state.ladders}
-        self._by_command = {ladder.command: key for key, ladder in self._ladders.items() if ladder.command}
+        for ladder in state.ladders.values():
+            self._shelf.put((ladder.rule, ladder.subject.id), ladder)
+        self._changes.clear()
+        self._parked.clear()
         self._load_agenda()
-        for key, ladder in list(self._ladders.items()):
+        for key, ladder in self._shelf.items():
             self._keep_or_reset(key, ladder, state.rules.get(key[0]))
 
     def _set_rules(self, ruleset: RuleSet) -> None:
@@ -219,14 +229,11 @@ class Decider:
             self._settle(key, ladder)
 
     def _put(self, key: Key, ladder: Ladder) -> None:
-        known = self._ladders.get(key)
+        known = self._shelf.get(key)
         if ladder is known or (known is None and ladder.phase is Phase.QUIET):
             return
-        if known is not None and known.command != ladder.command:
-            self._by_command.pop(known.command, None)
-        if ladder.command:
-            self._by_command[ladder.command] = key
-        self._ladders[key] = ladder
+        self._shelf.put(key, ladder)
+        self._parked.discard(key)
         if ladder.phase is not Phase.WANTING:
             self._changes.pop(key, None)
         self._settle(key, ladder)
@@ -240,13 +247,13 @@ class Decider:
             self._agenda.rest(subject, idle=not self._flights.busy(subject))
 
     def _drop(self, key: Key) -> None:
-        ladder = self._ladders.pop(key)
-        self._by_command.pop(ladder.command, None)
+        self._shelf.drop(key)
+        self._parked.discard(key)
         self._changes.pop(key, None)
         self._agenda.settle(key, None, idle=not self._flights.busy(key[1]))
 
     def _take(self, key: Key, outcome: Outcome) -> None:
-        ladder, remedy = self._ladders[key], self._remedy(key)
+        ladder, remedy = self._shelf[key], self._remedy(key)
         rungs = len(self._rules[key[0]].remedies)
         moved = ladder.answered(outcome, rungs, measurable=remedy.expect is not None)
         if moved is ladder:
@@ -335,31 +342,34 @@ class Decider:
         self._changes[key] = relative_change(remedy, ladder.subject, evaluator)
         inputs = read(self._rules[key[0]], remedy, key[1], evaluator)
         if inputs and inputs != ladder.inputs:
-            self._ladders[key] = msgspec.structs.replace(ladder, inputs=inputs)
+            self._shelf.put(key, msgspec.structs.replace(ladder, inputs=inputs))
 
     def _forget(self, key: Key, now_ns: int, evaluator: Measurements) -> None:
         """Drop a ladder that is quiet, or whose subject has been away for long."""
-        ladder = self._ladders[key]
+        ladder = self._shelf[key]
         away = evaluator.row(ladder.subject.kind, ladder.subject.id) is None
         away_ns = (ladder.away_ns or now_ns) if away else 0
         if ladder.phase is Phase.QUIET or (away and now_ns - away_ns > seconds(self.options.forget_after_s)):
             self._drop(key)
         elif away_ns != ladder.away_ns:
-            self._ladders[key] = msgspec.structs.replace(ladder, away_ns=away_ns)
+            self._shelf.put(key, msgspec.structs.replace(ladder, away_ns=away_ns))
 
     def _pass(self, now_ns: int) -> None:
         """Let time pass: overdue operations, leases that ended, cooldowns that are over."""
         self._rest(self._flights.expire(now_ns))
-        self._leases = {slot: lease for slot, lease in self._leases.items() if lease.until_ns > now_ns}
-        for key, ladder in list(self._ladders.items()):
-            if ladder.phase is Phase.FINISHED:
-                self._put(key, ladder.cooled(self._rules[key[0]].cooldown_ns, now_ns))
+        self._end_leases(lambda lease: lease.until_ns <= now_ns)
+        for key, ladder in self._shelf.in_phase(Phase.FINISHED):
+            self._put(key, ladder.cooled(self._rules[key[0]].cooldown_ns, now_ns))
+
+    def _end_leases(self, over: Callable[[Lease], bool]) -> None:
+        for slot in [slot for slot, lease in self._leases.items() if over(lease)]:
+            del self._leases[slot]
 
     def _remedy(self, key: Key) -> Remedy:
-        return self._rules[key[0]].remedies[self._ladders[key].rung]
+        return self._rules[key[0]].remedies[self._shelf[key].rung]
 
     def _want(self, key: Key, rung: int) -> Want:
-        rule, ladder = self._rules[key[0]], self._ladders[key]
+        rule, ladder = self._rules[key[0]], self._shelf[key]
         remedy = rule.remedies[rung]
         return Want(
             cause=ladder.cause,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from virtpilot.model import Outcome, Result
+from virtpilot.tracked import Tracked
 
 
 class Flight(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +24,8 @@ class Flights:
     """The operations whose end is awaited; while a subject has one, nothing is begun there."""
 
     def __init__(self) -> None:
-        self._flights: dict[tuple[str, bool], Flight] = {}
+        self._flights: Tracked[tuple[str, bool], Flight] = Tracked()
+        self._returning: dict[str, set[tuple[str, bool]]] = {}
         self._count: dict[str, int] = {}
 
     def busy(self, subject: str) -> bool:
@@ -36,6 +38,8 @@ class Flights:
         if key not in self._flights:
             self._count[flight.subject] = self._count.get(flight.subject, 0) + 1
         self._flights[key] = flight
+        if flight.release:
+            self._returning.setdefault(flight.subject, set()).add(key)
 
     def landed(self, outcome: Outcome) -> set[str]:
         """Take an agent's outcome and return the subjects concerned.
@@ -48,10 +52,10 @@ class Flights:
         if outcome.result not in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
             return set()
         ended = {self._end((outcome.command, False))}
-        for key, flight in list(self._flights.items()):
+        for key in list(self._returning.get(outcome.guest, ())):
+            flight = self._flights[key]
             returned = outcome.result is Result.REVERTED or outcome.command != flight.command
-            newer = outcome.at_ns >= flight.since_ns
-            if flight.release and flight.subject == outcome.guest and returned and newer:
+            if returned and outcome.at_ns >= flight.since_ns:
                 ended.add(self._end(key))
         return ended - {""}
 
@@ -64,6 +68,11 @@ class Flights:
         """Stop waiting for a command."""
         self._end((command, False))
 
+    def changes(self) -> Iterator[tuple[tuple[str, str], Flight | None]]:
+        """Return what has changed since the last call."""
+        for (command, release), flight in self._flights.changes().items():
+            yield (command, str(release)), flight
+
     def __iter__(self) -> Iterator[Flight]:
         return iter(self._flights.values())
 
@@ -71,6 +80,10 @@ class Flights:
         flight = self._flights.pop(key, None)
         if flight is None:
             return ""
+        if flight.release:
+            self._returning[flight.subject].discard(key)
+            if not self._returning[flight.subject]:
+                del self._returning[flight.subject]
         self._count[flight.subject] -= 1
         if not self._count[flight.subject]:
             del self._count[flight.subject]

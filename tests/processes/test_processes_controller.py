@@ -38,6 +38,21 @@ IDLE = """\
 """
 
 
+STARVED = """\
+virtpilot: 1
+rules:
+  - name: starved
+    on: vm
+    when: cpu_steal_ratio > 10%
+    mode: act
+    cooldown: 10m
+    remedies:
+      - set: {cpu_shares: current * 2}
+        lease: 15m
+"""
+GUEST = "cd613e30-d8f1-6adf-91b7-584a2265b1f5"
+
+
 class Host:
     """Publishes what a host would measure, at times of the test's choice, and hears what is said of it."""
 
@@ -48,6 +63,10 @@ class Host:
         assert until(lambda: self._bus.generation)
         self.begun_ns = SystemClock().now_ns() - seconds(40)
         self.signals: list[Signal] = []
+        self.orders = MqttBus(MqttOptions(port=port), "a-host-that-obeys")
+        self.orders.subscribe(self._topics.commands("h1"))
+        assert until(lambda: self.orders.generation)
+        self.commands: list[str] = []
 
     def busy(self, *at_s: float) -> None:
         """Measure 90 % CPU at so many seconds from its beginning."""
@@ -55,6 +74,23 @@ class Host:
             tags = {"cluster": self._topics.cluster, "host": "h1"}
             sample = Sample("host", tags, {"cpu_usage_ratio": 0.9}, self.begun_ns + seconds(moment_s))
             self._bus.publish(Message(self._topics.metrics("h1"), encode_lines([sample]))).result(10)
+
+    def starving(self) -> None:
+        """Measure now a guest that lacks a CPU, and its shares."""
+        tags = {"cluster": self._topics.cluster, "host": "h1", "vm": GUEST, "name": "web-1"}
+        now_ns = SystemClock().now_ns()
+        samples = [
+            Sample("vm", tags, {"state_code": 1, "cpu_steal_ratio": 0.5}, now_ns),
+            Sample("knob", tags | {"knob": "cpu_shares"}, {"value_count": 1024}, now_ns),
+        ]
+        self._bus.publish(Message(self._topics.metrics("h1"), encode_lines(samples))).result(10)
+
+    def commanded(self) -> list[str]:
+        """Return what commands have been heard so far, whoever understands them."""
+        while (delivery := self.orders.receive(0)) is not None:
+            self.commands.append(delivery.message.payload.decode())
+            delivery.ack()
+        return self.commands
 
     def states(self, rule: str) -> list[tuple[SignalState, float]]:
         """Return what a rule has said so far: its states with their times in seconds from the beginning."""
@@ -66,6 +102,7 @@ class Host:
     def close(self) -> None:
         """Leave."""
         self._bus.close()
+        self.orders.close()
 
 
 @pytest.fixture
@@ -90,14 +127,16 @@ def handled(controller: Process, count: int) -> None:
 
 
 def saved(site: Site, text: str) -> bool:
-    """Return whether the state on disk holds a word."""
-    file = site.folder / "controller" / "state.json"
-    return file.exists() and f'"{text}"' in file.read_text()
+    """Return whether the state on disk holds a word: the document, or what has changed since."""
+    return any(f'"{text}"' in file.read_text() for file in (site.folder / "controller").glob("state*.json*"))
 
 
-def test_killed_in_the_middle_of_a_for_it_goes_on_where_it_was(site: Site, host: Host, rules: Path) -> None:
+@pytest.mark.parametrize("save_s", [0.2, 3600.0], ids=["saved whole", "only the changes saved"])
+def test_killed_in_the_middle_of_a_for_it_goes_on_where_it_was(
+    site: Site, host: Host, rules: Path, save_s: float
+) -> None:
     """Forgotten, the condition would have to hold for another 20 s: until 32, and nothing is measured after 28."""
-    controller = site.controller(rules).start().up()
+    controller = site.controller(rules, timing={"tick_s": 0.2, "save_s": save_s}).start().up()
     host.busy(0, 2, 4, 6, 8, 10)
     handled(controller, 6)
     assert until(lambda: saved(site, "pending"))
@@ -110,6 +149,24 @@ def test_killed_in_the_middle_of_a_for_it_goes_on_where_it_was(site: Site, host:
     assert host.states("busy") == [(SignalState.PENDING, 0.0), firing], "each said once"
     controller.terminate()
     assert saved(site, "firing")
+
+
+def test_killed_when_its_command_is_heard_it_knows_it_and_gives_no_other(site: Site, host: Host, rules: Path) -> None:
+    """A command leaves only when it is on disk: whoever heard it can be sure that a restart remembers it."""
+    rules.write_text(STARVED)
+    options = {"timing": {"tick_s": 0.2, "save_s": 3600.0}, "guards": {"warm_up_s": 0.0, "guest_cooldown_s": 0.0}}
+    controller = site.controller(rules, **options).start().up()
+    host.starving()
+    host.starving()
+    assert until(lambda: len(host.commanded()) == 1), controller.output()
+    controller.kill()
+    controller.start().up()
+    for number in range(1, 6):
+        host.starving()
+        controller.reaches("virtpilot_controller_samples_total", 2 * number)
+    assert controller.number("virtpilot_commands_total") == 0
+    assert len(set(host.commanded())) == 1, "the one that was heard, perhaps again"
+    controller.terminate()
 
 
 def test_broken_rules_change_nothing_and_mended_ones_come_into_force(site: Site, host: Host, rules: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_host_that_never_answers_fails_the_command(world: World) -> None:
     assert failed.reason == "no outcome from h1"
     late = world.answer(Result.DONE)
     assert late is not None
-    assert world.decider.snapshot()["leases"] == []
+    assert world.decider.snapshot()["leases"] == {}
 
 
 def test_a_migration_may_take_long_before_it_counts_as_lost() -> None:
@@ -265,7 +265,7 @@ def test_a_reload_keeps_what_has_not_changed_and_restarts_what_has() -> None:
     new_remedies = SLOW.replace("current * 1.5", "current * 3").replace("mode: act", "mode: observe")
     new_signal = CROWDED.replace("> 90%", "> 95%")
     world.decider.reload(ruleset(new_signal, new_remedies, STARVED))
-    ladders = {one["rule"]: one for one in world.decider.snapshot()["ladders"]}
+    ladders = {one["rule"]: one for one in world.decider.snapshot()["ladders"].values()}
     assert (ladders["starved"]["attempt"], bool(ladders["starved"]["said"])) == (1, True)
     assert (ladders["slow"]["attempt"], bool(ladders["slow"]["said"])) == (2, False)
     assert "crowded" not in ladders
@@ -292,7 +292,7 @@ def test_a_rule_without_remedies_wants_nothing() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"version": 2}, {"ladders": 5}, {"ladders": [{"rule": "x"}]}, {"unknown": 1}],
+    [{"version": 1}, {"ladders": 5}, {"ladders": {"x g1": {"rule": "x"}}}, {"unknown": 1}],
 )
 def test_a_damaged_snapshot_is_refused_and_changes_nothing(damage: dict[str, object]) -> None:
     world = World(small, ALL)
@@ -330,7 +330,7 @@ def test_many_guests_come_and_go_without_a_trace(name: Name) -> None:
         world.signal("starved", f"guest-{number}", FIRING)
         world.signal("starved", f"guest-{number}", INACTIVE)
     world.wait(3700)
-    assert decider.snapshot()["ladders"] == []
+    assert decider.snapshot()["ladders"] == {}
     assert decider._agenda.size == 0
     assert not decider._agenda._numbers
 

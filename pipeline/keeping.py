@@ -1,0 +1,152 @@
+"""What a restart must not lose, kept on disk: whole now and then, by its changes whenever something is to leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from virtpilot.clock import Clock
+from virtpilot.errors import StateError
+from virtpilot.pipeline.state import Change, StateLog
+from virtpilot.tracked import Tracked
+
+log = structlog.get_logger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Part(Protocol):
+    """Something with a state of its own."""
+
+    def saved(self) -> object:
+        """Return the whole state, as msgspec writes it; `changes` counts from here."""
+
+    def changes(self) -> Iterable[Change]:
+        """Return what has changed since the last call, by its place in the state."""
+
+
+class Entries(Generic[K, V]):
+    """A mapping as a part: its changed entries are saved, by their text."""
+
+    def __init__(self, items: Tracked[K, V], text: Callable[[K], str]) -> None:
+        self._items = items
+        self._text = text
+
+    def saved(self) -> object:
+        """Return all entries."""
+        self._items.changes()
+        return {self._text(key): value for key, value in self._items.items()}
+
+    def changes(self) -> Iterator[Change]:
+        """Return the entries that have changed."""
+        for key, value in self._items.changes().items():
+            yield (self._text(key),), value
+
+
+class Recent(Generic[V]):
+    """A part that holds only what came after the last whole save, the newest of each key: the whole has it too."""
+
+    def __init__(self) -> None:
+        self._items: Tracked[str, V] = Tracked()
+
+    def add(self, key: str, value: V) -> None:
+        """Note something that came."""
+        self._items[key] = value
+
+    def saved(self) -> object:
+        """Begin anew."""
+        self._items = Tracked()
+        return {}
+
+    def changes(self) -> Iterator[Change]:
+        """Return what came since the last call."""
+        for key, value in self._items.changes().items():
+            yield (key,), value
+
+
+class Small(Generic[V]):
+    """A small state as a part: saved whole when it has changed."""
+
+    def __init__(self, snapshot: Callable[[], V]) -> None:
+        self._snapshot = snapshot
+        self._known = b""
+
+    def saved(self) -> object:
+        """Return the state."""
+        state = self._snapshot()
+        self._known = msgspec.json.encode(state)
+        return state
+
+    def changes(self) -> Iterator[Change]:
+        """Return the state where it is another one."""
+        known = self._known
+        state = self.saved()
+        if self._known != known:
+            yield (), state
+
+
+class Keeper:
+    """Saves the parts; `safe` tells whether all that has happened is on disk, so that what follows from it may leave.
+
+    Without a file nothing is kept, and everything may leave.
+    """
+
+    def __init__(self, file: StateLog | None, parts: Mapping[str, Part], clock: Clock, every_ns: int) -> None:
+        self.safe = True
+        self.failures = 0
+        self._file = file
+        self._parts: Final = parts
+        self._clock = clock
+        self._every_ns = every_ns
+        self._due_ns: int | None = None
+
+    def whole(self) -> dict[str, Any]:
+        """Return the whole state."""
+        return {name: part.saved() for name, part in self._parts.items()}
+
+    def save_all_soon(self) -> None:
+        """Let the next save be a whole one: more has changed than parts tell."""
+        self._due_ns = None
+
+    def tick(self) -> None:
+        """Save: the whole when it is due, else what has changed."""
+        if self._due_ns is not None and self._clock.monotonic_ns() >= self._due_ns:
+            self._do(lambda file: self._begin_anew(file, wait=False))
+        self.save()
+
+    def save(self) -> None:
+        """Put what has changed on disk before this returns; `safe` tells whether that worked."""
+        if self._due_ns is None:
+            self._do(lambda file: self._begin_anew(file, wait=True))
+            return
+        changes = [((name, *place), value) for name, part in self._parts.items() for place, value in part.changes()]
+        if changes:
+            self._do(lambda file: file.commit(changes))
+
+    def _begin_anew(self, file: StateLog, *, wait: bool) -> None:
+        if file.replace(self.whole, wait=wait):
+            self._due_ns = self._clock.monotonic_ns() + self._every_ns
+
+    def _do(self, act: Callable[[StateLog], None]) -> None:
+        if self._file is None:
+            self._due_ns = self._clock.monotonic_ns() + self._every_ns
+            return
+        try:
+            act(self._file)
+            self.safe = True
+        except StateError as error:
+            # What the parts gave is not on disk and will not be given again: only the whole can mend that.
+            self._due_ns, self.safe = None, False
+            self.failures += 1
+            log.error("state not saved", error=str(error))
+
+    def close(self) -> None:
+        """Save the whole and let go."""
+        self._due_ns = None
+        self.save()
+        if self._file is not None:
+            self._file.close()

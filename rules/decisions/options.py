@@ -1,0 +1,24 @@
+"""The options of the second stage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+
+class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the second stage waits and remembers."""
+
+    set_grace_s: Annotated[
+        float, msgspec.Meta(description="Wait for a knob's outcome after its command's end.", ge=0, le=3600)
+    ] = 15.0
+    migrate_grace_s: Annotated[
+        float, msgspec.Meta(description="Wait for a migration's outcome after its command's end.", ge=0, le=86_400)
+    ] = 1800.0
+    release_grace_s: Annotated[
+        float, msgspec.Meta(description="Wait for a knob to be given back before the next remedy.", ge=0, le=3600)
+    ] = 10.0
+    forget_after_s: Annotated[
+        float, msgspec.Meta(description="Forget a rule's state on a subject that is quiet or has gone.", ge=60)
+    ] = 3600.0

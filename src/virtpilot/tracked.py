@@ -1,0 +1,42 @@
+"""A mapping that remembers which of its keys have changed, so that saving it costs as much as has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Tracked(MutableMapping[K, V], Generic[K, V]):
+    """Keeps the order of insertion, as a dict does."""
+
+    def __init__(self) -> None:
+        self._items: dict[K, V] = {}
+        self._changed: dict[K, None] = {}
+
+    def __getitem__(self, key: K) -> V:
+        return self._items[key]
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._items[key] = value
+        self._changed[key] = None
+
+    def __delitem__(self, key: K) -> None:
+        del self._items[key]
+        self._changed[key] = None
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._items
+
+    def changes(self) -> dict[K, V | None]:
+        """Return what is new and, as None, what is gone since the last call, in order of the first change."""
+        changed, self._changed = self._changed, {}
+        return {key: self._items.get(key) for key in changed}

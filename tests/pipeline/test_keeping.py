@@ -1,0 +1,139 @@
+"""What is kept of the controller: all of it, at every moment, and nothing leaves that is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.pipeline.test_state_log import copied
+from virtpilot.clock import VirtualClock, seconds
+from virtpilot.errors import StateError
+from virtpilot.model import Command, Outcome
+from virtpilot.pipeline.demo import Demo
+from virtpilot.pipeline.keeping import Entries, Keeper, Recent, Small
+from virtpilot.pipeline.measured_fleet import ALSO
+from virtpilot.pipeline.state import StateLog, load
+from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.tracked import Tracked
+
+KEPT = ("epoch", "decisions", "guards", "alerts", "statuses", "outbox")
+
+
+def test_at_every_moment_of_the_main_job_a_crash_would_lose_nothing(tmp_path: Path) -> None:
+    """All that the parts hold is found on disk, with one whole save a minute and only changes between."""
+    demo = Demo(tmp_path / "demo")
+    controller, folder = demo.controller, tmp_path / "demo" / "controller"
+    phases: set[str] = set()
+    for second in range(400):
+        demo.step()
+        if second % 7:
+            continue
+        controller._keeper.save()
+        found = load(copied(folder, tmp_path / "copy") / "state.json")
+        assert found is not None
+        alive = msgspec.json.decode(msgspec.json.encode({name: controller._parts()[name].saved() for name in KEPT}))
+        assert {name: found[name] for name in KEPT} == alive
+        again = Evaluator(controller.rulebook.ruleset, also=ALSO)
+        again.restore(found["signals"])
+        again.resume(found["turns"])
+        assert again.firing_counts() == controller.rulebook.evaluator.firing_counts()
+        phases |= {ladder["phase"] for ladder in found["decisions"]["ladders"].values()}
+    demo.close()
+    assert {"commanded", "measuring", "finished"} <= phases, "the moments that matter were among those looked at"
+
+
+class FullDisk(StateLog):
+    """A disk that takes nothing while `full`."""
+
+    full = False
+
+    def commit(self, changes: Any) -> None:
+        if self.full:
+            raise StateError("no space left")
+        super().commit(changes)
+
+    def replace(self, whole: Any, *, wait: bool) -> bool:
+        if self.full:
+            raise StateError("no space left")
+        return super().replace(whole, wait=wait)
+
+
+def test_what_could_not_be_saved_is_saved_whole_when_it_can_be(tmp_path: Path) -> None:
+    file, items, clock = FullDisk(tmp_path / "state.json"), Tracked[str, int](), VirtualClock()
+    recent: Recent[int] = Recent()
+    keeper = Keeper(file, {"items": Entries(items, str), "recent": recent}, clock, seconds(10))
+    keeper.save()
+    items["a"] = 1
+    file.full = True
+    keeper.save()
+    assert (keeper.safe, keeper.failures) == (False, 1)
+    items["b"] = 2
+    file.full = False
+    recent.add("r", 3)
+    keeper.save()
+    assert keeper.safe
+    assert load(tmp_path / "state.json") == {"items": {"a": 1, "b": 2}, "recent": {}}
+    recent.add("r", 4)
+    keeper.save()
+    assert load(tmp_path / "state.json") == {"items": {"a": 1, "b": 2}, "recent": {"r": 4}}
+
+
+def test_a_small_state_is_written_only_when_it_is_another(tmp_path: Path) -> None:
+    state = {"n": 1}
+    keeper = Keeper(StateLog(tmp_path / "state.json"), {"s": Small(lambda: state)}, VirtualClock(), seconds(10))
+    keeper.save()
+    keeper.save()
+    assert sum(one.stat().st_size for one in tmp_path.glob("*.jsonl")) == 0
+    state["n"] = 2
+    keeper.save()
+    assert load(tmp_path / "state.json") == {"s": {"n": 2}}
+
+
+def test_no_command_leaves_while_the_state_cannot_be_saved(tmp_path: Path) -> None:
+    demo = Demo(tmp_path)
+    controller = demo.controller
+    controller._keeper._file = file = FullDisk(tmp_path / "full" / "state.json")
+    listener = demo.broker.connect("listener")
+    for topic in (demo.topics.commands("+"), demo.topics.outcomes("+")):
+        listener.subscribe(topic)
+    file.full = True
+    while not controller.counters.commands:
+        demo.step()
+    for _ in range(5):
+        demo.step()
+    assert controller.save_failures > 0
+    assert listener.receive(0) is None, "decided, but not on disk"
+    file.full = False
+    for _ in range(5):
+        demo.step()
+    heard = listener.receive(0)
+    assert heard is not None, "sent once it is"
+    demo.close()
+
+
+def test_records_of_the_job_are_the_same_whether_anything_is_kept_or_not(tmp_path: Path) -> None:
+    kept, free = Demo(tmp_path / "kept"), Demo(tmp_path / "free")
+    free.controller._keeper._file = None
+    told = []
+    for demo in (kept, free):
+        for _ in range(250):
+            demo.step()
+        records = [entry.record for entry in demo.controller.records.entries()]
+        told.append([(type(one).__name__, one.rule) for one in records if isinstance(one, Command | Outcome)])
+        demo.close()
+    assert told[0] == told[1] != []
+
+
+@pytest.mark.parametrize("text", [str.upper, str.lower])
+def test_entries_are_saved_by_their_text(text: Any) -> None:
+    items = Tracked[str, int]()
+    part = Entries(items, text)
+    items["k"] = 1
+    assert list(part.changes()) == [((text("k"),), 1)]
+    assert list(part.changes()) == []
+    del items["k"]
+    assert list(part.changes()) == [((text("k"),), None)]
+    assert part.saved() == {}
