@@ -30,8 +30,8 @@ def copied(folder: Path, copy: Path) -> Path:
     """Return a copy of a folder as it was at one moment, whatever a thread does to it."""
     while True:
         shutil.rmtree(copy, ignore_errors=True)
-        before = sorted((one.name, one.stat().st_mtime_ns, one.stat().st_ino) for one in folder.iterdir())
         with contextlib.suppress(shutil.Error, FileNotFoundError):
+            before = sorted((one.name, one.stat().st_mtime_ns, one.stat().st_ino) for one in folder.iterdir())
             shutil.copytree(folder, copy)
             if before == sorted((one.name, one.stat().st_mtime_ns, one.stat().st_ino) for one in folder.iterdir()):
                 return copy
