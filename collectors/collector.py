@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 import structlog
 
 from virtpilot.collectors import domain
 from virtpilot.collectors.budget import Budget
+from virtpilot.collectors.guest_groups import GuestGroups
 from virtpilot.collectors.host import Host
 from virtpilot.collectors.rates import Rates
 from virtpilot.collectors.source import Fields, Look
@@ -57,6 +58,8 @@ class HostCollector:
         self._host = Host(self._budget, self._failed, self._failing.discard)
         self._rates = Rates()
         self._meters: dict[str, domain.Meter] = {}
+        self._groups = GuestGroups(tree)
+        self._first = 0
 
     def collect(self, now_ns: int, only: frozenset[str] | None = None) -> list[Sample]:
         """Return the samples of this moment: the host first, then its guests; with `only`, those guests alone."""
@@ -66,8 +69,11 @@ class HostCollector:
         if only is None:
             samples += self._host_samples(guests, now_ns)
             self._forget(guests)
-        for guest in filter(domain.lives_here, guests or ()):
-            samples.extend(self._guest(guest, now_ns))
+        living = [guest for guest in guests or () if domain.lives_here(guest)]
+        of_guests = [self._guest(guest, now_ns) for guest in living]
+        self._add_groups(living, of_guests, now_ns)
+        for told in of_guests:
+            samples += told
         self._budget.end(whole=only is None)
         return samples
 
@@ -88,11 +94,29 @@ class HostCollector:
             meter = self._meters[guest.uuid] = domain.Meter(self._tags)
         return meter.samples(guest, leased, now_ns)
 
-    def _forget(self, guests: Iterable[GuestStats] | None) -> None:
+    def _add_groups(self, guests: list[GuestStats], samples: list[list[Sample]], now_ns: int) -> None:
+        """Add what the guests' control groups tell; out of time, the next tick goes on with those left out."""
+        self._groups.begin()
+        count = len(guests)
+        for step in range(count):
+            if self._budget.skips():
+                self._first = (self._first + step) % count
+                return
+            index = (self._first + step) % count
+            try:
+                fields = self._groups.collect(guests[index].run, now_ns)
+            except OSError as error:
+                self._failed("cgroup", error)
+                return
+            samples[index][0].fields.update(fields)  # the guest itself comes before its devices
+        self._failing.discard("cgroup")
+
+    def _forget(self, guests: Sequence[GuestStats] | None) -> None:
         """Let a guest that went take its counters with it: it may come back with others."""
         if guests is not None:
             here = {guest.uuid for guest in guests}
             self._meters = {uuid: meter for uuid, meter in self._meters.items() if uuid in here}
+            self._groups.keep({guest.run for guest in guests})
 
     def _host_samples(self, guests: list[GuestStats] | None, now_ns: int) -> Iterator[Sample]:
         """Yield the host, then its devices."""

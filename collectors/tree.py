@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -12,6 +11,7 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 # Kept descriptors lie above all that select(2), which MQTT clients use, can take.
 KEPT_FROM: Final = 1024
 _CHUNK: Final = 16 * 1024
+_SHORT: Final = 1024  # no file that is told in pieces begins with one so short
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -48,7 +48,7 @@ class FileTree:
         """Return a file's text, what is not ASCII replaced; raises OSError, also for a file that is too long."""
         descriptor = os.open(self._root + path, _FLAGS)
         try:
-            return _text(lambda offset: os.pread(descriptor, _CHUNK, offset))
+            return _text(descriptor)
         finally:
             os.close(descriptor)
 
@@ -75,7 +75,7 @@ class OpenFile:
 
     def read(self) -> str:
         """Return what the file says now."""
-        return _text(lambda offset: os.pread(self._descriptor, _CHUNK, offset))
+        return _text(self._descriptor)
 
     def close(self) -> None:
         """Close it; a second time does nothing."""
@@ -102,12 +102,12 @@ class Reread:
         """Do nothing: nothing is held."""
 
 
-def _text(read: Callable[[int], bytes]) -> str:
+def _text(descriptor: int) -> str:
     """Return all of a file; the kernel hands long ones out in pieces of its own size."""
-    found = read(0)
-    if len(found) >= 1024:
+    found = os.pread(descriptor, _CHUNK, 0)
+    if len(found) >= _SHORT:
         pieces, length = [found], len(found)
-        while found := read(length):
+        while found := os.pread(descriptor, _CHUNK, length):
             pieces.append(found)
             length += len(found)
             if length > MAX_BYTES:

@@ -10,7 +10,7 @@ from typing import Final
 
 from virtpilot.field import Field, Type, Unit, rows
 from virtpilot.guest_fields import GUEST_FIELDS, KNOB_FIELDS
-from virtpilot.host_fields import HOST_FIELDS
+from virtpilot.host_fields import GROUP_FIELDS, HOST_FIELDS
 
 __all__ = ["FIELDS", "Field", "Type", "Unit", "names"]
 
@@ -20,6 +20,7 @@ _JOB = "virDomainGetJobStats"
 _ALL: Final = [
     *HOST_FIELDS,
     *GUEST_FIELDS,
+    *GROUP_FIELDS,
     *rows(
         "vm_job",
         ("running_count", Unit.COUNT, _G, "1 while a job runs on the guest, 0 in its last sample", _JOB),

@@ -1,4 +1,4 @@
-"""The fields of hosts and of their devices: what the kernel tells, in base units."""
+"""The fields that the kernel tells, in base units: of hosts, their devices, and their guests' control groups."""
 
 from __future__ import annotations
 
@@ -221,3 +221,131 @@ HOST_FIELDS: Final = [
         ("surplus_pages_count", Unit.COUNT, _G, "pages beyond the pool's set size", _HUGE),
     ),
 ]
+
+# Fields of `vm` beside those that libvirt tells.
+GROUP_FIELDS: Final = rows(
+    "vm",
+    (
+        "psi_cpu_some_ratio",
+        Unit.RATIO,
+        _G,
+        "share of time some thread of the guest's process waited for a CPU",
+        "cgroup cpu.pressure",
+    ),
+    (
+        "psi_cpu_full_ratio",
+        Unit.RATIO,
+        _G,
+        "share of time all threads of the guest's process waited for a CPU",
+        "cgroup cpu.pressure",
+    ),
+    (
+        "psi_memory_some_ratio",
+        Unit.RATIO,
+        _G,
+        "share of time some thread of the guest's process waited for memory",
+        "cgroup memory.pressure",
+    ),
+    (
+        "psi_memory_full_ratio",
+        Unit.RATIO,
+        _G,
+        "share of time all threads of the guest's process waited for memory",
+        "cgroup memory.pressure",
+    ),
+    (
+        "psi_io_some_ratio",
+        Unit.RATIO,
+        _G,
+        "share of time some thread of the guest's process waited for I/O",
+        "cgroup io.pressure",
+    ),
+    (
+        "psi_io_full_ratio",
+        Unit.RATIO,
+        _G,
+        "share of time all threads of the guest's process waited for I/O",
+        "cgroup io.pressure",
+    ),
+    (
+        "cpu_periods_total",
+        Unit.COUNT,
+        _C,
+        "periods of CPU quotas, all vCPUs and helper threads together",
+        "cgroup cpu.stat",
+    ),
+    (
+        "cpu_throttled_periods_total",
+        Unit.COUNT,
+        _C,
+        "periods that ended in being stopped by a quota",
+        "cgroup cpu.stat",
+    ),
+    ("cpu_throttled_seconds_total", Unit.SECONDS, _C, "time stopped by a quota", "cgroup cpu.stat"),
+    (
+        "cpu_throttled_ratio",
+        Unit.RATIO,
+        _G,
+        "share of periods that ended in being stopped; 0 without a quota",
+        "cgroup cpu.stat",
+    ),
+    ("cgroup_io_read_bytes_total", Unit.BYTES, _C, "read from the host's disks", "cgroup io.stat, blkio"),
+    ("cgroup_io_write_bytes_total", Unit.BYTES, _C, "written to the host's disks", "cgroup io.stat, blkio"),
+    ("cgroup_io_read_requests_total", Unit.COUNT, _C, "read requests to the host's disks", "cgroup io.stat, blkio"),
+    ("cgroup_io_write_requests_total", Unit.COUNT, _C, "write requests to the host's disks", "cgroup io.stat, blkio"),
+    (
+        "cgroup_io_read_bytes_per_second",
+        Unit.BYTES_PER_SECOND,
+        _G,
+        "read rate from the host's disks",
+        "cgroup io.stat, blkio",
+    ),
+    (
+        "cgroup_io_write_bytes_per_second",
+        Unit.BYTES_PER_SECOND,
+        _G,
+        "write rate to the host's disks",
+        "cgroup io.stat, blkio",
+    ),
+    ("cgroup_memory_bytes", Unit.BYTES, _G, "memory charged to the guest, page cache too", "cgroup memory.current"),
+    ("cgroup_memory_peak_bytes", Unit.BYTES, _G, "the most that it ever was", "cgroup memory.peak"),
+    ("cgroup_memory_anon_bytes", Unit.BYTES, _G, "the part of it that has no file", "cgroup memory.stat"),
+    ("cgroup_memory_file_bytes", Unit.BYTES, _G, "the part of it that is page cache", "cgroup memory.stat"),
+    (
+        "cgroup_memory_swap_bytes",
+        Unit.BYTES,
+        _G,
+        "what the host has swapped out of the guest",
+        "cgroup memory.swap.current",
+    ),
+    ("cgroup_memory_limit_bytes", Unit.BYTES, _G, "the most that it may be", "cgroup memory.max"),
+    (
+        "cgroup_memory_low_total",
+        Unit.COUNT,
+        _C,
+        "times memory was taken though the guest had less than is protected",
+        "cgroup memory.events",
+    ),
+    (
+        "cgroup_memory_high_total",
+        Unit.COUNT,
+        _C,
+        "times the guest was slowed down for having too much",
+        "cgroup memory.events",
+    ),
+    ("cgroup_memory_max_total", Unit.COUNT, _C, "times the guest was at its limit", "cgroup memory.events"),
+    (
+        "cgroup_memory_oom_total",
+        Unit.COUNT,
+        _C,
+        "times there was no memory to be had within the limit",
+        "cgroup memory.events",
+    ),
+    (
+        "cgroup_oom_kills_total",
+        Unit.COUNT,
+        _C,
+        "processes of the guest killed for want of memory",
+        "cgroup memory.events",
+    ),
+)

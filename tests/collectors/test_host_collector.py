@@ -29,7 +29,10 @@ PARTS = {
     "__init__",
     "budget",
     "collector",
+    "cgroup",
     "domain",
+    "guest_groups",
+    "hierarchy",
     "host",
     "layout",
     "limits",
@@ -37,6 +40,7 @@ PARTS = {
     "rates",
     "source",
     "sources",
+    "throttle",
     "tree",
 }
 KSM = ("run", "full_scans", "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")

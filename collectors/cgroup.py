@@ -1,0 +1,195 @@
+"""What the kernel tells of a guest's control group: pressure, throttling, I/O and memory (cgroup v1 and v2).
+
+Its CPU time is not asked for here: libvirt tells it, from the same group. A file or controller that is not there is an
+absent field. Sources: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from virtpilot.clock import seconds
+from virtpilot.collectors.hierarchy import UNIFIED
+from virtpilot.collectors.number import count, pairs, renamed
+from virtpilot.collectors.pressure import parse as parse_pressure
+from virtpilot.collectors.pressure import ratio
+from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.source import Fields
+from virtpilot.collectors.throttle import Throttle
+from virtpilot.collectors.tree import Kept, Tree
+
+Parse = Callable[[str], Fields]
+
+REFRESH_NS: Final = seconds(60)
+_UNLIMITED: Final = 2**60  # v1 writes a number about that size where there is no limit, v2 a word
+_IO: Final = {
+    "rbytes": "cgroup_io_read_bytes_total",
+    "wbytes": "cgroup_io_write_bytes_total",
+    "rios": "cgroup_io_read_requests_total",
+    "wios": "cgroup_io_write_requests_total",
+}
+_IO_V2: Final = re.compile(r" (rbytes|wbytes|rios|wios)=([0-9]{1,20})")
+_IO_V1: Final = re.compile(r"^[0-9]+:[0-9]+ (Read|Write) ([0-9]{1,20})$", re.MULTILINE)
+_EVENTS: Final = {
+    "low": "cgroup_memory_low_total",
+    "high": "cgroup_memory_high_total",
+    "max": "cgroup_memory_max_total",
+    "oom": "cgroup_memory_oom_total",
+    "oom_kill": "cgroup_oom_kills_total",
+}
+_MEMORY_V2: Final = {"anon": "cgroup_memory_anon_bytes", "file": "cgroup_memory_file_bytes"}
+_MEMORY_V1: Final = {
+    "total_rss": "cgroup_memory_anon_bytes",
+    "total_cache": "cgroup_memory_file_bytes",
+    "total_swap": "cgroup_memory_swap_bytes",
+}
+_PER_SECOND: Final = {
+    "cgroup_io_read_bytes_total": "cgroup_io_read_bytes_per_second",
+    "cgroup_io_write_bytes_total": "cgroup_io_write_bytes_per_second",
+}
+_STALLS: Final = "stalls"  # what parse_stalls names is no field yet: microseconds that become a ratio
+
+
+def parse_stalls(resource: str) -> Parse:
+    """Return a parser of a pressure file."""
+    return lambda text: {f"{_STALLS}_{resource}_{kind}": value for kind, value in parse_pressure(text).items()}
+
+
+def parse_one(name: str) -> Parse:
+    """Return a parser of a file that says one size; no limit is no field."""
+
+    def parse(text: str) -> Fields:
+        value = count(text.strip())
+        return {} if value is None or value >= _UNLIMITED else {name: value}
+
+    return parse
+
+
+def parse_pairs(names: Mapping[str, str]) -> Parse:
+    """Return a parser of a file with a name and a number in each line."""
+    return lambda text: renamed(dict(pairs(text)), names)
+
+
+def parse_io_v2(text: str) -> Fields:
+    """Return the sums over all devices of an io.stat; zeros where the group has not touched one yet."""
+    found: Fields = dict.fromkeys(_IO.values(), 0)
+    for name, number in _IO_V2.findall(text):
+        found[_IO[name]] += int(number)
+    return found
+
+
+def parse_io_v1(kind: str) -> Parse:
+    """Return a parser of a blkio.throttle file, which adds up `kind`: bytes or requests."""
+
+    def parse(text: str) -> Fields:
+        found: Fields = {f"cgroup_io_{way}_{kind}_total": 0 for way in ("read", "write")}
+        for way, number in _IO_V1.findall(text):
+            found[f"cgroup_io_{way.lower()}_{kind}_total"] += int(number)
+        return found
+
+    return parse
+
+
+class File(NamedTuple):
+    """One file of a group: the hierarchy it is in, its name and what it says; `seldom` ones cost much or say little."""
+
+    hierarchy: str
+    name: str
+    parse: Parse
+    seldom: bool = False
+
+
+FILES: Final = (
+    File(UNIFIED, "cpu.pressure", parse_stalls("cpu")),
+    File(UNIFIED, "memory.pressure", parse_stalls("memory")),
+    File(UNIFIED, "io.pressure", parse_stalls("io")),
+    File(UNIFIED, "io.stat", parse_io_v2),
+    File(UNIFIED, "memory.current", parse_one("cgroup_memory_bytes")),
+    File(UNIFIED, "memory.events", parse_pairs(_EVENTS)),
+    File(UNIFIED, "memory.stat", parse_pairs(_MEMORY_V2), seldom=True),
+    File(UNIFIED, "memory.peak", parse_one("cgroup_memory_peak_bytes"), seldom=True),
+    File(UNIFIED, "memory.swap.current", parse_one("cgroup_memory_swap_bytes"), seldom=True),
+    File(UNIFIED, "memory.max", parse_one("cgroup_memory_limit_bytes"), seldom=True),
+    File("memory", "memory.usage_in_bytes", parse_one("cgroup_memory_bytes")),
+    File("memory", "memory.oom_control", parse_pairs({"oom_kill": "cgroup_oom_kills_total"})),
+    File("memory", "memory.failcnt", parse_one("cgroup_memory_max_total"), seldom=True),
+    File("memory", "memory.stat", parse_pairs(_MEMORY_V1), seldom=True),
+    File("memory", "memory.max_usage_in_bytes", parse_one("cgroup_memory_peak_bytes"), seldom=True),
+    File("memory", "memory.limit_in_bytes", parse_one("cgroup_memory_limit_bytes"), seldom=True),
+    File("blkio", "blkio.throttle.io_service_bytes_recursive", parse_io_v1("bytes")),
+    File("blkio", "blkio.throttle.io_serviced_recursive", parse_io_v1("requests")),
+)
+
+
+class Group:
+    """The control group of one guest that runs; what is read each tick stays open.
+
+    `stagger_ns` brings the first refresh forward, so that not all guests have theirs in one tick.
+    """
+
+    def __init__(self, tree: Tree, paths: Mapping[str, str], stagger_ns: int = 0) -> None:
+        self._tree = tree
+        self._paths = paths
+        self._rates = Rates()
+        self._open: dict[File, Kept] = {}
+        self._seldom: Fields = {}
+        self._throttle = Throttle(tree, paths)
+        self._stagger_ns = stagger_ns
+        self._refreshed_ns: int | None = None
+
+    def collect(self, now_ns: int) -> Fields | None:
+        """Return what the group tells now; None once it is gone."""
+        if self._refreshed_ns is None or abs(now_ns - self._refreshed_ns) >= REFRESH_NS:
+            self._refreshed_ns = now_ns if self._refreshed_ns else now_ns - self._stagger_ns
+            self._refresh()
+        fields: Fields = {}
+        for file, kept in list(self._open.items()):
+            try:
+                fields |= file.parse(kept.read())
+            except OSError:  # the group goes, or its controller was taken away
+                kept.close()
+                del self._open[file]
+        if not self._open:
+            return None
+        return self._told(fields, now_ns) | self._seldom | self._throttle.collect(now_ns)
+
+    def close(self) -> None:
+        """Let go of its files."""
+        for kept in self._open.values():
+            kept.close()
+        self._open.clear()
+        self._throttle.close()
+
+    def _refresh(self) -> None:
+        """Read what is read seldom, and look for files that were not there before: controllers come late."""
+        self._seldom = {}
+        for file in FILES:
+            if file in self._open or file.hierarchy not in self._paths:
+                continue
+            path = f"{self._paths[file.hierarchy]}/{file.name}"
+            try:
+                if file.seldom:
+                    self._seldom |= file.parse(self._tree.read(path))
+                else:
+                    self._open[file] = self._tree.keep(path)
+            except OSError:
+                continue
+        self._throttle.refresh()
+
+    def _told(self, found: Fields, now_ns: int) -> Fields:
+        """Turn counters into ratios and rates."""
+        fields: Fields = {}
+        for name, value in found.items():
+            if name.startswith(_STALLS):
+                share = ratio(self._rates, (name,), int(value), now_ns)
+                if share is not None:
+                    fields[f"psi{name.removeprefix(_STALLS)}_ratio"] = share
+                continue
+            fields[name] = value
+            if name in _PER_SECOND:
+                rate = self._rates.rate((name,), value, now_ns)
+                if rate is not None:
+                    fields[_PER_SECOND[name]] = rate
+        return fields

@@ -1,0 +1,71 @@
+"""Where the guests' control groups are: mounted hierarchies (cgroup v1, v2, both), and in them libvirt's groups by id.
+
+libvirt names a guest's group `machine-qemu\\x2d5\\x2dweb.scope` where systemd makes it, else `qemu-5-web.libvirt-qemu`;
+5 is the domain's id. All else in the name is the guest's own to choose and is not looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from virtpilot.collectors.tree import Tree
+
+UNIFIED: Final = "unified"
+V1: Final = ("cpu", "memory", "blkio")
+_FOLDERS: Final = ("machine.slice", "machine")
+_SCOPE: Final = re.compile(r"machine-(?:qemu|lxc)\\x2d([0-9]{1,10})(?:\\x2d.*)?\.scope", re.DOTALL)
+_PLAIN: Final = re.compile(r"(qemu|lxc)-([0-9]{1,10})(?:-.*)?\.libvirt-\1", re.DOTALL)
+
+
+def parse_mounts(text: str) -> dict[str, str]:
+    """Return where each hierarchy of a /proc/self/mountinfo is mounted, by its controller or as `unified`.
+
+    Of several mounts on one folder the last one is seen; a folder with blanks in its name is none of a hierarchy.
+    """
+    seen: dict[str, tuple[str, list[str]]] = {}
+    for line in text.splitlines():
+        left, separator, right = line.partition(" - ")
+        place, kind = left.split(), right.split()
+        if separator and len(place) >= 5 and len(kind) >= 3 and "\\" not in place[4]:
+            seen[place[4].lstrip("/")] = (kind[0], kind[2].split(","))
+    found: dict[str, str] = {}
+    for folder, (kind_name, options) in seen.items():
+        if kind_name == "cgroup2":
+            found[UNIFIED] = folder
+        elif kind_name == "cgroup":
+            found |= {controller: folder for controller in V1 if controller in options}
+    return found
+
+
+def group_id(name: str) -> int | None:
+    """Return the domain id in a group's name, None where it is no guest's."""
+    if match := _SCOPE.fullmatch(name):
+        return int(match[1])
+    match = _PLAIN.fullmatch(name)
+    return int(match[2]) if match else None
+
+
+def find_groups(tree: Tree, mounts: Mapping[str, str]) -> dict[int, dict[str, str]]:
+    """Return each guest's group in each hierarchy, by its id; an id that two groups bear is nobody's."""
+    found: dict[int, dict[str, str]] = {}
+    doubtful = set()
+    for hierarchy, folder in mounts.items():
+        for number, path in _groups_in(tree, folder):
+            own = found.setdefault(number, {})
+            if own.setdefault(hierarchy, path) != path:
+                doubtful.add(number)
+    return {number: paths for number, paths in found.items() if number not in doubtful}
+
+
+def _groups_in(tree: Tree, mount: str) -> Iterator[tuple[int, str]]:
+    for folder in _FOLDERS:
+        try:
+            names = tree.names(f"{mount}/{folder}")
+        except OSError:  # this machine puts no guests there
+            continue
+        for name in names:
+            number = group_id(name)
+            if number is not None:
+                yield number, f"{mount}/{folder}/{name}"

@@ -1,0 +1,110 @@
+"""How often a guest's CPU quota stopped it: the sum over its vCPUs', emulator's and I/O threads' groups.
+
+libvirt sets a quota on those groups, not on the guest's own, and the kernel counts where the quota is. Most guests have
+none: then only the first vCPU's group is read each tick, since all vCPUs get one quota, and the rest once it counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from virtpilot.collectors.hierarchy import UNIFIED
+from virtpilot.collectors.number import pairs
+from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.source import Fields
+from virtpilot.collectors.tree import Kept, Tree
+
+_PART: Final = re.compile(r"libvirt|emulator|(vcpu|iothread)[0-9]{1,5}")
+_FIRST: Final = "/vcpu0"
+_MAX_PARTS: Final = 1024
+# v2 tells microseconds, v1 nanoseconds
+_SECONDS: Final = {"throttled_usec": 1e-6, "throttled_time": 1e-9}
+
+Counts = tuple[int, int, float]
+
+
+def parse(text: str) -> Counts | None:
+    """Return (periods, throttled periods, throttled seconds) of a cpu.stat; None where it tells of no quota."""
+    found = dict(pairs(text))
+    if not {"nr_periods", "nr_throttled"} <= found.keys():
+        return None
+    time_s = sum(found[name] * factor for name, factor in _SECONDS.items() if name in found)
+    return found["nr_periods"], found["nr_throttled"], time_s
+
+
+class Throttle:
+    """Reads the quotas' counters of one guest."""
+
+    def __init__(self, tree: Tree, paths: Mapping[str, str]) -> None:
+        self._tree = tree
+        # where both hierarchies are mounted the CPU controller is in one of them: v1 says so by being there
+        self._top = paths.get("cpu", paths.get(UNIFIED))
+        self._counting: dict[str, Kept] = {}
+        self._known, self._idle = False, True
+        self._rates = Rates()
+
+    def refresh(self) -> None:
+        """Look at all parts anew: quotas come, vCPUs come and go."""
+        self._known, self._idle = False, True
+        self.close()
+        for path in self._parts():
+            try:
+                counts = parse(self._tree.read(f"{path}/cpu.stat"))
+                if counts is not None and (counts[0] or path.endswith(_FIRST)):
+                    self._counting[path] = self._tree.keep(f"{path}/cpu.stat")
+            except OSError:
+                continue
+            self._known |= counts is not None
+            self._idle &= counts is None or not counts[0]
+
+    def collect(self, now_ns: int) -> Fields:
+        """Return the sums, and the share of periods since the last reading that ended in being stopped."""
+        if not self._known:
+            return {}
+        periods, stopped, time_s = self._sums()
+        if periods and self._idle:  # a quota is new: the other parts have it too
+            self.refresh()
+            periods, stopped, time_s = self._sums()
+        fields: Fields = {
+            "cpu_periods_total": periods,
+            "cpu_throttled_periods_total": stopped,
+            "cpu_throttled_seconds_total": time_s,
+        }
+        whole = self._rates.delta(("periods",), periods, now_ns)
+        part = self._rates.delta(("throttled",), stopped, now_ns)
+        if whole is not None and part is not None:
+            fields["cpu_throttled_ratio"] = min(part[0] / whole[0], 1.0) if whole[0] else 0.0
+        return fields
+
+    def _sums(self) -> Counts:
+        periods, stopped, time_s = 0, 0, 0.0
+        for path, kept in list(self._counting.items()):
+            try:
+                counts = parse(kept.read())
+            except OSError:  # a vCPU was unplugged
+                kept.close()
+                del self._counting[path]
+                continue
+            if counts is not None:
+                periods, stopped, time_s = periods + counts[0], stopped + counts[1], time_s + counts[2]
+        return periods, stopped, time_s
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for kept in self._counting.values():
+            kept.close()
+        self._counting.clear()
+
+    def _parts(self) -> list[str]:
+        if self._top is None:
+            return []
+        found = [self._top]
+        for folder in (self._top, f"{self._top}/libvirt"):
+            try:
+                names = self._tree.names(folder)
+            except OSError:
+                continue
+            found += [f"{folder}/{name}" for name in sorted(names) if _PART.fullmatch(name)]
+        return found[:_MAX_PARTS]
