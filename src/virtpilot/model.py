@@ -66,7 +66,7 @@ class Subject(msgspec.Struct, frozen=True):
         return (self.kind, self.id)
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True, gc=False):
     """One line of line protocol: a measurement's tags and numeric fields at a time."""
 
     measurement: str

@@ -16,7 +16,9 @@ quick = settings(derandomize=True, deadline=None, max_examples=300)
 
 # What a name or tag value can be: any text without a line feed that does not end in a backslash.
 nasty = st.text(
-    st.one_of(st.sampled_from(", =\\\"#'\t"), st.characters(exclude_categories=["Cs"], exclude_characters="\n")),
+    st.one_of(
+        st.sampled_from(", =\\\"#'\t[]u%\x01\x02"), st.characters(exclude_categories=["Cs"], exclude_characters="\n")
+    ),
     min_size=1,
 )
 names = nasty.filter(lambda text: not text.endswith("\\"))

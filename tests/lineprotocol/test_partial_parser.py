@@ -15,13 +15,19 @@ quick = settings(derandomize=True, deadline=None, max_examples=300)
 plain = st.sampled_from(
     ["a", "ab", "b", "cpu_usage_ratio", "usage_ratio", "x=y", "sp ace", 'q"uote', "back\\slash", "ü"]
 )
+numbers = st.one_of(
+    st.integers(-5, 5),
+    st.floats(-5, 5),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 samples = st.lists(
     st.builds(
         Sample,
         measurement=st.sampled_from(["vm", "host", "v m"]),
         tags=st.dictionaries(plain, plain, max_size=3),
-        fields=st.dictionaries(plain, st.one_of(st.integers(-5, 5), st.floats(-5, 5)), min_size=1, max_size=6),
-        time_ns=st.integers(0, 10),
+        fields=st.dictionaries(plain, numbers, min_size=1, max_size=6),
+        time_ns=st.one_of(st.just(1_700_000_000_000_000_000), st.integers(0, 10), st.integers(-(2**63), 2**63 - 1)),
     ),
     max_size=6,
 )
@@ -37,6 +43,10 @@ def only(found: list[Sample], wanted: Wanted) -> list[Sample]:
     return kept
 
 
+def types_of(sample: Sample) -> dict[str, type]:
+    return {name: type(value) for name, value in sample.fields.items()}
+
+
 @quick
 @given(samples, wanteds)
 def test_it_agrees_with_the_full_parser(found: list[Sample], wanted: Wanted) -> None:
@@ -44,6 +54,7 @@ def test_it_agrees_with_the_full_parser(found: list[Sample], wanted: Wanted) -> 
     parsed = parse_wanted(payload, wanted)
     assert parsed.samples == only(parse(payload).samples, wanted)
     assert parsed.bad == []
+    assert [types_of(sample) for sample in parsed.samples] == [types_of(sample) for sample in only(found, wanted)]
 
 
 @quick
@@ -80,19 +91,57 @@ def test_numbers_of_lines_count_the_line_feeds_in_strings() -> None:
 @pytest.mark.parametrize("position", ["first", "middle", "last", "wandering"])
 def test_a_field_is_found_wherever_it_stands(position: str) -> None:
     lines = []
+    first_ns = 1_700_000_000_000_000_000
     for number in range(20):
         others = [f"other_{index}={index * 10 ** (number % 7)}" for index in range(30)]
         at = {"first": 0, "middle": 15, "last": 30, "wandering": number}[position]
         others.insert(at, f"f={number}")
-        lines.append(f"m,a=b {','.join(others)} {number}")
+        lines.append(f"m,a=b {','.join(others)} {first_ns + number}")
     parsed = parse_wanted("\n".join(lines).encode(), {"m": frozenset({"f", "absent"})})
     assert [sample.fields for sample in parsed.samples] == [{"f": float(number)} for number in range(20)]
 
 
-@pytest.mark.parametrize("line", ["m f=x 5", "m f=1 x", "m f= 5", "m,a f=1 5", "m f=1_0 5", "m f=inf 5"])
-def test_what_it_reads_it_checks(line: str) -> None:
-    parsed = parse_wanted(f"m f=1 1\n{line}\nm f=2 2\n".encode(), {"m": frozenset({"f"})})
-    assert [sample.time_ns for sample in parsed.samples] == [1, 2]
+def test_a_wanted_field_that_only_some_lines_have_is_found_in_them() -> None:
+    now_ns = 1_700_000_000_000_000_000
+    payload = "".join(
+        [f"m,a=b {fields} {now_ns}\n" for fields in ("a=1,b=2i,c=3", "a=1,f=2i,c=3", "f=1i,b=2i,c=3", "a=1,b=2i,f=3i")]
+    )
+    parsed = parse_wanted(payload.encode(), {"m": frozenset({"a", "f"})})
+    assert [sample.fields for sample in parsed.samples] == [
+        {"a": 1.0},
+        {"a": 1.0, "f": 2},
+        {"f": 1},
+        {"a": 1.0, "f": 3},
+    ]
+
+
+def test_lines_of_ever_new_layouts_are_all_read() -> None:
+    now_ns = 1_700_000_000_000_000_000
+    lines = [f"m x{number}=1,f={number}i,y=2 {now_ns}" for number in range(60)]
+    parsed = parse_wanted("\n".join(lines).encode(), {"m": frozenset({"f"})})
+    assert [sample.fields for sample in parsed.samples] == [{"f": number} for number in range(60)]
+
+
+@pytest.mark.parametrize("time", ["1", "1700000000000000000"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "m f=x 5",
+        "m f=1 x",
+        "m f= 5",
+        "m,a f=1 5",
+        "m f=1_0 5",
+        "m f=inf 5",
+        "m f=1e999 5",
+        "m f=1.5i 5",
+        "m f=9223372036854775808i 5",
+        "m f=1i2 5",
+    ],
+)
+def test_what_it_reads_it_checks(line: str, time: str) -> None:
+    bad = line.replace(" 5", f" {time}")
+    parsed = parse_wanted(f"m f=1 {time}\n{bad}\nm f=2 {time}\n".encode(), {"m": frozenset({"f"})})
+    assert [sample.fields for sample in parsed.samples] == [{"f": 1.0}, {"f": 2.0}]
     assert [bad.number for bad in parsed.bad] == [2]
 
 
@@ -100,7 +149,7 @@ def test_it_is_many_times_faster_than_the_full_parser() -> None:
     """A ratio within one run, for this machine may be busy; the absolute number is the benchmark's."""
     fields = {f"field_number_{index}_bytes": index * 1.5 for index in range(40)}
     tags = {"cluster": "lab", "host": "node1", "vm": "3f0d4a1e-0000-4000-8000-000000000001"}
-    payload = encode_lines([Sample("vm", tags, fields, number) for number in range(2000)])
+    payload = encode_lines([Sample("vm", tags, fields, 1_700_000_000_000_000_000 + number) for number in range(2000)])
     wanted = {"vm": frozenset(f"field_number_{index}_bytes" for index in (0, 7, 15, 22, 31, 39))}
 
     def took(count: int, partial: bool) -> float:
