@@ -2,8 +2,9 @@
 # make test       every test, unit to lab            make test-all   the server-less ones on each Python there is
 # make check      ruff, mypy, import-linter, lengths make format     ruff's formatting and fixes
 # make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them)
+# make bench      every figure of docs/performance.md, as one JSON document (BENCH="KEY…" some of them)
 # make docs       the manual's generated pages       make dashboards the dashboards' JSON
-.PHONY: demo test test-all check lab lab-down format docs dashboards
+.PHONY: demo test test-all check bench lab lab-down format docs dashboards
 SHELL := /bin/bash
 BIN := .venv/bin
 
@@ -38,6 +39,10 @@ lab:
 lab-down:
 	@deploy/bootstrap.sh full
 	@exec $(BIN)/python -m deploy.lab down
+
+bench:
+	@deploy/bootstrap.sh bench
+	@exec $(BIN)/python -m bench $(BENCH)
 
 dashboards:
 	@deploy/bootstrap.sh dev

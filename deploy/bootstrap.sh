@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# bootstrap.sh run|dev|full: makes .venv ready, installing with apt-get what the system lacks (as root or through sudo).
+# bootstrap.sh run|dev|full|bench: makes .venv ready, installing with apt-get what the system lacks (as root or through sudo).
 #   run   what `virtpilot demo` needs: no broker, no database, no hypervisor
 #   dev   run, and the checks and tests
 #   full  dev, and the real servers and libvirt for the tests against them (deploy/packages.txt)
+#   bench full, and what the benchmarks measure against
 # A second run with nothing changed returns at once. PYTHON names another interpreter, VENV another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,8 +36,9 @@ python_version() { "$python" -c 'import sys; print("%d.%d" % sys.version_info[:2
 has_python() { command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
 has_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
 has_headers() { [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; }
+for_servers() { [ "$profile" = full ] || [ "$profile" = bench ]; }
 # durable-rules comes as source only, for Python 3.11 and 3.12; libvirt-python is always built.
-needs_compiler() { [ "$profile" = full ] || "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; }
+needs_compiler() { for_servers || "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; }
 
 system_for_run() {
   local missing=()
@@ -63,8 +65,9 @@ install() {
   local wanted=(--constraint constraints.txt --editable .)
   pip install --constraint constraints.txt pip
   [ "$profile" = run ] || wanted+=(--group dev)
+  [ "$profile" != bench ] || wanted+=(--group bench)
   pip install "${wanted[@]}"
-  if [ "$profile" = full ]; then
+  if for_servers; then
     if pkg-config --exists libvirt 2>/dev/null; then
       pip install --constraint constraints.txt --editable '.[libvirt]'
     else
@@ -76,9 +79,9 @@ install() {
 stamp() { cat pyproject.toml constraints.txt deploy/packages.txt deploy/bootstrap.sh "$python_path" 2>/dev/null | sha256sum | cut -c1-32; }
 
 python_path=$(command -v "$python" || true)
-[ "$profile" = full ] && system_for_full
-# A full set-up serves the smaller profiles too.
-for done_for in full dev run; do
+if for_servers; then system_for_full; fi
+# A larger set-up serves the smaller profiles too.
+for done_for in bench full dev run; do
   if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.ready-$done_for" 2>/dev/null)" = "$(stamp)" ]; then exit 0; fi
   [ "$done_for" = "$profile" ] && break
 done

@@ -1,0 +1,48 @@
+"""`python -m bench [KEY…]`: measure all figures, or those named, and print one JSON document on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import Final
+
+import msgspec
+
+from bench.measure import MIN_RUNS, Figure, say
+
+# Where each figure is measured; a module measures its figures together.
+BENCHES: Final[dict[str, str]] = {
+    "encode_vs_point": "bench.encoding",
+    "parse_vs_c_parser": "bench.parsing",
+    "parse_lines_per_s": "bench.parsing",
+}
+
+
+def measured(keys: list[str], runs: int) -> dict[str, Figure]:
+    """Return the figures asked for, in the order of the table."""
+    found: dict[str, Figure] = {}
+    for module in dict.fromkeys(BENCHES[key] for key in BENCHES if key in keys):
+        say(f"{module} …")
+        found |= importlib.import_module(module).measure(runs)
+    for key, figure in found.items():
+        asked = f"at least {figure.at_least:g}" if figure.at_least is not None else f"at most {figure.at_most:g}"
+        say(f"{key}: {figure.value:g} {figure.unit}, {asked}: {'fine' if figure.ok else 'MISSED'}")
+    return {key: found[key] for key in keys}
+
+
+def main() -> None:
+    """Print the document; what a figure lacks is told in it and on standard error, and is no failure of the run."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("keys", nargs="*", metavar="KEY", help=f"by default all of: {', '.join(BENCHES)}")
+    parser.add_argument("--runs", type=int, default=MIN_RUNS, help=f"runs a figure, {MIN_RUNS} at least")
+    asked = parser.parse_args()
+    unknown = sorted(set(asked.keys) - BENCHES.keys())
+    if unknown or asked.runs < MIN_RUNS:
+        parser.error(f"no such figure: {', '.join(unknown)}" if unknown else f"{MIN_RUNS} runs at least")
+    document = measured(asked.keys or list(BENCHES), asked.runs)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main()
