@@ -13,7 +13,6 @@ from typing import Any, Final
 import msgspec
 
 from virtpilot.collectors import domain
-from virtpilot.collectors.rates import Rates
 from virtpilot.hypervisor import GuestStats
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Sample
@@ -98,17 +97,15 @@ def _host_fields(hot: bool, rng: random.Random) -> dict[str, int | float]:
 
 def _guest(guest: str, label: str, tags: Mapping[str, str], *, starved: bool, rng: random.Random) -> list[Sample]:
     """Return a running guest's samples at the second of two moments, so that its rates are known."""
-    rates = Rates()
+    meter = domain.Meter(tags)
     before = {key: rng.randrange(10**9, 10**12) for key in _COUNTERS}
     first = GuestStats(guest, label, _stats(before, rng), {"cpu_shares": 1024}, {"tier": "web"})
-    rates.begin()
-    list(domain.parse(first, tags, {}, rates, STAND_IN_NS - _TICK_NS))
+    meter.samples(first, {}, STAND_IN_NS - _TICK_NS)
     delay = int(0.3 * _TICK_NS) if starved else rng.randrange(10**7)
     after = {key: value + rng.randrange(10**9) for key, value in before.items()}
     after |= {key: before[key] + delay for key in before if key.endswith(".delay")}
     second = GuestStats(guest, label, _stats(after, rng), {"cpu_shares": 1024}, {"tier": "web"})
-    rates.begin()
-    return list(domain.parse(second, tags, {}, rates, STAND_IN_NS))
+    return meter.samples(second, {}, STAND_IN_NS)
 
 
 _COUNTERS: Final = (
