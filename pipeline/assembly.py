@@ -98,7 +98,12 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
         bus=lambda: mqtt(config.bus, f"virtpilot-{config.cluster}-agent-{host}", will),
         clock=clock,
         hypervisor=LibvirtHypervisor(
-            options.uri, clock=clock, deadline_s=options.deadline_s, tag_names=frozenset(options.tags)
+            options.uri,
+            clock=clock,
+            deadline_s=options.deadline_s,
+            tag_names=frozenset(options.tags),
+            dirty_rate_every_s=options.dirty_rate_every_s,
+            guest_agent_every_s=options.guest_agent_every_s,
         ),
         tree=FileTree(Path(config.root_folder)),
         cpus=frozenset(os.sched_getaffinity(0)),

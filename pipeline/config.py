@@ -49,6 +49,15 @@ class HypervisorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     tags: Annotated[
         list[str], Meta(description="Attributes of the guests' metadata element that become tags of their samples.")
     ] = msgspec.field(default_factory=lambda: ["tier", "role", "team"])
+    dirty_rate_every_s: Annotated[
+        float,
+        Meta(
+            description="How often each guest's dirty rate is measured, never while a job runs on it; 0: never.", ge=0
+        ),
+    ] = 300.0
+    guest_agent_every_s: Annotated[
+        float, Meta(description="How often agents inside guests are asked for their file systems; 0: never.", ge=0)
+    ] = 60.0
 
 
 class AgentKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,9 +12,11 @@ from typing import Any, Final, TypeVar
 
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import HypervisorError, KnobUnsupported
-from virtpilot.hypervisor import GuestEvent, GuestState, GuestStats, HostFacts, Job
+from virtpilot.hypervisor import GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job
 from virtpilot.libvirt_details import Details, read_shares
+from virtpilot.libvirt_dirty import DirtyRates
 from virtpilot.libvirt_events import LibvirtEvents
+from virtpilot.libvirt_inside import NOTHING, GuestAgents
 from virtpilot.libvirt_jobs import JobBook
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
 from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
@@ -38,6 +40,8 @@ class LibvirtHypervisor:
         clock: Clock,
         deadline_s: float = 5.0,
         tag_names: frozenset[str] = frozenset(),
+        dirty_rate_every_s: float = 0.0,
+        guest_agent_every_s: float = 0.0,
         binding: Any = None,
     ) -> None:
         self._clock = clock
@@ -45,6 +49,8 @@ class LibvirtHypervisor:
         self._details = Details(self._link, tag_names=tag_names)
         self._jobs = JobBook(self._link, clock)
         self._events = LibvirtEvents(self._link, self._jobs, clock)
+        self._dirty = DirtyRates(self._link, every_s=dirty_rate_every_s)
+        self._agents = GuestAgents(self._link, every_s=guest_agent_every_s)
         self._reader = Reader(self._link, deadline_s=deadline_s)
         self._whole: dict[str, tuple[int, int]] = {}  # which run was last told in whole, and when
         self.skipped = 0
@@ -67,25 +73,24 @@ class LibvirtHypervisor:
 
     def guests(self) -> Sequence[GuestStats]:
         """Return all guests, shut-off ones too, by one bulk call where the driver has it."""
-        found, skipped = self._reader.read()
+        found, skipped = self._reader.read(dirty_rate=self._dirty.pending())
         self.skipped += skipped
         now_ns = self._clock.monotonic_ns()
         self._details.refresh(found, now_ns)
+        self._dirty.refresh(found, now_ns)
+        self._agents.refresh([guest.uuid for guest in found if self._details.agent_listens(guest)], now_ns)
         ages_s = self._ages(found, now_ns)
-        return [self._told(guest, ages_s[guest.uuid]) for guest in found]
+        return [self._told(guest, ages_s[guest.uuid], now_ns) for guest in found]
 
-    def _told(self, guest: Reading, age_s: float) -> GuestStats:
-        details = self._details
-        return GuestStats(
-            guest.uuid,
-            guest.name,
-            guest.stats,
-            details.knobs(guest),
-            details.tags(guest),
-            guest.run,
-            age_s,
-            details.limits(guest),
-        )
+    def _told(self, guest: Reading, age_s: float, now_ns: int) -> GuestStats:
+        known = self._details
+        details = known.limits(guest)
+        dirty, inside = self._dirty.numbers(guest.uuid, now_ns), self._agents.told(guest.uuid, now_ns)
+        if dirty or inside is not NOTHING:
+            own = {**details.guest, **dirty, **inside.guest}
+            details = GuestDetails(own, details.disks, details.nics, inside.filesystems)
+        knobs, tags = known.knobs(guest), known.tags(guest)
+        return GuestStats(guest.uuid, guest.name, guest.stats, knobs, tags, guest.run, age_s, details)
 
     def _ages(self, guests: Sequence[Reading], now_ns: int) -> dict[str, float]:
         """Return for how many seconds each guest has not been told in whole; forgets the guests that have gone."""

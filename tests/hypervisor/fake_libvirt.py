@@ -37,6 +37,7 @@ class FakeDomain:
         self.persistent = True
         self.job: dict[str, Any] = {"type": 0}
         self.xml = XML
+        self.inside: dict[str, Any] = {}
         self.schedule: dict[str, int] = {}
         self.stuck: Hang | None = None
         self.stuck_state: Hang | None = None
@@ -100,6 +101,15 @@ class FakeDomain:
     def jobInfo(self) -> list[int]:
         self._owner.called("jobInfo")
         return [self.job["type"]]
+
+    def startDirtyRateCalc(self, seconds: int, _flags: int) -> None:
+        self._owner.called(f"startDirtyRateCalc {self._name}")
+        self.stats |= {"dirtyrate.calc_status": 1, "dirtyrate.calc_period": seconds}
+
+    def guestInfo(self, wanted: int, _flags: int) -> dict[str, Any]:
+        self._owner.called(f"guestInfo {self._name}")
+        self._owner.wanted_inside.append(wanted)
+        return self.inside
 
     def abortJob(self) -> None:
         self._owner.called("abortJob")
@@ -218,6 +228,9 @@ class FakeLibvirt:
     VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 2**29
     VIR_DOMAIN_AFFECT_LIVE = 1
     VIR_DOMAIN_METADATA_ELEMENT = 2
+    VIR_DOMAIN_DIRTYRATE_MEASURED = 2
+    VIR_DOMAIN_GUEST_INFO_FILESYSTEM = 16
+    VIR_DOMAIN_JOB_NONE = 0
     VIR_DOMAIN_JOB_BOUNDED = 1
     VIR_DOMAIN_JOB_UNBOUNDED = 2
     VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
@@ -237,6 +250,7 @@ class FakeLibvirt:
         self.on: dict[str, Callable[[], None]] = {}
         self.calls: Counter[str] = Counter()
         self.wanted: list[int] = []
+        self.wanted_inside: list[int] = []
         self.migrations: list[tuple[str, str, int]] = []
         self.connections: list[FakeConnection] = []
         self.listeners: list[tuple[FakeConnection, int, Callable[..., None]]] = []
@@ -296,6 +310,11 @@ _GROUPS: Final = {
 
 def _chosen(stats: Mapping[str, Any], wanted: int) -> dict[str, Any]:
     return {name: value for name, value in stats.items() if wanted & _GROUPS[name.partition(".")[0]]}
+
+
+WITH_AGENT: Final = XML.replace(
+    "</devices>", "<channel><target name='org.qemu.guest_agent.0' state='connected'/></channel></devices>"
+)
 
 
 class Hang:
