@@ -137,7 +137,10 @@ class MqttBus:
                 self._changed.wait_for(lambda: wanted not in self._asked.values(), _SUBSCRIBE_S)
 
     def _ask(self, pattern: str) -> None:
-        _, mid = self._client.subscribe(pattern, options=SubscribeOptions(qos=_QOS))
+        # What is retained comes once to this process, and again only where the broker had forgotten that it was wanted.
+        known = pattern in self._confirmed
+        retained = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB if known else SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        _, mid = self._client.subscribe(pattern, options=SubscribeOptions(qos=_QOS, retainHandling=retained))
         if mid is not None:
             self._asked[mid] = pattern
 
@@ -210,14 +213,12 @@ class MqttBus:
             if flags.session_present:
                 # The broker gives these again.
                 self._received.clear()
-            else:
-                self._confirmed.clear()
             self._reconnect.connected()
             self._connections += 1
             self._line = self._connections
+            # Each one, also where the session is there: a broker that was killed may have kept it as it once was.
             for pattern in self._patterns:
-                if pattern not in self._confirmed:
-                    self._ask(pattern)
+                self._ask(pattern)
             if not self._asked:
                 self._generation = self._line
             self._changed.notify_all()

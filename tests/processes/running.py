@@ -142,6 +142,8 @@ class Site:
             "bus": {"port": self.broker_port, "reconnect_min_s": 0.1, "reconnect_max_s": 0.5},
             "exporter": {"port": port},
         }
+        if command == "writer":
+            document["name"] = name
         for section, options in sections.items():
             former = document.get(section)
             document[section] = {**former, **options} if isinstance(former, dict) else options
