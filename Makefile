@@ -1,10 +1,11 @@
 # make demo       the main job on the embedded default (DEMO_SECONDS=N ends it by itself)
 # make test       every test, unit to lab            make test-all   the server-less ones on each Python there is
 # make check      ruff, mypy, import-linter, lengths make format     ruff's formatting and fixes
+# make chaos      whatever link of the chain killed at random for CHAOS_SECONDS (120), every sample counted afterwards
 # make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them)
 # make bench      every figure of docs/performance.md, as one JSON document (BENCH="KEY…" some of them)
 # make docs       the manual's generated pages       make dashboards the dashboards' JSON
-.PHONY: demo test test-all check bench lab lab-down format docs dashboards
+.PHONY: demo test test-all check bench chaos lab lab-down format docs dashboards
 SHELL := /bin/bash
 BIN := .venv/bin
 
@@ -18,6 +19,10 @@ test:
 
 test-all:
 	@exec deploy/test-all.sh $(TEST_ARGS)
+
+chaos:
+	@deploy/bootstrap.sh full
+	@CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) exec $(BIN)/python -m pytest tests/carry/test_faults.py -k chaos $(TEST_ARGS)
 
 check:
 	@deploy/bootstrap.sh dev

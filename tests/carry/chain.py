@@ -39,13 +39,17 @@ class Agent:
             self._process.kill()
             self._process.wait(10)
 
+    def begun(self) -> bool:
+        """Whether it has measured since it was last started."""
+        return self._size() > self._said_before
+
     def _size(self) -> int:
         return self._said.stat().st_size if self._said.exists() else 0
 
     def be_quiet(self) -> None:
         """Let it measure no more, once it has begun."""
         assert self._process is not None
-        assert until(lambda: self._size() > self._said_before, 30), self.log()
+        assert until(self.begun, 30), self.log()
         self._process.send_signal(signal.SIGUSR1)
 
     def _lines(self) -> list[list[str]]:

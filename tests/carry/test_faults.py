@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.carry.chain import Chain
 from tests.conftest import MakeMosquitto, MakeVictoriaMetrics
+from tests.services import until
 from virtpilot.clock import SystemClock, seconds
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -77,13 +79,14 @@ def test_an_agent_killed_again_and_again_costs_no_sample(make_chain: MakeChain) 
     chain.begin()
     for _ in range(3):
         agent = chain.chance.choice(chain.agents)
-        chain.pass_time(0.2, 1.0)
+        assert until(agent.begun, 30)
+        chain.pass_time(0.1, 1.0)
         agent.kill()
         agent.start()
     chain.pass_time(1.5, 2.0)
     chain.finish()
     chain.count()
-    assert sum(len(agent.sent()) for agent in chain.agents) >= 4
+    assert sum(len(agent.sent()) for agent in chain.agents) == 5
 
 
 def test_broker_writer_and_store_killed_one_after_another_cost_no_sample(make_chain: MakeChain) -> None:
@@ -111,7 +114,7 @@ def test_chaos(make_chain: MakeChain) -> None:
     chain.begin(writers=3)
     end_ns = clock.monotonic_ns() + seconds(float(os.environ["CHAOS_SECONDS"]))
     while clock.monotonic_ns() < end_ns:
-        victim = chain.chance.choice([chain.broker, chain.store, *chain.writers, *chain.agents])
+        victim: Any = chain.chance.choice([chain.broker, chain.store, *chain.writers, *chain.agents])
         victim.kill()
         chain.pass_time(0.0, 4.0)
         victim.start()
