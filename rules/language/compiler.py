@@ -14,7 +14,7 @@ from virtpilot.model import Kind
 from virtpilot.rules.language import functions, typed
 from virtpilot.rules.language.grammar import Tree
 from virtpilot.rules.language.syntax import ExpressionError
-from virtpilot.rules.language.typed import Aggregate, Part, Reads, Window
+from virtpilot.rules.language.typed import Aggregate, Columns, Masks, Part, Reads, Window
 from virtpilot.rules.language.units import added, multiplied, quantity
 
 _Combine = Callable[[str, Unit | None, Unit | None], Unit | None]
@@ -111,7 +111,30 @@ class Compiler:
         if name == "cluster" or self._on is Kind.CLUSTER or (name == "vm" and self._on is not Kind.VM):
             raise ExpressionError(tree.meta.start_pos, f"`tags.{name}` tells nothing apart on a {self._on}")
         self.reads.tags.add(name)
+        self.reads.every |= _samples_of(self._on)
         return typed.text(lambda columns, _current: columns.tag(name))
+
+    def _make_signal(self, tree: Tree) -> Part:
+        return self._signal(tree, 0)
+
+    def _signal(self, tree: Tree, within_ns: int) -> Part:
+        rule = str(tree.children[0]).removeprefix("signals.")
+        if self._allow_current or self._inside:
+            raise ExpressionError(tree.meta.start_pos, "a signal's past is asked for with `recent(signals.<rule>, 2m)`")
+        self.reads.recall({rule: within_ns})
+        self.reads.refers.append((rule, self._on, tree.meta.start_pos))
+        self.reads.every |= _samples_of(self._on)
+
+        def evaluate(columns: Columns) -> Masks:
+            fires = columns.signal(rule, within_ns)
+            return fires == 1, fires == 0
+
+        return typed.truth("signal", (), evaluate)
+
+    def _recent(self, inner: Tree, spans: Sequence[lark.Token], at: int) -> Part:
+        if inner.data != "signal" or len(spans) != 1:
+            raise ExpressionError(at, "`recent` is written `recent(signals.<rule>, 2m)`")
+        return self._signal(inner, _span(spans[0]))
 
     def _make_minus(self, tree: Tree) -> Part:
         (inner,) = self._parts(tree)
@@ -184,6 +207,8 @@ class Compiler:
         name, inner = str(tree.children[0]), cast("Tree", tree.children[1])
         spans = [child for child in tree.children[2:] if isinstance(child, lark.Token)]
         where = next((child for child in tree.children[2:] if isinstance(child, lark.Tree)), None)
+        if name == "recent":
+            return self._recent(inner, spans, tree.meta.start_pos)
         owners = _owners(inner) if not self._members else set()
         if functions.window(name) is None and not functions.over_members(name):
             raise ExpressionError(tree.meta.start_pos, functions.unknown(name))
@@ -264,7 +289,7 @@ class Compiler:
             aggregate.where = self._of_members(owner, cast("Tree", where.children[0]), "truth", bare=True).truth
         if not self.reads.every:
             # Of a subject that no wanted field is read of, no sample would come.
-            self.reads.every.add(_PRESENCE[members])
+            self.reads.every |= _samples_of(members)
         known = self.reads.aggregates.setdefault(aggregate.key, aggregate)
         part.source = known
         return part
@@ -286,6 +311,11 @@ def _span(token: lark.Token) -> int:
     if not functions.MIN_SPAN_NS <= span_ns <= functions.MAX_SPAN_NS:
         raise ExpressionError(at, "a window is from 1s to 24h long")
     return span_ns
+
+
+def _samples_of(kind: Kind) -> set[tuple[str, str]]:
+    """Return a field to read so that samples of a kind come at all."""
+    return {_PRESENCE[kind]} if kind in _PRESENCE else set()
 
 
 def _owners(tree: Tree) -> set[str]:

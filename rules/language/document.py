@@ -14,7 +14,8 @@ from virtpilot.errors import Problem
 from virtpilot.fields import Unit
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.expression import Condition, ExpressionError, Formula, condition, formula
-from virtpilot.rules.language.nodes import MAX_PROBLEMS, Getter, Mistake, NodeReader
+from virtpilot.rules.language.links import Mention
+from virtpilot.rules.language.nodes import MAX_NAMES, MAX_PROBLEMS, Getter, Mistake, NodeReader
 from virtpilot.rules.language.records import KNOBS, Expect, MigrateRemedy, NoData, Remedy, Rule, SetRemedy, Severity
 from virtpilot.rules.language.units import duration_ns
 
@@ -26,6 +27,7 @@ RULE_KEYS: Final = [
     "about",
     "on",
     "where",
+    "unless",
     "when",
     "for",
     "clear",
@@ -39,16 +41,25 @@ RULE_KEYS: Final = [
     "notify",
 ]
 # Words of the whole language that this version of it does not have yet.
-_LATER: Final = frozenset({"unless", "budget", "calendar", "forecast", "groups", "window"})
+_LATER: Final = frozenset({"budget", "calendar", "forecast", "groups", "window"})
 _LATER_ACTIONS: Final = frozenset({"resume", "run", "shutdown", "start", "suspend", "webhook"})
 
+AT_LEAST: Final = re.compile(r"^at least ([1-9][0-9]{0,5}) of (vms|hosts)(?: within (\S{1,20}))?$")
+_NO_FIELD: Final = "this reads no field: no measurement could ever change it"
+_TOGETHER: Final = "this is a condition, or signals: `all: [a, b]`, `any: [a, b]`, `at least 3 of vms within 2m: a`"
 _MIGRATE: Final = "`migrate` is written `migrate: {to: best}`"
 
 T = TypeVar("T")
 
 
 class Reader(NodeReader):
-    """Reads one rule file's root node."""
+    """Reads one rule file's root node; `names` has each rule's, `mentions` the signals that they read."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.names: set[str] = set()
+        self.mentions: list[Mention] = []
+        self._rule_name = ""
 
     def rules(self, root: Node | None) -> list[tuple[Rule, Node]]:
         """Return the rules that are right, each with its name's node."""
@@ -95,14 +106,17 @@ class Reader(NodeReader):
             if needed not in keys:
                 self._note(node, f"`{needed}` is missing")
         get = Getter(self, keys)
+        self._rule_name = get("name", self._name, "")
+        self.names.add(self._rule_name)
         on = get("on", self._kind, None) or self._likely(keys)
-        when = get("when", lambda n: self._measured(n, on), None)
+        when = get("when", lambda n: self._when(n, on), None)
         values: dict[str, Any] = {
-            "name": get("name", self._name, ""),
+            "name": self._rule_name,
             "about": get("about", self._text, ""),
             "where": get("where", lambda n: self._condition(n, on), None),
             "for_ns": get("for", self._duration, 0),
-            "clear": get("clear", lambda n: self._measured(n, on), None),
+            "unless": get("unless", lambda n: self._signals(n, on, "or"), None),
+            "clear": get("clear", lambda n: self._when(n, on), None),
             "clear_for_ns": get("clear_for", self._duration, 0),
             "no_data": get("no_data", lambda n: self._choice(n, NoData), NoData.HOLD),
             "priority": get("priority", self._priority, 50),
@@ -208,22 +222,60 @@ class Reader(NodeReader):
             raise self._mistake(node, str(error), at) from None
         if within_ns == 0:
             raise self._mistake(node, "an effect needs more than 0s", at)
-        return Expect(self._measured(node, on, text[:start].rstrip()), within_ns)
+        expected = self._measured(node, on, text[:start].rstrip())
+        if not (expected.reads.fields or expected.reads.windows or expected.reads.aggregates):
+            raise self._mistake(node, _NO_FIELD)
+        return Expect(expected, within_ns)
 
     def _condition(self, node: Node, on: Kind, part: str | None = None) -> Condition:
         return self._compiled(node, lambda text: condition(text if part is None else part, on))
 
+    def _when(self, node: Node, on: Kind) -> Condition:
+        """Read a condition, or signals that must come together: `all: [a, b]`, `at least 3 of vms within 2m: a`."""
+        if not isinstance(node, MappingNode):
+            return self._measured(node, on)
+        if len(node.value) != 1 or not isinstance(node.value[0][0], ScalarNode):
+            raise self._mistake(node, _TOGETHER)
+        key, value = node.value[0]
+        if key.value in {"all", "any"}:
+            return self._signals(value, on, "and" if key.value == "all" else "or")
+        found = AT_LEAST.fullmatch(" ".join(key.value.split()))
+        if found is None:
+            raise self._mistake(key, _TOGETHER)
+        least, members, span = found.groups()
+        kind = Kind.VM if members == "vms" else Kind.HOST
+        asked = self._signals(value, kind, "or", span or "").text
+        return condition(f"count({members} where {asked}) >= {least}", on)
+
+    def _signals(self, node: Node, on: Kind, sign: str, span: str = "") -> Condition:
+        """Read the names of rules whose signals are meant, one or a list of them."""
+        nodes = node.value if isinstance(node, SequenceNode) else [node]
+        names = [self._name(item) for item in nodes[:MAX_NAMES]]
+        if not names or len(nodes) > MAX_NAMES:
+            raise self._mistake(node, f"the names of 1 to {MAX_NAMES} rules are needed")
+        asked = [f"recent(signals.{name}, {span})" if span else f"signals.{name}" for name in names]
+        try:
+            found = condition(f" {sign} ".join(asked), on)
+        except ExpressionError as error:
+            raise self._mistake(node, error.message) from None
+        for name, item in zip(names, nodes, strict=True):
+            self.mentions.append(Mention(self._rule_name, name, on, self._file, *self._place(item)))
+        return found
+
     def _measured(self, node: Node, on: Kind, part: str | None = None) -> Condition:
         found = self._condition(node, on, part)
-        if not found.fields:
-            raise self._mistake(node, "this reads no field: no measurement could ever change it")
+        if not (found.reads.signals or found.reads.tags or found.fields):
+            raise self._mistake(node, _NO_FIELD)
         return found
 
     def _compiled(self, node: Node, compile_text: Callable[[str], T]) -> T:
         try:
-            return compile_text(self._scalar(node))
+            found = compile_text(self._scalar(node))
         except ExpressionError as error:
             raise self._mistake(node, error.message, error.column) from None
+        for name, on, offset in found.reads.refers if isinstance(found, Condition) else ():
+            self.mentions.append(Mention(self._rule_name, name, on, self._file, *self._place(node, offset)))
+        return found
 
     def _lease(self, node: Node) -> int:
         found = self._duration(node)
@@ -240,6 +292,6 @@ class Reader(NodeReader):
 
 def _digest(on: Kind, when: Condition, values: Mapping[str, Any]) -> str:
     """Return what changes whenever the rule's signal does: its state is kept over a reload while this stays."""
-    parts = [on, when.text, *(getattr(values[key], "text", values[key]) for key in ("where", "clear"))]
+    parts = [on, when.text, *(getattr(values[key], "text", values[key]) for key in ("where", "clear", "unless"))]
     parts += [values[key] for key in ("for_ns", "clear_for_ns", "no_data")]
     return blake2b(repr(parts).encode(), digest_size=8).hexdigest()

@@ -86,6 +86,9 @@ class _OneRow:
     def tag(self, name: str) -> NDArray[np.object_]:
         raise ExpressionError(0, f"the tag {name} is no number")
 
+    def signal(self, rule: str, within_ns: int) -> Numbers:  # noqa: ARG002 - the protocol's
+        raise ExpressionError(0, f"signals.{rule} is no number")
+
     def window(self, window: Window) -> Numbers:
         raise ExpressionError(0, f"{window.text} is not known of one row")
 

@@ -65,7 +65,7 @@ def quantile(name: str) -> int | None:
 
 def unknown(name: str) -> str:
     """Return what to say of a function that is not known."""
-    close = difflib.get_close_matches(name[:40].lower(), [*WINDOWS, *MEMBERS, "p50", "p90", "p95", "p99"], 1)
+    close = difflib.get_close_matches(name[:40].lower(), [*WINDOWS, *MEMBERS, "recent", "p50", "p90", "p95", "p99"], 1)
     hint = f"; did you mean `{close[0]}`?" if close else f": there are {', '.join(WINDOWS)}, sum and p1 to p99"
     return f"`{name[:40]}(…)` is not a function{hint}"
 

@@ -32,6 +32,7 @@ _GRAMMAR: Final = rf"""
      | "host" "." NAME -> host_field
      | MEMBERS "." NAME -> member_field
      | TAG -> tag
+     | SIGNAL -> signal
      | NAME "(" MEMBERS [where] ")" -> members
      | NAME "(" either ("," QUANTITY)* [where] ")" -> call
      | NAME -> field
@@ -41,8 +42,9 @@ COMPARE: "<=" | ">=" | "==" | "!=" | "<" | ">"
 ADD: "+" | "-"
 MULTIPLY: "*" | "/"
 TAG: /tags\.[A-Za-z_][A-Za-z0-9_]*(?:[.-][A-Za-z0-9_]+)*/
+SIGNAL: /signals\.[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,62}}[A-Za-z0-9_])?/
 MEMBERS: /(?:vms|hosts)\b/
-NAME: /(?!(?:and|or|not|current|host|hosts|vms|where|tags)\b)[A-Za-z_][A-Za-z0-9_]*/
+NAME: /(?!(?:and|or|not|current|host|hosts|vms|where|tags|signals)\b)[A-Za-z_][A-Za-z0-9_]*/
 STRING: /"[^"\\\n]*"/
 QUANTITY: /{QUANTITY}/
 %import common.WS

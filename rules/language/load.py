@@ -15,6 +15,7 @@ from ruamel.yaml.reader import ReaderError
 
 from virtpilot.errors import Problem, RuleError
 from virtpilot.rules.language.document import Reader
+from virtpilot.rules.language.links import Mention, broken
 from virtpilot.rules.language.records import Rule, RuleSet
 
 MAX_BYTES: Final = 1024 * 1024
@@ -31,11 +32,17 @@ def load(paths: Iterable[Path]) -> RuleSet:
     """
     rules: list[Rule] = []
     problems: list[Problem] = []
+    mentions: list[Mention] = []
+    names: set[str] = set()
     seen: dict[str, str] = {}
     for file in files(paths, problems):
-        found, wrong = _read(file)
-        problems += wrong
-        for rule, node in found:
+        text = read(file)
+        root = text if isinstance(text, Problem) else compose(text, str(file))
+        if isinstance(root, Problem):
+            problems.append(root)
+            continue
+        reader = Reader(str(file))
+        for rule, node in reader.rules(root):
             mark = node.start_mark
             if rule.name in seen:
                 message = f"a rule named `{rule.name}` stands already at {seen[rule.name]}"
@@ -43,6 +50,10 @@ def load(paths: Iterable[Path]) -> RuleSet:
             else:
                 seen[rule.name] = f"{file}:{mark.line + 1}"
                 rules.append(rule)
+        problems += reader.problems
+        mentions += reader.mentions
+        names |= reader.names
+    problems += broken(rules, mentions, names)
     if problems:
         raise RuleError(_bounded(sorted(problems)))
     return RuleSet(tuple(rules))
@@ -95,11 +106,6 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(file: Path) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
-    text = read(file)
-    return ([], [text]) if isinstance(text, Problem) else parse(text, str(file))
-
-
 def read(file: Path) -> str | Problem:
     """Return a file's text, bounded in size, or why it is not read."""
     try:
@@ -117,16 +123,6 @@ def read(file: Path) -> str | Problem:
 def _placed(file: str, before: str, message: str) -> Problem:
     """Return a problem at the end of the text `before`."""
     return Problem(file, before.count("\n") + 1, len(before) - before.rfind("\n"), message)
-
-
-def parse(text: str, file: str) -> tuple[list[tuple[Rule, Node]], list[Problem]]:
-    """Return the rules in YAML text, each with its name's node, and every problem in it."""
-    root = compose(text, file)
-    if isinstance(root, Problem):
-        return [], [root]
-    reader = Reader(file)
-    rules = reader.rules(root)
-    return rules, reader.problems
 
 
 def compose(text: str, file: str) -> Node | Problem | None:

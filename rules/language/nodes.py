@@ -98,6 +98,11 @@ class NodeReader:
         return Mistake(message)
 
     def _note(self, node: Node, message: str, offset: int = 0) -> None:
+        self.problems.append(Problem(self._file, *self._place(node, offset), message))
+
+    @staticmethod
+    def _place(node: Node, offset: int = 0) -> tuple[int, int]:
+        """Return the line and column of a place in a node."""
         mark = node.start_mark
         line, column = mark.line + 1, mark.column + 1
         # Within a value on one line the mistake's own column is known; in a folded one only where it begins.
@@ -106,7 +111,7 @@ class NodeReader:
             # An escape in a quoted value makes it longer in the file than it is: then only its start is known.
             if not quotes or node.end_mark.column - mark.column == len(node.value) + 2:
                 column += offset + quotes
-        self.problems.append(Problem(self._file, line, column, message))
+        return line, column
 
 
 class Getter:

@@ -73,6 +73,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     about: str = ""
     where: Condition | None = None
+    unless: Condition | None = None
     for_ns: int = 0
     clear: Condition | None = None
     clear_for_ns: int = 0
@@ -86,9 +87,18 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def conditions(self) -> tuple[Condition, ...]:
         """Return every condition of the rule, those of its remedies' expectations too."""
-        own = [condition for condition in (self.when, self.where, self.clear) if condition is not None]
+        own = [condition for condition in (self.when, self.where, self.unless, self.clear) if condition is not None]
         expected = [remedy.expect for remedy in self.remedies if remedy.expect is not None]
         return (*own, *(expect.condition for expect in expected))
+
+    def signals(self) -> frozenset[str]:
+        """Return the rules whose signals this one reads."""
+        return frozenset(name for condition in self.conditions() for name in condition.reads.signals)
+
+    def recalled(self) -> frozenset[str]:
+        """Return the rules of whose signals this one asks whether they fired within a span."""
+        reads = (condition.reads.signals for condition in self.conditions())
+        return frozenset(name for signals in reads for name, within_ns in signals.items() if within_ns)
 
 
 class RuleSet(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from virtpilot.model import Kind, Mode
-from virtpilot.rules.language.document import MAX_REMEDIES, MAX_RULES
+from virtpilot.rules.language.document import AT_LEAST, MAX_REMEDIES, MAX_RULES
 from virtpilot.rules.language.nodes import MAX_ABOUT, MAX_NAMES, NAME
 from virtpilot.rules.language.records import KNOBS, NoData, Severity
 
@@ -45,6 +45,26 @@ def _names(about: str) -> Schema:
     return {"type": "array", "items": name, "maxItems": MAX_NAMES, "uniqueItems": True, "description": about}
 
 
+def _named(about: str) -> Schema:
+    name = {"type": "string", "pattern": _NAME}
+    names = {"type": "array", "items": name, "minItems": 1, "maxItems": MAX_NAMES}
+    return {"oneOf": [name, names], "description": about}
+
+
+def _when(about: str) -> Schema:
+    """Return a condition, or signals that must come together."""
+    signals = _named("The rules whose signals are meant.")
+    together = {
+        "type": "object",
+        "properties": {"all": signals, "any": signals},
+        "patternProperties": {AT_LEAST.pattern: signals},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    return {"oneOf": [_condition(about), together], "description": about}
+
+
 def _rule() -> Schema:
     return _object(
         {
@@ -52,9 +72,12 @@ def _rule() -> Schema:
             "about": {"type": ["string", "null"], "maxLength": MAX_ABOUT, "description": "A sentence for people."},
             "on": _words(Kind, "Whom the rule is about: each has a signal of its own."),
             "where": _condition("Only those for which this holds."),
-            "when": _condition("The condition."),
+            "unless": _named(
+                "While one of these rules' signals fires on it, on its host or on the cluster, all rests."
+            ),
+            "when": _when("The condition."),
             "for": _duration("`when` holds for so long before the signal fires."),
-            "clear": _condition("What ends the signal; without it: not `when`."),
+            "clear": _when("What ends the signal; without it: not `when`."),
             "clear_for": _duration("`clear` holds for so long before the signal ends."),
             "no_data": _words(NoData, "What silence means.", NoData.HOLD),
             "priority": {

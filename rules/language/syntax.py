@@ -45,6 +45,8 @@ def _character(at: int, text: str) -> tuple[int, str]:
     number = _NUMBER.match(text, at)
     if number is not None:
         return at, f"{number[0][:_SHOWN]!r} is not a number, nor one with a unit such as 30s, 2GiB or 80%"
+    if text.startswith("signals", at):
+        return at, "another rule's signal is written `signals.<rule>`"
     if text.startswith("tags", at):
         return at, "a tag is written `tags.<name>`"
     hint = f"; {_INSTEAD[text[at]]}" if text[at] in _INSTEAD else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,6 +26,9 @@ class Columns(Protocol):
 
     def tag(self, name: str) -> NDArray[np.object_]:
         """Return a tag of each subject, "" where it has none."""
+
+    def signal(self, rule: str, within_ns: int) -> Numbers:
+        """Tell (1, 0) whether a rule's signal fires on each subject, its host or the cluster, or did within a span."""
 
     def window(self, window: Window) -> Numbers:
         """Return what a window says of each subject just now, NaN where that is not known."""
@@ -87,12 +90,23 @@ class Reads(msgspec.Struct):
     every_window: dict[tuple[Kind, str], Window] = msgspec.field(default_factory=dict)
     aggregates: dict[tuple[Kind, str], Aggregate] = msgspec.field(default_factory=dict)
     tags: set[str] = msgspec.field(default_factory=set)
+    signals: dict[str, int] = msgspec.field(default_factory=dict)
+    """The span (ns) that each rule's signal is looked for in, 0 for just now."""
+    refers: list[tuple[str, Kind, int]] = msgspec.field(default_factory=list)
+    """Each mention of a signal: the rule, about whom it is asked, where in the text."""
 
     def beneath(self, other: Reads) -> None:
         """Add what a part reads that is about others, or over time: its fields are not the subject's own."""
         self.every |= other.every
         self.every_window |= other.every_window
         self.aggregates |= other.aggregates
+        self.refers += other.refers
+        self.recall(other.signals)
+
+    def recall(self, signals: Mapping[str, int]) -> None:
+        """Note that signals are looked for, each within a span."""
+        for name, within_ns in signals.items():
+            self.signals[name] = max(within_ns, self.signals.get(name, 0))
 
 
 class Part:

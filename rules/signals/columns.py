@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind, Subject
 from virtpilot.rules.language.expression import Aggregate, Condition, Masks, Numbers, Window
-from virtpilot.rules.signals.aggregates import Aggregates
-from virtpilot.rules.signals.table import Table
-from virtpilot.rules.signals.windows import Windows, gather
+from virtpilot.rules.signals.windows import gather
+
+if TYPE_CHECKING:
+    from virtpilot.rules.signals.world import World
 
 
 class RowColumns:
     """Offers the rows `rows` of the subjects of a kind to expressions."""
 
-    def __init__(
-        self,
-        tables: dict[Kind, Table],
-        windows: Windows,
-        aggregates: Aggregates,
-        kind: Kind,
-        rows: NDArray[np.int64],
-    ) -> None:
-        self._table = tables[kind]
-        self._hosts = tables[Kind.HOST]
-        self._windows = windows
-        self._aggregates = aggregates
+    def __init__(self, world: World, kind: Kind, rows: NDArray[np.int64]) -> None:
+        self._world = world
+        self._table = world.tables[kind]
+        self._hosts = world.tables[Kind.HOST]
         self._kind = kind
         self._rows = rows
         self._fields: dict[tuple[str, str], Numbers] = {}
@@ -57,7 +52,7 @@ class RowColumns:
 
     def window(self, window: Window) -> Numbers:
         """Return what a window says of each subject, or of its host, as of the last sample."""
-        values = self._windows.value(window)
+        values = self._world.windows.value(window)
         if window.on is self._kind:
             found: Numbers = values[self._rows]
             return found
@@ -65,13 +60,23 @@ class RowColumns:
 
     def aggregate(self, aggregate: Aggregate) -> Numbers:
         """Return what was said at the last tick of the guests of each subject's host, or of the whole cluster."""
-        values = self._aggregates.value(aggregate)
+        values = self._world.aggregates.value(aggregate)
         if aggregate.scope is Kind.CLUSTER:
             return np.full(len(self._rows), values[0])
         if self._kind is Kind.HOST:
             found: Numbers = values[self._rows]
             return found
         return gather(values, self._table.host_row[self._rows])
+
+    def signal(self, rule: str, within_ns: int) -> Numbers:
+        """Tell (1, 0) whether a rule's signal fires on each subject, its host or the cluster; NaN where not known."""
+        machine, rows = self._world.bank.machine(rule), self._rows
+        times = self._table.time[rows]
+        if machine is not None and machine.rule.on is not self._kind:
+            cluster = self._world.tables[Kind.CLUSTER].row_of.get(self._world.cluster, -1)
+            of_host = machine.rule.on is Kind.HOST
+            rows = self._table.host_row[rows] if of_host else np.full(len(rows), cluster)
+        return self._world.bank.fires(rule, rows, times, within_ns)
 
 
 def _tag(subject: Subject, name: str) -> str:

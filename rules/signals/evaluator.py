@@ -16,9 +16,9 @@ import structlog
 from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition
-from virtpilot.rules.language.records import NoData, Rule, RuleSet
-from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
-from virtpilot.rules.signals.saved import VERSION, Saved, SavedRule, Turn, checked, checked_turns
+from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.signals.machine import INACTIVE, STATES
+from virtpilot.rules.signals.saved import VERSION, Saved, Turn, checked, checked_turns
 from virtpilot.rules.signals.subjects import Subjects
 from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.world import World
@@ -63,7 +63,7 @@ class Evaluator:
         self._tolerance = tolerance
         self._world = World(ruleset, also or {})
         self._tables = self._world.tables
-        self._machines = [Machine(rule, self._tables[rule.on].capacity) for rule in ruleset.rules]
+        self._bank = self._world.bank
         self._subjects = Subjects()
         self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
         self._ended: list[Signal] = []
@@ -124,7 +124,7 @@ class Evaluator:
 
     def _put(self, table: Table, subject: Subject, sample: Sample, cause: str, order: int, segment: _Segment) -> int:
         row = table.add(subject.id)
-        self._grow(table)
+        self._world.grow(table.kind)
         patience = self._patience(float(table.interval[row]))
         table.put(row, subject, sample.time_ns, sample.fields, cause)
         if table.kind is Kind.VM:
@@ -133,12 +133,6 @@ class Evaluator:
             segment.guests_of.add(subject.host)
         segment.rows[table.kind].append((row, sample.time_ns, patience, order))
         return row
-
-    def _grow(self, table: Table) -> None:
-        if self._world.grown(table.kind):
-            for machine in self._machines:
-                if machine.rule.on is table.kind:
-                    machine.grow(table.capacity)
 
     def _patience(self, interval: float) -> int:
         """Return how long (ns) a condition may go unseen: some usual intervals, while there is none the stale time."""
@@ -156,16 +150,12 @@ class Evaluator:
         """Take a sample of each of these subjects of one kind; yields each transition with its place and its rule's."""
         rows, times, patience, _orders = (np.array(column, np.int64) for column in zip(*entries, strict=True))
         self._world.windows.take(kind, self._world.columns(kind, rows), rows, times)
-        columns = self._world.columns(kind, rows)
-        for number, machine in enumerate(self._machines):
-            if machine.rule.on is kind:
-                with np.errstate(all="ignore"):
-                    changes = machine.step(columns, rows, times, patience)
-                for at, old, new in changes:
-                    row, time_ns, _patience, order = entries[at]
-                    yield order, number, self._signal(machine.rule, self._tables[kind], row, old, new, time_ns)
+        for at, number, rule, old, new in self._bank.step(self._world.columns(kind, rows), kind, rows, times, patience):
+            row, time_ns, _patience, order = entries[at]
+            yield order, number, self._signal(rule, row, old, new, time_ns)
 
-    def _signal(self, rule: Rule, table: Table, row: int, old: int, new: int, at_ns: int) -> Signal:
+    def _signal(self, rule: Rule, row: int, old: int, new: int, at_ns: int) -> Signal:
+        table = self._tables[rule.on]
         subject = table.subjects[row]
         assert subject is not None  # noqa: S101 - a row that is evaluated belongs to a subject
         return Signal(
@@ -215,19 +205,15 @@ class Evaluator:
 
     def _end(self, table: Table, subject_id: str, now_ns: int) -> list[Signal]:
         row = table.row_of[subject_id]
-        signals = []
-        for machine in self._machines:
-            old = int(machine.state[row]) if machine.rule.on is table.kind else INACTIVE
-            if old != INACTIVE:
-                machine.state[row] = INACTIVE
-                signals.append(self._signal(machine.rule, table, row, old, INACTIVE, now_ns))
+        ended = self._bank.end(table.kind, row)
+        signals = [self._signal(rule, row, old, INACTIVE, now_ns) for rule, old in ended]
         self._world.remove(table.kind, subject_id)
         return signals
 
     def _cluster(self, now_ns: int) -> list[Signal]:
         """Evaluate the rules on the cluster: a tick is its sample."""
         table, name = self._tables[Kind.CLUSTER], self._world.cluster
-        if not name or not any(machine.rule.on is Kind.CLUSTER for machine in self._machines):
+        if not name or not self._bank.about(Kind.CLUSTER):
             return []
         row = table.add(name)
         if now_ns <= table.time[row]:
@@ -238,21 +224,8 @@ class Evaluator:
 
     def _silent(self, table: Table, quiet: list[str], now_ns: int) -> list[Signal]:
         rows = np.array([table.row_of[subject_id] for subject_id in quiet], np.int64)
-        times = np.full(len(rows), now_ns, np.int64)
-        # That nothing comes is what the rule's `no_data` speaks of: no gap in it.
-        patience = np.full(len(rows), np.iinfo(np.int64).max, np.int64)
-        columns = self._world.columns(table.kind, rows)
-        found: list[tuple[int, int, Signal]] = []
-        for number, machine in enumerate(self._machines):
-            # With `hold` nothing changes while nothing is known.
-            if machine.rule.on is table.kind and machine.rule.no_data is not NoData.HOLD:
-                with np.errstate(all="ignore"):
-                    changes = machine.step(columns, rows, times, patience, silent=True)
-                for at, old, new in changes:
-                    signal = self._signal(machine.rule, table, int(rows[at]), old, new, now_ns)
-                    found.append((at, number, signal))
-        found.sort(key=lambda item: item[:2])
-        return [signal for _at, _rule, signal in found]
+        changes = self._bank.silence(self._world.columns(table.kind, rows), table.kind, rows, now_ns)
+        return [self._signal(rule, int(rows[at]), old, new, now_ns) for at, _number, rule, old, new in changes]
 
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
@@ -278,16 +251,14 @@ class Evaluator:
 
     def firing_counts(self) -> dict[str, int]:
         """Return how many subjects of each rule fire just now (or are clearing); any thread may ask."""
-        return {machine.rule.name: int(np.count_nonzero(machine.state >= FIRING)) for machine in self._machines}
+        return self._bank.firing_counts()
 
     def firing(self) -> Iterator[tuple[Rule, Subject]]:
         """Yield what fires just now (or is clearing)."""
-        for machine in self._machines:
-            table = self._tables[machine.rule.on]
-            for _id, row in table.rows():
-                subject = table.subjects[row]
-                if machine.state[row] >= FIRING and subject is not None:
-                    yield machine.rule, subject
+        for rule, row in self._bank.firing():
+            subject = self._tables[rule.on].subjects[row]
+            if subject is not None:
+                yield rule, subject
 
     def saved(self) -> Saved:
         """Return the whole state, as msgspec writes it."""
@@ -295,7 +266,7 @@ class Evaluator:
             VERSION,
             {kind: table.dump() for kind, table in self._tables.items()},
             [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
-            [SavedRule(one.rule.name, one.rule.digest, self._states(one)) for one in self._machines],
+            self._bank.dump(),
             self._world.windows.dump(),
             self._world.cluster,
         )
@@ -309,19 +280,11 @@ class Evaluator:
         """Return what a restart must know of a transition that was made just now, beyond what was saved before it."""
         table = self._tables[signal.subject.kind]
         row = table.row_of.get(signal.subject.id)
-        machine = next((one for one in self._machines if one.rule.name == signal.rule), None)
+        machine = self._bank.machine(signal.rule)
         if row is None or machine is None:
             return Turn(signal=signal, digest="", time=signal.at_ns, since=signal.at_ns, seen=signal.at_ns)
         time, since, seen = (int(column[row]) for column in (table.time, machine.since, machine.seen))
         return Turn(signal=signal, digest=machine.rule.digest, time=time, since=since, seen=seen)
-
-    def _states(self, machine: Machine) -> list[tuple[str, SignalState, int, int]]:
-        subjects = self._tables[machine.rule.on].subjects
-        return [
-            (subject.id, STATES[machine.state[row]], int(machine.since[row]), int(machine.seen[row]))
-            for row in np.flatnonzero(machine.state).tolist()
-            if (subject := subjects[row]) is not None
-        ]
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Take up a former state, whole or not at all; raises StateError.
@@ -333,39 +296,31 @@ class Evaluator:
         for kind, table in self._tables.items():
             if kind in saved.tables:
                 table.load(saved.tables[kind])
-            self._grow(table)
+            self._world.grow(table.kind)
         self._world.cluster = saved.cluster
         self._world.find_hosts()
         self._world.windows.load(saved.windows)
         self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in saved.knobs}
-        machines = {(machine.rule.name, machine.rule.digest): machine for machine in self._machines}
         for rule in saved.rules:
-            machine = machines.get((rule.name, rule.digest))
-            for state in rule.states:
-                if machine is None:
+            if not self._bank.load(rule):
+                for state in rule.states:
                     self._ended += self._over(rule.name, *state)
-                else:
-                    self._resume(machine, *state)
 
     def resume(self, turns: Mapping[str, Any]) -> None:
         """Take up the transitions after what `restore` took up; raises StateError."""
-        machines = {(machine.rule.name, machine.rule.digest): machine for machine in self._machines}
         for turn in checked_turns(turns):
             signal = turn.signal
-            table, machine = self._tables[signal.subject.kind], machines.get((signal.rule, turn.digest))
-            if machine is None or (signal.state is SignalState.INACTIVE and signal.subject.id not in table.row_of):
+            table, machine = self._tables[signal.subject.kind], self._bank.machine(signal.rule)
+            if machine is None or machine.rule.digest != turn.digest:
+                continue
+            if signal.state is SignalState.INACTIVE and signal.subject.id not in table.row_of:
                 continue
             row = table.add(signal.subject.id)
-            self._grow(table)
+            self._world.grow(table.kind)
             if table.subjects[row] is None:
                 table.put(row, signal.subject, turn.time, signal.inputs, signal.cause)
             table.time[row] = max(int(table.time[row]), turn.time)
-            self._resume(machine, signal.subject.id, signal.state, turn.since, turn.seen)
-
-    def _resume(self, machine: Machine, subject_id: str, state: SignalState, since: int, seen: int) -> None:
-        row = self._tables[machine.rule.on].row_of.get(subject_id)
-        if row is not None:
-            machine.state[row], machine.since[row], machine.seen[row] = CODES[state], since, seen
+            self._bank.resume(machine, row, signal.state, turn.since, turn.seen)
 
     def _over(self, rule: str, subject_id: str, state: SignalState, since: int, _seen: int) -> list[Signal]:
         """Return the end of a signal whose rule is not in force any more."""

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import SignalState
-from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import NoData, Rule
 from virtpilot.rules.signals.columns import RowColumns, masks
 
@@ -31,6 +30,18 @@ class Machine:
         self.state: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self.since: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.seen: NDArray[np.int64] = np.zeros(capacity, np.int64)
+        self.fired: NDArray[np.int64] | None = None
+        """When the signal was last seen firing, where some rule asks for that."""
+
+    def remember(self) -> None:
+        """Keep when the signal was last seen firing."""
+        self.fired = np.zeros(len(self.state), np.int64)
+
+    def forget(self, row: int) -> None:
+        """Forget a row."""
+        self.state[row] = INACTIVE
+        if self.fired is not None:
+            self.fired[row] = 0
 
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
@@ -39,6 +50,8 @@ class Machine:
             self.state = np.pad(self.state, (0, more))
             self.since = np.pad(self.since, (0, more))
             self.seen = np.pad(self.seen, (0, more))
+            if self.fired is not None:
+                self.fired = np.pad(self.fired, (0, more))
 
     def step(
         self,
@@ -74,6 +87,8 @@ class Machine:
         new[given.void] = INACTIVE
         self.state[rows] = new
         self.since[rows] = since
+        if self.fired is not None:
+            self.fired[rows] = np.where((old >= FIRING) | (new >= FIRING), times, self.fired[rows])
         return [(int(at), int(old[at]), int(new[at])) for at in np.flatnonzero(new != old)]
 
     def _inputs(self, columns: RowColumns, count: int, *, silent: bool) -> _Inputs:
@@ -92,11 +107,18 @@ class Machine:
             clears, stays = clears | ~(fires | clears | stays) | ~(fires | calm), stays & (fires | calm)
             calm = ~fires
         given = _Inputs(fires, calm, clears, stays, none)
-        return given if rule.where is None else self._where(rule.where, given, columns, count)
+        if rule.where is None and rule.unless is None:
+            return given
+        return self._where(given, columns, count)
 
-    def _where(self, where: Condition, given: _Inputs, columns: RowColumns, count: int) -> _Inputs:
+    def _where(self, given: _Inputs, columns: RowColumns, count: int) -> _Inputs:
         """Let a rule speak only where it applies; where that is not known, all stays as it is."""
-        applies, apart = masks(where, columns, count)
+        applies, apart = np.ones(count, np.bool_), np.zeros(count, np.bool_)
+        if self.rule.where is not None:
+            applies, apart = masks(self.rule.where, columns, count)
+        if self.rule.unless is not None:
+            held, free = masks(self.rule.unless, columns, count)
+            applies, apart = applies & free, apart | held
         if self.rule.no_data is NoData.CLEAR:
             apart = ~applies
         fires, calm, clears, stays, _void = given

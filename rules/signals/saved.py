@@ -23,6 +23,7 @@ class SavedRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     digest: str
     states: list[tuple[str, SignalState, Time, Time]]
+    fired: list[tuple[str, Time]] = []
 
 
 class SavedHistory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from virtpilot.model import Kind
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.aggregates import Aggregates
+from virtpilot.rules.signals.bank import Bank
 from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.windows import Windows
@@ -27,21 +28,21 @@ class World:
         self.tables = {kind: Table(kind, wanted.get(kind.value, ())) for kind in Kind}
         self.windows = Windows((w for one in conditions for w in one.reads.every_window.values()), self.tables)
         self.aggregates = Aggregates((a for one in conditions for a in one.reads.aggregates.values()), self.tables)
+        self.bank = Bank(ruleset.rules, self.tables)
         self.cluster = ""
         self._capacity = {kind: table.capacity for kind, table in self.tables.items()}
 
     def columns(self, kind: Kind, rows: NDArray[np.int64]) -> RowColumns:
         """Return the inputs of rows."""
-        return RowColumns(self.tables, self.windows, self.aggregates, kind, rows)
+        return RowColumns(self, kind, rows)
 
-    def grown(self, kind: Kind) -> bool:
-        """Make room in the windows where a table has grown, and tell so."""
+    def grow(self, kind: Kind) -> None:
+        """Make room everywhere where a table has grown."""
         capacity = self.tables[kind].capacity
-        if capacity == self._capacity[kind]:
-            return False
-        self._capacity[kind] = capacity
-        self.windows.grow(kind, capacity)
-        return True
+        if capacity != self._capacity[kind]:
+            self._capacity[kind] = capacity
+            self.windows.grow(kind, capacity)
+            self.bank.grow(kind, capacity)
 
     def remove(self, kind: Kind, subject_id: str) -> None:
         """Forget a subject."""
@@ -91,6 +92,7 @@ class World:
             for measurement, field in sorted(reads.fields)
         }
         found |= {window.text: columns.window(window) for window in reads.windows.values()}
+        found |= {f"signals.{name}": columns.signal(name, 0) for name in sorted(reads.signals)}
         found |= {aggregate.text: columns.aggregate(aggregate) for aggregate in reads.aggregates.values()}
         return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
 

@@ -36,6 +36,9 @@ class Rows:
     def tag(self, name: str) -> NDArray[np.object_]:
         return np.array([row.get(f"tags.{name}", "") for row in self.rows], np.object_)
 
+    def signal(self, rule: str, within_ns: int) -> Numbers:
+        raise AssertionError(rule, within_ns)
+
     def window(self, window: Window) -> Numbers:
         raise AssertionError(window.text)
 

@@ -32,6 +32,8 @@ def lines(rule: Rule) -> Iterator[str]:
     yield f"  clear {clear!r} for {rule.clear_for_ns / 1e9:g} s, cooldown {rule.cooldown_ns / 1e9:g} s"
     if rule.where:
         yield f"  where {rule.where.text!r}"
+    if rule.unless:
+        yield f"  unless {rule.unless.text!r}"
     yield f"  reads {' '.join('.'.join(pair) for pair in sorted({p for c in rule.conditions() for p in c.fields}))}"
     for remedy in rule.remedies:
         match remedy:

@@ -1,0 +1,148 @@
+"""The machines of all rules: stepped so that a signal comes before those that read it, asked what fires, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.model import Kind, SignalState
+from virtpilot.rules.language.links import sorted_by_need
+from virtpilot.rules.language.records import NoData, Rule
+from virtpilot.rules.language.typed import Numbers
+from virtpilot.rules.signals.columns import RowColumns
+from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
+from virtpilot.rules.signals.saved import SavedRule
+from virtpilot.rules.signals.table import Table
+
+# A place among the rows that were given, the rule's number, the rule, its former and its new state.
+Change = tuple[int, int, Rule, int, int]
+
+
+class Bank:
+    """One machine a rule; `number` is a rule's place in its file."""
+
+    def __init__(self, rules: Sequence[Rule], tables: Mapping[Kind, Table]) -> None:
+        self._tables = tables
+        self._machines = {rule.name: Machine(rule, tables[rule.on].capacity) for rule in rules}
+        for name in {name for rule in rules for name in rule.recalled()} & self._machines.keys():
+            self._machines[name].remember()
+        numbers = {rule.name: number for number, rule in enumerate(rules)}
+        self._of: dict[Kind, list[tuple[int, Machine]]] = {kind: [] for kind in Kind}
+        for name in sorted_by_need({rule.name: sorted(rule.signals()) for rule in rules}):
+            machine = self._machines[name]
+            self._of[machine.rule.on].append((numbers[name], machine))
+
+    def about(self, kind: Kind) -> bool:
+        """Tell whether some rule is about subjects of a kind."""
+        return bool(self._of[kind])
+
+    def machine(self, rule: str) -> Machine | None:
+        """Return a rule's machine."""
+        return self._machines.get(rule)
+
+    def step(
+        self,
+        columns: RowColumns,
+        kind: Kind,
+        rows: NDArray[np.int64],
+        times: NDArray[np.int64],
+        patience: NDArray[np.int64],
+    ) -> list[Change]:
+        """Take one sample of each row; returns the transitions in order of rows, then of rules."""
+        found: list[Change] = []
+        with np.errstate(all="ignore"):
+            for number, machine in self._of[kind]:
+                changes = machine.step(columns, rows, times, patience)
+                found += [(at, number, machine.rule, old, new) for at, old, new in changes]
+        return sorted(found, key=lambda change: change[:2])
+
+    def silence(self, columns: RowColumns, kind: Kind, rows: NDArray[np.int64], now_ns: int) -> list[Change]:
+        """Note that no sample comes of these rows, for rules to which that means something."""
+        times = np.full(len(rows), now_ns, np.int64)
+        # That nothing comes is what the rule's `no_data` speaks of: no gap in it.
+        patience = np.full(len(rows), np.iinfo(np.int64).max, np.int64)
+        found: list[Change] = []
+        with np.errstate(all="ignore"):
+            for number, machine in self._of[kind]:
+                # With `hold` nothing changes while nothing is known.
+                if machine.rule.no_data is not NoData.HOLD:
+                    changes = machine.step(columns, rows, times, patience, silent=True)
+                    found += [(at, number, machine.rule, old, new) for at, old, new in changes]
+        return sorted(found, key=lambda change: change[:2])
+
+    def end(self, kind: Kind, row: int) -> Iterator[tuple[Rule, int]]:
+        """End all signals of a row; yields each rule with its state before."""
+        for _number, machine in sorted(self._of[kind], key=lambda pair: pair[0]):
+            old = int(machine.state[row])
+            machine.forget(row)
+            if old != INACTIVE:
+                yield machine.rule, old
+
+    def grow(self, kind: Kind, capacity: int) -> None:
+        """Make room for more rows of a kind."""
+        for _number, machine in self._of[kind]:
+            machine.grow(capacity)
+
+    def fires(self, rule: str, rows: NDArray[np.int64], now_ns: NDArray[np.int64], within_ns: int) -> Numbers:
+        """Tell (1, 0) of each row whether a rule's signal fires, or did within a span; NaN for rows below 0."""
+        machine = self._machines.get(rule)
+        if machine is None:
+            return np.full(len(rows), np.nan)
+        at = np.maximum(rows, 0)
+        fires = machine.state[at] >= FIRING
+        if within_ns and machine.fired is not None:
+            fires |= machine.fired[at] >= now_ns - within_ns
+        return np.where(rows >= 0, fires.astype(np.float64), np.nan)
+
+    def firing_counts(self) -> dict[str, int]:
+        """Return how many subjects of each rule fire just now (or are clearing)."""
+        return {name: int(np.count_nonzero(machine.state >= FIRING)) for name, machine in self._machines.items()}
+
+    def firing(self) -> Iterator[tuple[Rule, int]]:
+        """Yield each rule and row that fires just now (or is clearing)."""
+        for machine in self._machines.values():
+            for row in np.flatnonzero(machine.state >= FIRING).tolist():
+                yield machine.rule, row
+
+    def dump(self) -> list[SavedRule]:
+        """Return all machines as they are saved."""
+        return [
+            SavedRule(machine.rule.name, machine.rule.digest, self._states(machine), self._fired(machine))
+            for machine in self._machines.values()
+        ]
+
+    def _states(self, machine: Machine) -> list[tuple[str, SignalState, int, int]]:
+        subjects = self._tables[machine.rule.on].subjects
+        return [
+            (subject.id, STATES[machine.state[row]], int(machine.since[row]), int(machine.seen[row]))
+            for row in np.flatnonzero(machine.state).tolist()
+            if (subject := subjects[row]) is not None
+        ]
+
+    def _fired(self, machine: Machine) -> list[tuple[str, int]]:
+        if machine.fired is None:
+            return []
+        subjects = self._tables[machine.rule.on].subjects
+        rows = np.flatnonzero(machine.fired > 0).tolist()
+        return [(subject.id, int(machine.fired[row])) for row in rows if (subject := subjects[row]) is not None]
+
+    def load(self, saved: SavedRule) -> bool:
+        """Take up what `dump` gave of a rule; False where the rule is another one by now."""
+        machine = self._machines.get(saved.name)
+        if machine is None or machine.rule.digest != saved.digest:
+            return False
+        rows = self._tables[machine.rule.on].row_of
+        for subject_id, state, since, seen in saved.states:
+            if subject_id in rows:
+                self.resume(machine, rows[subject_id], state, since, seen)
+        for subject_id, at_ns in saved.fired:
+            if machine.fired is not None and subject_id in rows:
+                machine.fired[rows[subject_id]] = at_ns
+        return True
+
+    @staticmethod
+    def resume(machine: Machine, row: int, state: SignalState, since: int, seen: int) -> None:
+        """Put a row of a machine where it was."""
+        machine.state[row], machine.since[row], machine.seen[row] = CODES[state], since, seen
