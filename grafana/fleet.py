@@ -233,6 +233,34 @@ _MEMORY: Final = Section(
             (f"host_psi_io_some_ratio{_HOSTS}", "{{host}} some"),
             (f"host_psi_io_full_ratio{_HOSTS}", "{{host}} all"),
         ),
+        graph(
+            "Disks",
+            "Share of time that each host's busiest disk was busy.",
+            "percentunit",
+            (f"host_disk_utilisation_ratio{_HOSTS}", "{{host}}"),
+            high=1,
+            warn=0.8,
+            bad=0.95,
+        ),
+        graph(
+            "Disk latency",
+            "Mean time of a request, over all disks of each host.",
+            "s",
+            (f"host_disk_latency_seconds{_HOSTS}", "{{host}}"),
+        ),
+        graph(
+            "Network",
+            "Bytes per second that each host's NICs receive and send.",
+            "Bps",
+            (f"host_net_receive_bytes_per_second{_HOSTS}", "{{host}} received"),
+            (f"host_net_transmit_bytes_per_second{_HOSTS}", "{{host}} sent"),
+        ),
+        graph(
+            "Packets dropped",
+            "Packets per second that each host's NICs dropped.",
+            "pps",
+            (f"host_net_receive_drops_per_second{_HOSTS} + host_net_transmit_drops_per_second{_HOSTS}", "{{host}}"),
+        ),
     ),
 )
 

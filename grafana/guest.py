@@ -149,6 +149,22 @@ _CPU: Final = Section(
             warn=0.05,
             bad=0.1,
         ),
+        graph(
+            "Pressure (PSI)",
+            "Share of time that some thread of the guest's process waited for a CPU, for memory or for a disk.",
+            "percentunit",
+            *((_gauge(f"vm_psi_{kind}_some_ratio", "vm"), kind) for kind in ("cpu", "memory", "io")),
+            high=1,
+        ),
+        graph(
+            "Stopped by a quota",
+            "Share of the periods of its CPU quota in which it was stopped; 0 without a quota.",
+            "percentunit",
+            (_gauge("vm_cpu_throttled_ratio", "vm"), "stopped"),
+            high=1,
+            warn=0.1,
+            bad=0.5,
+        ),
     ),
 )
 

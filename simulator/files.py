@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from virtpilot.simulator.cgroup import FOLDER, MOUNTS, GroupFile, group_names
 from virtpilot.simulator.proc import DISK, NIC, proc_text
 from virtpilot.simulator.world import World
 
@@ -29,6 +30,10 @@ class HostFiles:
     def read(self, path: str) -> str:
         """Return a file's text."""
         self._check_power(path)
+        if path == "proc/self/mountinfo":
+            return MOUNTS
+        if path.startswith(FOLDER):
+            return GroupFile(self._world, self._host, path).read()
         folder, _, rest = path.partition("/")
         if folder == "proc":
             return proc_text(self._world, self._host, rest, *self._moment())
@@ -39,12 +44,16 @@ class HostFiles:
     def names(self, path: str) -> list[str]:
         """Return the names in a folder."""
         self._check_power(path)
+        if path == FOLDER:
+            return group_names(self._world, self._host)
         if path not in _FOLDERS:
             raise FileNotFoundError(f"/{path}")
         return list(_FOLDERS[path])
 
-    def keep(self, path: str) -> KeptFile:
+    def keep(self, path: str) -> KeptFile | GroupFile:
         """Return a file to be read again and again."""
+        if path.startswith(FOLDER):
+            return GroupFile(self._world, self._host, path)
         self.read(path)
         return KeptFile(self, path)
 

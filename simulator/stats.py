@@ -29,7 +29,7 @@ def guest_stats(world: World, guest: int) -> GuestStats:
         stats |= _cpu(total, spec.vcpus) | _balloon(world, guest, total) | _block(total)
         stats |= _net(total, int(guest))
     knobs = {} if state is GuestState.SHUTOFF else {"cpu_shares": int(world.shares[guest])}
-    return GuestStats(spec.uuid, spec.name, stats, knobs, spec.tags)
+    return GuestStats(spec.uuid, spec.name, stats, knobs, spec.tags, int(world.run[guest]))
 
 
 def _ns(value_s: float) -> int:

@@ -58,10 +58,13 @@ class Guest(IntEnum):
     TRANSMIT_BYTES = 14
     TRANSMIT_PACKETS = 15
     TRANSMIT_DROPS = 16
+    # seconds in which at least one of its threads waited
+    PSI_CPU_SOME = 17
+    PSI_IO_SOME = 18
     # the guest's kernel counts these: they outlive the QEMU process
-    SWAP_IN_BYTES = 17
-    SWAP_OUT_BYTES = 18
-    MAJOR_FAULTS = 19
+    SWAP_IN_BYTES = 19
+    SWAP_OUT_BYTES = 20
+    MAJOR_FAULTS = 21
 
 
 _OF_PROCESS: Final = slice(0, Guest.SWAP_IN_BYTES)
@@ -98,7 +101,7 @@ class Host(IntEnum):
 PRESSURES: Final = slice(Host.PSI_CPU_SOME, Host.PSI_IO_FULL + 1)
 _THROUGH: Final = (
     *zip(range(Host.READ_BYTES, Host.RECEIVE_BYTES), range(Guest.READ_BYTES, Guest.FLUSH_REQUESTS), strict=True),
-    *zip(range(Host.RECEIVE_BYTES, Host.DISK_BUSY), range(Guest.RECEIVE_BYTES, Guest.SWAP_IN_BYTES), strict=True),
+    *zip(range(Host.RECEIVE_BYTES, Host.DISK_BUSY), range(Guest.RECEIVE_BYTES, Guest.PSI_CPU_SOME), strict=True),
 )
 
 
@@ -144,6 +147,9 @@ class World:
         self.host = np.array([self.host_index[guest.host] for guest in guests], dtype=np.intp)
         self.running = np.array([guest.running for guest in guests], dtype=np.bool_)
         self.paused = np.zeros(count, dtype=np.bool_)
+        # libvirt's domain ids: another one for each start, -1 while it is off
+        self.run = np.where(self.running, np.arange(1, count + 1), -1)
+        self._runs = count
         self.reason = np.array([1 if guest.running else 0 for guest in guests], dtype=np.intp)
         self.vcpus = np.array([guest.vcpus for guest in guests], dtype=np.float64)
         self.shares = np.array([guest.cpu_shares for guest in guests], dtype=np.float64)
@@ -251,8 +257,10 @@ class World:
         self.wanted_cores[active] = wanted
         rate[Guest.CPU, active] = given
         rate[Guest.DELAY, active] = np.maximum(wanted - given, 0.0)
+        rate[Guest.PSI_CPU_SOME, active] = np.minimum(rate[Guest.DELAY, active], 1.0)
         # one thread of the guest waits for its disk, on a vCPU that has nothing else to do
         rate[Guest.WAIT, active] = np.minimum(rate[Guest.WAIT, active], vcpus - wanted)
+        rate[Guest.PSI_IO_SOME, active] = rate[Guest.WAIT, active]
         # a guest that gets less CPU writes its memory more slowly
         pace = np.divide(given, full_speed, out=self.speed[active].copy(), where=full_speed > 0)
         self.dirty_rate[active] = self._wants["dirty_mib_s"][active] * MIB * pace
@@ -312,6 +320,8 @@ class World:
         """Give a guest a new QEMU process where it is; `reason` is a virDomainRunningReason."""
         self.stale = True
         self.running[guest], self.paused[guest], self.speed[guest] = True, False, 1.0
+        self._runs += 1
+        self.run[guest] = self._runs
         self.reason[guest] = reason
         self.guest_total[_OF_PROCESS, guest] = 0.0
         self.rss_bytes[guest] = self.used_bytes[guest] + _QEMU_BYTES
@@ -321,6 +331,7 @@ class World:
         """End a guest's QEMU process; `reason` is a virDomainShutoffReason."""
         self.stale = True
         self.running[guest], self.paused[guest], self.speed[guest] = False, False, 1.0
+        self.run[guest] = -1
         self.reason[guest] = reason
         self.guest_total[:, guest] = 0.0
         self.rss_bytes[guest] = self.used_bytes[guest] = 0.0

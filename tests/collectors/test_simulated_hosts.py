@@ -8,8 +8,11 @@ import pytest
 
 from virtpilot import simulator
 from virtpilot.collectors.collector import HostCollector
+from virtpilot.collectors.hierarchy import group_id
+from virtpilot.hypervisor import JobState
 from virtpilot.model import Sample
 from virtpilot.simulator import scenario
+from virtpilot.simulator.cgroup import FOLDER
 from virtpilot.simulator.fleet import Fleet
 
 DEMO = Path(simulator.__file__).parent / "scenarios" / "demo.toml"
@@ -57,3 +60,33 @@ def test_its_disk_and_its_nic_are_as_full_as_the_scenario_makes_them() -> None:
     assert (
         host.fields["cpu_overcommit_ratio"] == host.fields["vcpus_allocated_count"] / fleet.facts(fleet.hosts[0]).cpus
     )
+
+
+def test_a_guest_short_of_cpu_is_under_pressure_as_its_vcpus_wait() -> None:
+    fleet = Fleet(scenario.load(DEMO))
+    fleet.advance(30)
+    told = {sample.tags["name"]: sample.fields for sample in measured(fleet, "host-1") if sample.measurement == "vm"}
+    starved = told["web-1"]
+    assert starved["cpu_steal_ratio"] > 0.3
+    assert starved["psi_cpu_full_ratio"] == pytest.approx(starved["cpu_steal_ratio"], rel=0.01)
+    assert starved["psi_cpu_full_ratio"] < starved["psi_cpu_some_ratio"] <= 1
+    assert starved["cgroup_memory_bytes"] == pytest.approx(starved["memory_rss_bytes"], rel=0.01)
+
+
+def test_a_guest_that_moves_has_a_new_run_and_a_group_on_its_new_host_only() -> None:
+    fleet = Fleet(scenario.load(DEMO))
+    fleet.advance(1)
+    hosts = {name: fleet.hypervisor(name) for name in fleet.hosts}
+    moving = next(guest for guest in hosts["host-1"].guests() if guest.name == "web-1")
+    job = hosts["host-1"].migrate(moving.uuid, fleet.migration_uri("host-3"))
+    former = fleet.tree("host-1").keep(f"{FOLDER}/machine-qemu\\x2d{moving.run}\\x2dguest.scope/memory.current")
+    assert int(former.read()) > 0
+    while job.poll().state is JobState.RUNNING:
+        fleet.advance(1)
+    (moved,) = (guest for guest in hosts["host-3"].guests() if guest.uuid == moving.uuid)
+    assert moved.run not in {moving.run, -1}
+    with pytest.raises(OSError, match="gone"):
+        former.read()
+    there = {name: group_id(name) for name in fleet.tree("host-3").names(FOLDER)}
+    assert moved.run in there.values()
+    assert moving.run not in map(group_id, fleet.tree("host-1").names(FOLDER))
