@@ -26,7 +26,7 @@ _METRIC: Final = re.compile(r"\b(?:host|vm|vm_vcpu|vm_disk|vm_net|knob)_[a-z0-9_
 _SELECTOR: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*(?=\{)")
 _SERIES: Final = {f"{measurement}_{name}": field for (measurement, name), field in fields.FIELDS.items()}
 _GAUGE_UNITS: Final = {
-    fields.Unit.PER_SECOND: {"ops", "pps"},
+    Unit.PER_SECOND: {"ops", "pps"},
     Unit.RATIO: {"percentunit"},
     Unit.BYTES: {"bytes", "percentunit"},
     Unit.SECONDS: {"s"},
