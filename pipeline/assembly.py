@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from virtpilot.actuators.command import Signer, Verifier, load_private, load_public
 from virtpilot.actuators.executor import Executor
@@ -24,10 +25,11 @@ from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.config import AgentConfig, ControllerConfig, WriterConfig
 from virtpilot.pipeline.controller import Controller, ControllerTiming
+from virtpilot.pipeline.evaluations import EVALUATIONS, EvaluationLog, Tracer
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.pilot import Pilot, PilotOptions
 from virtpilot.pipeline.process import boot_id
-from virtpilot.pipeline.records import RecordLog
+from virtpilot.pipeline.records import RECORDS, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.spool import Spool, SpoolOptions
 from virtpilot.pipeline.store.file import FileStore
@@ -144,8 +146,7 @@ def controller(
     rulebook = rules if isinstance(rules, Rulebook) else Rulebook(rules)
     fleet = MeasuredFleet(rulebook.evaluator, seconds(guards.max_sample_age_s))
     decider = Decider(rulebook.ruleset, choose(rulebook.matcher), decisions)
-    # Newer than any epoch before it, also on a machine that has lost its state.
-    epoch = max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
+    epoch = _epoch(saved, clock)
     made = Controller(
         topics=Topics(cluster),
         bus=bus(),
@@ -153,7 +154,8 @@ def controller(
         pilot=Pilot(fleet=fleet, decider=decider, guards=Guards(guards), reserve=reserve, options=pilot, epoch=epoch),
         signer=signer,
         alerts=Alerts(alerts, clock, cluster),
-        records=RecordLog(folder / "records.jsonl" if folder is not None else None),
+        records=RecordLog(folder / RECORDS if folder is not None else None),
+        tracer=Tracer(rulebook, EvaluationLog(folder / EVALUATIONS if folder is not None else None)),
         clock=clock,
         timing=timing,
         state=state.StateLog(state_path) if state_path is not None else None,
@@ -161,6 +163,11 @@ def controller(
     if saved is not None:
         made.restore(saved)
     return made
+
+
+def _epoch(saved: Mapping[str, Any] | None, clock: Clock) -> int:
+    """Return an epoch newer than any before it, also on a machine that has lost its state."""
+    return max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
 
 
 def controller_from(config: ControllerConfig, clock: Clock) -> Controller:

@@ -13,8 +13,9 @@ from virtpilot.clock import SystemClock
 from virtpilot.errors import InputError, VirtpilotError
 from virtpilot.model import Mode
 from virtpilot.pipeline import rules_cli
-from virtpilot.pipeline.moment import moment
+from virtpilot.pipeline.moment import moment, moment_meant
 from virtpilot.pipeline.output import print_json, quiet_logs
+from virtpilot.rules.language.units import duration_ns
 
 app = typer.Typer(
     help="The automatic pilot for plain libvirt hosts.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -23,6 +24,7 @@ config_app = typer.Typer(help="Config files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(rules_cli.app, name="rules")
 
+CONTROLLER = Path("/etc/virtpilot/controller.toml")
 ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", show_default=False)]
 
 
@@ -65,7 +67,7 @@ def agent(config: ConfigFile = Path("/etc/virtpilot/agent.toml")) -> None:
 
 
 @app.command()
-def controller(config: ConfigFile = Path("/etc/virtpilot/controller.toml")) -> None:
+def controller(config: ConfigFile = CONTROLLER) -> None:
     """Run the controller of a cluster."""
     from virtpilot.pipeline import serve
 
@@ -113,6 +115,35 @@ def replay(
         print_json(document)
     else:
         typer.echo("\n".join(replay_text.lines(document, sets)))
+
+
+@app.command()
+def explain(
+    subject: Annotated[str, typer.Argument(help="A host's or guest's name, or a guest's UUID.", show_default=False)],
+    at: Annotated[str, typer.Option(help="When: 14:03 (today, the whole minute) or ISO 8601; now.")] = "",
+    config: Annotated[Path, typer.Option(help="The controller's config: where its trail and rules are.")] = CONTROLLER,
+    trail: Annotated[Path | None, typer.Option(help="In place of it: the controller's state folder.")] = None,
+    rules: Annotated[list[Path] | None, typer.Option(help="In place of the config's rules.")] = None,
+    history: Annotated[str, typer.Option(help="Look again at this history, as `replay` does.")] = "",
+    lookback: Annotated[str, typer.Option(help="How much of the history.")] = "1h",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Tell why rules fired on a host or guest, why not, and which guard stopped them."""
+    from virtpilot.pipeline import explain, explain_text
+
+    quiet_logs()
+    now_ns = SystemClock().now_ns()
+    try:
+        at_ns, lookback_ns = moment_meant(at, now_ns) if at else now_ns, duration_ns(lookback)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    answer = explain.ask(
+        subject, at_ns, config=config, trail=trail, rules=rules or [], history=history, lookback_ns=lookback_ns
+    )
+    if json:
+        print_json(explain.document(answer))
+    else:
+        typer.echo("\n".join(explain_text.lines(answer)))
 
 
 def _moment(text: str) -> int | None:

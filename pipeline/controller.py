@@ -24,6 +24,7 @@ from virtpilot.events import LIFECYCLE, EventKind
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostStatus, Message, Outcome, Signal
 from virtpilot.pipeline.alerts import Alerts
+from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Small
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
@@ -91,12 +92,14 @@ class Controller:
         signer: Signer,
         alerts: Alerts,
         records: RecordLog,
+        tracer: Tracer,
         clock: Clock,
         timing: ControllerTiming,
         state: StateLog | None,
     ) -> None:
         self.counters = Counters()
         self.records = records
+        self.tracer = tracer
         self.pilot = pilot
         self.rulebook = rulebook
         self.reload_asked = threading.Event()
@@ -169,6 +172,7 @@ class Controller:
             self.rulebook.reload()
         self.rulebook.watch(now_ns)
         self._on_signals(self.rulebook.evaluator.tick(now_ns))
+        self.tracer.tick(now_ns)
         self._advance(now_ns)
         self._alerts.tick(now_ns)
         self._keeper.tick()
@@ -239,6 +243,8 @@ class Controller:
             return None
 
     def _on_signals(self, signals: list[Signal]) -> None:
+        if signals:
+            self.tracer.signals(signals)
         for signal in signals:
             # A signal that the record log knows was raised just before a crash: the restored state knows nothing of it.
             self._record(signal)

@@ -9,6 +9,7 @@ from typing import Final
 from virtpilot.clock import SECOND
 
 _TIME: Final = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?")
+_SECONDS: Final = re.compile(r":[0-9]{2}:[0-9]{2}")
 
 
 def moment(text: str, now_ns: int, zone: tzinfo | None = None) -> int:
@@ -28,6 +29,12 @@ def moment(text: str, now_ns: int, zone: tzinfo | None = None) -> int:
         raise ValueError(f"{text[:40]!r} is no time such as 14:03, 14:03:20 or 2026-01-05T14:03:00+01:00") from None
 
 
+def moment_meant(text: str, now_ns: int, zone: tzinfo | None = None) -> int:
+    """Return the last moment that a text means: a minute that is named is meant whole. Raises ValueError."""
+    found = moment(text, now_ns, zone)
+    return found if _SECONDS.search(text) else found + 60 * SECOND - 1
+
+
 def shown(at_ns: int, zone: tzinfo | None = None) -> str:
     """Return a time for a person, to the second."""
-    return datetime.fromtimestamp(at_ns / SECOND).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(at_ns // SECOND).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")

@@ -28,6 +28,7 @@ _KINDS: Final[dict[type, KindName]] = {
     Outcome: "outcome",
     Event: "event",
 }
+RECORDS: Final = "records.jsonl"
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 
 

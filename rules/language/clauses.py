@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import lark
 
 from virtpilot.rules.language.expression import Condition, condition, tree_of
+from virtpilot.rules.language.records import Rule
 
 _LOGIC = frozenset({"either", "both", "negation"})
 
@@ -15,6 +16,13 @@ def clauses(whole: Condition) -> tuple[Condition, ...]:
     """Return each comparison of a condition as a condition of its own, in order; one that stands twice comes once."""
     texts = dict.fromkeys(_texts(tree_of(whole.text), whole.text))
     return tuple(condition(text, whole.on) for text in texts)
+
+
+def parts(rule: Rule) -> Iterator[tuple[str, Condition]]:
+    """Yield the comparisons of a rule's `where`, `when` and `clear`, each with its key."""
+    for key, whole in (("where", rule.where), ("when", rule.when), ("clear", rule.clear)):
+        if whole is not None:
+            yield from ((key, clause) for clause in clauses(whole))
 
 
 def _texts(tree: lark.Tree[lark.Token], text: str) -> Iterator[str]:

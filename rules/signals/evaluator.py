@@ -15,7 +15,7 @@ import structlog
 
 from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
-from virtpilot.rules.language.expression import Condition
+from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.machine import INACTIVE, STATES
 from virtpilot.rules.signals.saved import VERSION, Saved, Turn, checked, checked_turns
@@ -230,6 +230,10 @@ class Evaluator:
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
         return self._world.holds(condition, subject_id, after_ns)
+
+    def truths(self, kind: Kind, conditions: Iterable[Condition]) -> tuple[list[str], list[Masks]]:
+        """Return all subjects of a kind, by id, and for each condition of which it is true and of which false now."""
+        return self._world.truths(kind, conditions)
 
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
         """Return the values that a condition reads of a subject just now; empty where it is not known."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind
-from virtpilot.rules.language.expression import Condition
+from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.aggregates import Aggregates
 from virtpilot.rules.signals.bank import Bank
@@ -82,6 +82,14 @@ class World:
         with np.errstate(all="ignore"):
             true, false = masks(condition, self.columns(condition.on, np.array([row], np.int64)), 1)
         return True if true[0] else False if false[0] else None
+
+    def truths(self, kind: Kind, conditions: Iterable[Condition]) -> tuple[list[str], list[Masks]]:
+        """Return all subjects of a kind, by id, and for each condition of which it is true and of which false now."""
+        row_of = self.tables[kind].row_of
+        rows = np.fromiter(row_of.values(), np.int64, len(row_of))
+        columns = self.columns(kind, rows)
+        with np.errstate(all="ignore"):
+            return list(row_of), [masks(condition, columns, len(rows)) for condition in conditions]
 
     def inputs(self, condition: Condition, row: int) -> dict[str, float]:
         """Return what a condition reads of a row just now: fields by name, windows and aggregates by text."""

@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from virtpilot.model import Kind
-from virtpilot.rules.language.clauses import clauses
+from virtpilot.rules.language.clauses import parts
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import Rule
 
@@ -56,7 +56,7 @@ class Coverage:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = {rule.name: rule for rule in rules}
-        self.clauses = {rule.name: list(clauses_of(rule)) for rule in self.rules.values()}
+        self.clauses = {rule.name: [Clause(*part) for part in parts(rule)] for rule in self.rules.values()}
         self.fired: set[str] = set()
         self.tested: set[str] = set()
         self.readings: dict[tuple[str, str], list[Reading]] = {}
@@ -67,9 +67,9 @@ class Coverage:
 
     def observe(self, evaluator: Observed) -> None:
         """Note what each rule sees of each subject that was measured since the last call."""
-        latest = {kind: evaluator.latest(kind) for kind in (Kind.HOST, Kind.VM)}
+        latest = {kind: evaluator.latest(kind) for kind in Kind}
         for rule in self.rules.values():
-            for subject_id, row in latest.get(rule.on, {}).items():
+            for subject_id, row in latest[rule.on].items():
                 kept = self.readings.setdefault((rule.name, subject_id), [])
                 if not kept or kept[-1].time_ns < row.time_ns:
                     kept.append(self._read(rule, subject_id, row.time_ns, evaluator))
@@ -103,10 +103,3 @@ class Coverage:
         every = [clause for found in self.clauses.values() for clause in found]
         both = sum(1 for clause in every if clause.true and clause.false)
         return len(self.fired & self.rules.keys()), len(self.rules), both, len(every)
-
-
-def clauses_of(rule: Rule) -> Iterator[Clause]:
-    """Yield the comparisons of a rule's conditions."""
-    for key, condition in (("where", rule.where), ("when", rule.when), ("clear", rule.clear)):
-        if condition is not None:
-            yield from (Clause(key, clause) for clause in clauses(condition))
