@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from virtpilot.hypervisor import GuestState, GuestStats
+from virtpilot.hypervisor import GuestDetails, GuestState, GuestStats
 from virtpilot.simulator.world import Guest, World
 
 _CODES: Final = {GuestState.RUNNING: 1, GuestState.PAUSED: 3, GuestState.SHUTOFF: 5}
@@ -28,8 +28,12 @@ def guest_stats(world: World, guest: int) -> GuestStats:
         total = [float(value) for value in world.guest_total[:, guest]]
         stats |= _cpu(total, spec.vcpus) | _balloon(world, guest, total) | _block(total)
         stats |= _net(total, int(guest))
-    knobs = {} if state is GuestState.SHUTOFF else {"cpu_shares": int(world.shares[guest])}
-    return GuestStats(spec.uuid, spec.name, stats, knobs, spec.tags, int(world.run[guest]))
+    run = int(world.run[guest])
+    if state is GuestState.SHUTOFF:
+        return GuestStats(spec.uuid, spec.name, stats, tags=spec.tags, run=run)
+    shares, balloon_bytes = int(world.shares[guest]), int(world.balloon_bytes[guest])
+    configured = GuestDetails({"cpu_shares_count": shares, "memory_balloon_target_bytes": balloon_bytes})
+    return GuestStats(spec.uuid, spec.name, stats, {"cpu_shares": shares}, spec.tags, run, details=configured)
 
 
 def _ns(value_s: float) -> int:

@@ -62,15 +62,17 @@ _XML: Final = Template("""\
       <source mode='bind' path='$port'/>
       <target type='virtio' name='dev.virtpilot.load'/>
     </channel>
+    $agent
     <memballoon model='virtio'><stats period='2'/></memballoon>
   </devices>
 </domain>
 """)
+_AGENT: Final = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 
 
 @dataclass(frozen=True)
 class GuestPlan:
-    """What a guest is: where it starts, its load in percent of a vCPU, its tags, its size."""
+    """What a guest is: where it starts, its load in percent of a vCPU, its tags, its size, QEMU's agent inside."""
 
     name: str
     host: str
@@ -81,6 +83,7 @@ class GuestPlan:
     vcpus_max: int = 2
     shares: int = 1024
     type: str = "qemu"
+    agent: bool = False
 
     def uuid(self, lab: str) -> str:
         """Return the guest's UUID: the same on every bring-up of the same lab."""
@@ -106,6 +109,7 @@ class GuestPlan:
             disk=quoteattr(str(image.disk)),
             mac=f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}",
             port=port_path(self.name),
+            agent=_AGENT if self.agent else "",
         )
 
 

@@ -22,6 +22,7 @@ from deploy.lab.errors import LabMissing
 DEFAULT_CACHE: Final = Path("/var/cache/virtpilot-lab")
 _INIT: Final = Path(__file__).with_name("guest-init.sh")
 _DRIVERS: Final = ("virtio_pci", "virtio_balloon", "virtio_console", "virtio_blk", "virtio_net")
+_DISK_BYTES: Final = 8 * 1024 * 1024
 _KERNEL: Final = re.compile(r"vmlinuz-(.*-cloud-amd64)")
 
 
@@ -42,18 +43,39 @@ def newest_kernel(boot: Path = Path("/boot")) -> tuple[str, Path]:
     return max(found, key=lambda item: [int(number) for number in re.findall(r"\d+", item[0])])
 
 
-def build(cache: Path = DEFAULT_CACHE) -> Image:
-    """Return the image, made when the cache has none for this kernel, BusyBox and init script."""
+def build(cache: Path = DEFAULT_CACHE, *, agent: bool = False) -> Image:
+    """Return the image, made when the cache has none for this kernel, BusyBox and init script.
+
+    With `agent` QEMU's guest agent is in it, and the disk has a file system for it to tell of.
+    """
     version, kernel = newest_kernel()
     busybox = _busybox()
-    digest = hashlib.sha256(_INIT.read_bytes() + busybox.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:12]
+    programs = [busybox, *(_agent() if agent else [])]
+    sources = [_INIT, Path(__file__), *programs]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     folder = cache / f"{version}-{digest}"
     image = Image(kernel, folder / "initramfs.gz", folder / "disk.raw")
     if not image.disk.exists():  # made last
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(image.initramfs, _initramfs(version, busybox))
-        _replace(image.disk, bytes(range(256)) * 4096 * 8)
+        _replace(image.initramfs, _initramfs(version, programs))
+        _replace(image.disk, _file_system() if agent else bytes(range(256)) * (_DISK_BYTES // 256))
     return image
+
+
+def _agent() -> list[Path]:
+    """Return QEMU's guest agent with the libraries that it needs; raises LabMissing."""
+    path = shutil.which("qemu-ga", path="/usr/sbin:/usr/bin")
+    if not path:
+        raise LabMissing("qemu-ga is not installed: install qemu-guest-agent")
+    libraries = re.findall(r"(?:=> |^\s*)(/\S+)", output(["ldd", path]), re.MULTILINE)
+    return [Path(path), *map(Path, libraries)]
+
+
+def _file_system() -> bytes:
+    with tempfile.NamedTemporaryFile(prefix="virtpilot-lab-") as disk:
+        disk.truncate(_DISK_BYTES)
+        output(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", disk.name])
+        return Path(disk.name).read_bytes()
 
 
 def _busybox() -> Path:
@@ -88,12 +110,15 @@ def _unpacked(path: Path) -> bytes:
     return {".xz": lzma.decompress, ".gz": gzip.decompress}.get(path.suffix, bytes)(content)
 
 
-def _initramfs(version: str, busybox: Path) -> bytes:
+def _initramfs(version: str, programs: Sequence[Path]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="virtpilot-lab-") as folder:
         root = Path(folder)
         for name in ("bin", "modules", "dev", "proc", "sys", "run"):
             (root / name).mkdir()
-        shutil.copy(busybox, root / "bin" / "busybox")
+        for program in programs:
+            place = root / "bin" / program.name if program.parent.name.endswith("bin") else root / str(program)[1:]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(program, place)
         (root / "bin" / "sh").symlink_to("busybox")
         shutil.copy(_INIT, root / "init")
         (root / "init").chmod(0o755)

@@ -235,7 +235,7 @@ def bring_up(
     if found is not None and not found.in_use:
         say(f"removing what a killed lab {name!r} left")
         state.tear_down(name)
-    booted = image.build(cache)
+    booted = image.build(cache, agent=any(plan.agent for plan in plans))
     network = network or free_network(routed_networks())
     lab = Lab(name, network, plans, state.claim(name, str(network)))
     try:

@@ -142,9 +142,12 @@ class Details:
 def read_schedule(binding: Any, connection: Any, domain: Any) -> Mapping[str, Any]:
     """Return a guest's live scheduler parameters, none where its driver has none; raises where the connection is lost.
 
-    libvirt reads them from the cgroup itself, whoever wrote them.
+    libvirt reads them from the cgroup itself, whoever wrote them. Its LXC driver (seen with 9.0) crashes libvirtd when
+    it is asked for those of a container that is off.
     """
     try:
+        if domain.isActive() != 1:
+            return {}
         return dict(domain.schedulerParametersFlags(binding.VIR_DOMAIN_AFFECT_LIVE))
     except binding.libvirtError:
         if connection.isAlive() != 1:

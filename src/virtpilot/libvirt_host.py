@@ -124,13 +124,14 @@ class LibvirtHypervisor:
         """Set a knob's live value; raises GuestNotFound or KnobUnsupported."""
         self._check_knob(knob)
         binding = self._link.binding
-        live = binding.VIR_DOMAIN_AFFECT_LIVE
+
+        def write(domain: Any) -> None:
+            if domain.isActive() != 1:  # not left to libvirt: see read_schedule
+                raise HypervisorError(f"guest {guest} is not running: it has no live {knob}")
+            domain.setSchedulerParametersFlags({knob: value}, binding.VIR_DOMAIN_AFFECT_LIVE)
+
         try:
-            self._on_guest(
-                guest,
-                lambda domain: domain.setSchedulerParametersFlags({knob: value}, live),
-                {binding.VIR_ERR_NO_SUPPORT: KnobUnsupported},
-            )
+            self._on_guest(guest, write, {binding.VIR_ERR_NO_SUPPORT: KnobUnsupported})
         finally:
             self._details.forget_knobs(guest)
 

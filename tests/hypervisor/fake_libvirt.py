@@ -71,6 +71,9 @@ class FakeDomain:
             self.stuck_state()
         return [self.stats["state.state"], 1]
 
+    def isActive(self) -> int:
+        return int(self.run >= 0)
+
     def schedulerParametersFlags(self, _flags: int) -> dict[str, int]:
         self._owner.called("schedulerParametersFlags")
         return self.schedule if self.shares is None else {"cpu_shares": self.shares, **self.schedule}

@@ -11,7 +11,7 @@ import structlog.testing
 from tests.hypervisor.fake_libvirt import DB, STATS, WEB, FakeDomain, FakeLibvirt, FakeLibvirtError, Hang, fail
 from tests.services import until
 from virtpilot.clock import VirtualClock
-from virtpilot.errors import HypervisorUnavailable
+from virtpilot.errors import HypervisorError, HypervisorUnavailable, KnobUnsupported
 from virtpilot.hypervisor import GuestDetails, GuestStats
 from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.libvirt_reader import Patience
@@ -268,6 +268,20 @@ def test_a_knob_that_was_set_is_seen_at_once(hypervisor: LibvirtHypervisor) -> N
     hypervisor.set_knob(WEB, "cpu_shares", 4096)
     assert hypervisor.get_knob(WEB, "cpu_shares") == 4096
     assert by_name(hypervisor)["web-1"].knobs == {"cpu_shares": 4096}
+
+
+def test_a_guest_that_is_off_is_not_even_asked_for_its_knobs(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    """Libvirt's LXC driver crashes when it is."""
+    libvirt.domains[WEB].run = -1  # it ends between being read and being asked
+    hypervisor.guests()
+    with pytest.raises(KnobUnsupported):
+        hypervisor.get_knob(WEB, "cpu_shares")
+    with pytest.raises(HypervisorError, match="not running"):
+        hypervisor.set_knob(WEB, "cpu_shares", 2048)
+    assert libvirt.calls["schedulerParametersFlags"] == 1  # the other one's
+    assert libvirt.calls["setSchedulerParametersFlags"] == 0
 
 
 def test_what_was_known_of_another_run_of_a_guest_is_forgotten(
