@@ -170,6 +170,9 @@ class MqttBus:
             if not future.done():
                 future.set_exception(BusError("the connection was closed before the broker had it"))
         self._sent.clear()
+        # paho closes its sockets when the client goes: at once, where nothing refers to each other in a circle.
+        for callback in ("connect", "disconnect", "subscribe", "publish", "message", "socket_register_write"):
+            setattr(self._client, f"on_{callback}", None)
 
     # The network thread.
 
