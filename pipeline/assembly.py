@@ -188,10 +188,15 @@ def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
     )
 
 
+def store_from(config: WriterConfig, clock: Clock) -> Store:
+    """Return the store that a writer's config names."""
+    return FileStore(Path(config.file_store)) if config.file_store else InfluxStore(config.store, clock)
+
+
 def writer_from(config: WriterConfig, clock: Clock) -> Writer:
     """Put a writer together."""
     folder = Path(config.state_folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    store: Store = FileStore(Path(config.file_store)) if config.file_store else InfluxStore(config.store, clock)
+    store = store_from(config, clock)
     bus = mqtt(config.bus, f"virtpilot-{config.cluster}-writer-{config.name}")
     return Writer(bus, store, Topics(config.cluster), clock, dead_letters=folder / "dead-letters", limits=config.limits)

@@ -12,7 +12,7 @@ from virtpilot import __version__
 from virtpilot.clock import SystemClock
 from virtpilot.errors import InputError, VirtpilotError
 from virtpilot.model import Mode
-from virtpilot.pipeline import rules_cli
+from virtpilot.pipeline import rules_cli, spool_cli
 from virtpilot.pipeline.moment import moment, moment_meant
 from virtpilot.pipeline.output import print_json, quiet_logs
 from virtpilot.rules.language.units import duration_ns
@@ -23,6 +23,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Config files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(rules_cli.app, name="rules")
+app.add_typer(spool_cli.app, name="spool")
 
 CONTROLLER = Path("/etc/virtpilot/controller.toml")
 ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", show_default=False)]

@@ -10,9 +10,10 @@ from typing import Final
 import msgspec
 import structlog
 
-from virtpilot.errors import StoreRefused
+from virtpilot.errors import StateError, StoreRefused
 from virtpilot.lineprotocol import parse
 
+_NAME: Final = "dead-letters.jsonl"
 _MAX_PROBES: Final = 256
 _TOGETHER: Final = StoreRefused("among lines that were refused together")
 _NO_TIME: Final = "expected a timestamp"
@@ -62,22 +63,61 @@ def _joined(rows: list[tuple[int, bytes]]) -> bytes:
     return b"".join([row + b"\n" for _, row in rows])
 
 
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A line that the store refused, when, of which topic, and why."""
+
+    at_ns: int
+    topic: str
+    reason: str
+    line: str
+
+
+def letter_files(folder: Path) -> list[Path]:
+    """Return the dead letters' files in a folder, the older one first."""
+    return [path for path in (folder / f"{_NAME}.1", folder / _NAME) if path.exists()]
+
+
+def read_letters(path: Path) -> tuple[list[DeadLetter], int]:
+    """Return a file's dead letters, and how many of its lines are none; raises StateError."""
+    letters, torn = [], 0
+    try:
+        rows = path.read_bytes().splitlines()
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+    for row in rows:
+        try:
+            letters.append(msgspec.json.decode(row, type=DeadLetter))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            torn += 1
+    return letters, torn
+
+
+def write_letters(path: Path, letters: list[DeadLetter]) -> None:
+    """Put other dead letters in a file's place, whole or not at all, none: the file goes; raises StateError."""
+    try:
+        if not letters:
+            path.unlink(missing_ok=True)
+            return
+        beside = path.with_name(f".{path.name}.new")
+        with beside.open("wb") as file:
+            file.write(msgspec.json.Encoder().encode_lines(letters))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
 class DeadLetters:
     """A file of refused lines, JSON one a line; at 64 MiB it becomes `.1`, and the one before that goes."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "dead-letters.jsonl"
+        self._path = folder / _NAME
 
     def keep(self, topic: str, bad: list[tuple[bytes, str]], now_ns: int) -> None:
         """Put refused lines on disk; a disk that takes nothing is logged and stops nobody."""
         rows = [
-            {
-                "at_ns": now_ns,
-                "topic": topic,
-                "reason": reason,
-                "line": line[:_MAX_LINE_CHARS].decode(errors="replace"),
-            }
-            for line, reason in bad
+            DeadLetter(now_ns, topic, reason, line[:_MAX_LINE_CHARS].decode(errors="replace")) for line, reason in bad
         ]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
