@@ -17,7 +17,7 @@ from virtpilot.collectors.rates import Rates
 from virtpilot.collectors.source import Fields, Look
 from virtpilot.collectors.tree import Tree
 from virtpilot.errors import HypervisorError
-from virtpilot.hypervisor import GuestStats, Hypervisor
+from virtpilot.hypervisor import GuestStats, Hypervisor, Selective
 from virtpilot.model import Sample
 
 log = structlog.get_logger(__name__)
@@ -79,8 +79,12 @@ class HostCollector:
 
     def _guests(self, only: frozenset[str] | None) -> list[GuestStats] | None:
         """Return the guests, None where the hypervisor does not tell."""
+        hypervisor = self._hypervisor
         try:
-            guests = self._hypervisor.guests()
+            if only is not None and isinstance(hypervisor, Selective):
+                guests = hypervisor.some(only)
+            else:
+                guests = hypervisor.guests()
         except HypervisorError as error:
             self._failed("hypervisor", error)
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -76,6 +76,10 @@ class FleetHypervisor:
         self._answer()
         here = np.flatnonzero(self._world.host == self._host).tolist()
         return [guest_stats(self._world, guest) for guest in here]
+
+    def some(self, wanted: Collection[str]) -> Sequence[GuestStats]:
+        """Return those of the wanted guests that are here."""
+        return [guest for guest in self.guests() if guest.uuid in wanted]
 
     def state(self, guest: str) -> GuestState:
         """Return a guest's state; raises GuestNotFound."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -108,6 +108,14 @@ class EventSource(Protocol):
 
     def drain(self) -> list[GuestEvent]:
         """Return what has happened since the last call, in order, at once; the first call begins to listen."""
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """What a hypervisor offers that tells of a few guests without asking all of them."""
+
+    def some(self, wanted: Collection[str]) -> Sequence[GuestStats]:
+        """Return those of the wanted guests, by UUID, that are known since `guests` and answer at once."""
 
 
 class Hypervisor(Protocol):

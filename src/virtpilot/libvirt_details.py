@@ -73,6 +73,11 @@ class Details:
         for uuid in walked.found.keys() | walked.gone:
             self._note_asked(self._known[uuid], *due[uuid], now_ns)
 
+    def knows(self, guest: Reading) -> bool:
+        """Return whether a guest was there, in this run, at the last refresh."""
+        known = self._known.get(guest.uuid)
+        return known is not None and known.run == guest.run
+
     def knobs(self, guest: Reading) -> Mapping[str, int]:
         """Return a running guest's knobs; none of any other."""
         return self._known[guest.uuid].configured.knobs if _runs(guest) else {}

@@ -7,7 +7,7 @@ all but that guest. Calls: virConnectGetAllDomainStats, virDomainMigrateToURI3, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
 from virtpilot.clock import SECOND, Clock
@@ -81,6 +81,19 @@ class LibvirtHypervisor:
         self._agents.refresh([guest.uuid for guest in found if self._details.agent_listens(guest)], now_ns)
         ages_s = self._ages(found, now_ns)
         return [self._told(guest, ages_s[guest.uuid], now_ns) for guest in found]
+
+    def some(self, wanted: Collection[str]) -> Sequence[GuestStats]:
+        """Return those of the wanted guests that are known and answer at once; their details are those of `guests`."""
+        now_ns = self._clock.monotonic_ns()
+        told = []
+        for guest in self._reader.some([uuid for uuid in wanted if uuid in self._whole]):
+            if not self._details.knows(guest):
+                continue  # started since: the next call for all brings what is set on it
+            if guest.whole:
+                self._whole[guest.uuid] = (guest.run, now_ns)
+            age_s = (now_ns - self._whole[guest.uuid][1]) / SECOND
+            told.append(self._told(guest, age_s, now_ns))
+        return told
 
     def _told(self, guest: Reading, age_s: float, now_ns: int) -> GuestStats:
         known = self._details

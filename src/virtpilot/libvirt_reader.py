@@ -8,6 +8,7 @@ no bulk call in this driver, or one guest that fails it: guest by guest, each fo
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from statistics import median
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ _LEAST_PATIENCE_S: Final = 0.25
 _PATIENCE_FACTOR: Final = 4
 _REMEMBERED: Final = 7
 _GUEST_PATIENCE_S: Final = 0.5
+_GLANCE_BUDGET_S: Final = 0.5
 
 
 class Patience:
@@ -56,6 +58,7 @@ class Reader:
         self._patience = Patience(deadline_s)
         self._groups = Groups(link.binding)
         self._walk = Walk(link, Lane.STATS, patience_s=_GUEST_PATIENCE_S, budget_s=deadline_s)
+        self._glance = Walk(link, Lane.STATS, patience_s=_GUEST_PATIENCE_S, budget_s=_GLANCE_BUDGET_S)
         self._losses = 0
         self._bulk = True
         self._held_up = False
@@ -72,6 +75,15 @@ class Reader:
             return self._one_by_one(wanted)
         self._groups.note(wanted, guests)
         return Readings(guests, 0)
+
+    def some(self, wanted: Collection[str]) -> list[Reading]:
+        """Return a few guests, each asked by itself; one that is gone or does not answer is left out."""
+        groups, binding, bulk = self._groups.known(), self._link.binding, self._bulk
+
+        def ask(connection: Any, uuid: str) -> Reading:
+            return read_alone(binding, connection, uuid, groups) if bulk else read_single(binding, connection, uuid)
+
+        return list(self._glance.over(wanted, ask).found.values())
 
     def _all(self, wanted: int) -> list[Reading] | None:
         """Return the guests by one bulk call, None where they have to be asked one by one."""

@@ -66,6 +66,14 @@ class Groups:
                 groups |= bit
         return groups
 
+    def known(self) -> int:
+        """Return the groups of which it is known that somebody has them."""
+        groups: int = self.core
+        for prefix, bit in self._known.items():
+            if prefix in self._had:
+                groups |= bit
+        return groups
+
     def note(self, wanted: int, guests: list[Reading]) -> None:
         """Remember which of the groups asked for some guest has."""
         for prefix, bit in self._known.items():

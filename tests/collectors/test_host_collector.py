@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,28 @@ def test_a_few_guests_can_be_measured_between_two_ticks_and_all_rates_stay_right
     assert usage(101, frozenset({"u-1"})) == {"u-1": 0.5}
     assert usage(103, frozenset({"u-1", "unheard-of"})) == {"u-1": 0.5}
     assert usage(110) == {"u-1": 0.5, "u-2": 0.25}
+
+
+def test_a_hypervisor_that_can_tell_of_a_few_guests_is_asked_for_those_alone() -> None:
+    class Choosy(ToldGuests):
+        def __init__(self, told: Sequence[GuestStats]) -> None:
+            super().__init__(told)
+            self.asked: list[frozenset[str]] = []
+
+        def some(self, wanted: Collection[str]) -> Sequence[GuestStats]:
+            self.asked.append(frozenset(wanted))
+            return [guest for guest in super().guests() if guest.uuid in wanted]
+
+        def guests(self) -> Sequence[GuestStats]:
+            self.asked.append(frozenset())
+            return super().guests()
+
+    hypervisor = Choosy([GuestStats(uuid, uuid, RUNNING) for uuid in ("u-1", "u-2")])
+    collector = collector_of(hypervisor)
+    collector.collect(seconds(1))
+    (sample,) = collector.collect(seconds(2), frozenset({"u-2"}))
+    assert sample.tags["vm"] == "u-2"
+    assert hypervisor.asked == [frozenset(), frozenset({"u-2"})]
 
 
 def test_a_late_tick_leaves_out_what_can_wait_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

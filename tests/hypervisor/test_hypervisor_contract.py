@@ -20,7 +20,7 @@ from tests.lab.lab_process import need_a_lab
 from tests.services import until
 from virtpilot.clock import SystemClock
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorUnavailable, KnobUnsupported
-from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, Job, JobState, JobStatus
+from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, Job, JobState, JobStatus, Selective
 from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.simulator.scenario import GuestSpec, HostSpec, Scenario
@@ -356,3 +356,14 @@ def test_limits_set_by_hand_show_up_beside_usage(lab: Lab, host_1: LibvirtHyperv
 
 def command_line(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_a_few_guests_are_told_as_among_all(scene: Scene) -> None:
+    assert isinstance(scene.hypervisor, Selective)
+    among_all = guests(scene.hypervisor)
+    few = {guest.uuid: guest for guest in scene.hypervisor.some([scene.running, NOBODY])}
+    assert few.keys() == {scene.running}
+    alone, before = few[scene.running], among_all[scene.running]
+    assert (alone.name, alone.run, alone.knobs, alone.tags) == (before.name, before.run, before.knobs, before.tags)
+    assert {"cpu.time", "balloon.current", "vcpu.0.delay", "block.count"} <= alone.stats.keys()
+    assert int(alone.stats["cpu.time"]) >= int(before.stats["cpu.time"])

@@ -335,3 +335,29 @@ def test_any_stats_are_passed_on_as_they_are(hypervisor: LibvirtHypervisor, libv
     odd: dict[str, Any] = {"state.state": 1, "vcpu.0.delay": -1, "block.0.name": "x" * 10_000}
     libvirt.domains[WEB].stats = odd
     assert by_name(hypervisor)["web-1"].stats == odd
+
+
+def test_a_few_guests_are_asked_alone(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    assert hypervisor.some([WEB]) == []  # nobody is known yet
+    whole = by_name(hypervisor)
+    libvirt.calls.clear()
+    assert hypervisor.some([WEB, "unheard-of"]) == [whole["web-1"]]
+    assert (libvirt.calls["getAllDomainStats"], libvirt.calls["domainListGetStats db-1"]) == (0, 0)
+    libvirt.domains[WEB].run = 2
+    assert hypervisor.some([WEB]) == []  # started since: what is set on it is not known
+    hypervisor.guests()
+    assert [guest.run for guest in hypervisor.some([WEB])] == [2]
+
+
+def test_a_stuck_guest_among_a_few_is_left_out_and_the_others_are_told(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    hypervisor.guests()
+    libvirt.domains[WEB].stuck = hang = Hang()
+    try:
+        assert [guest.name for guest in hypervisor.some([WEB, DB])] == ["db-1"]
+        libvirt.calls.clear()
+        assert [guest.name for guest in hypervisor.some([WEB, DB])] == ["db-1"]
+        assert libvirt.calls["domainListGetStats web-1"] == 0  # passed over for a while
+    finally:
+        hang.let_go()
