@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 MANUAL: Final = (ROOT / "docs/rules.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/rules.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/rules.md", "docs/stores.md"])
 def test_every_rule_shown_is_right(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(virtpilot: 1\n.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
