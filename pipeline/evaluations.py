@@ -7,6 +7,7 @@ holds, each time another one begins or ceases to: the near misses that answer wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 import structlog
 
 from virtpilot.clock import SECOND
-from virtpilot.model import Signal, SignalState, Subject
+from virtpilot.model import Kind, Signal, SignalState, Subject
 from virtpilot.rules.language.clauses import parts
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
@@ -27,9 +28,11 @@ EVALUATIONS: Final = "evaluations.jsonl"
 MAX_FILE_BYTES: Final = 32 * 1024 * 1024
 MAX_A_LOOK: Final = 200
 MAX_VALUES: Final = 32
+MAX_CLOSELY: Final = 64
 # All rules are looked at once in so long, some of them at each tick.
 ROUND_S: Final = 30.0
 _TRUE, _FALSE = 1, 2
+_TRUTH: Final = (None, True, False)
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -113,11 +116,30 @@ class Tracer:
     def signals(self, signals: Iterable[Signal]) -> None:
         """Keep what changed the state of signals just now."""
         self._take_rules()
-        self._log.add(
-            self._evaluation(signal.rule, signal.subject, signal.at_ns, signal)
-            for signal in signals
-            if signal.rule in self._parts
-        )
+        by_rule: dict[str, list[Signal]] = {}
+        for signal in signals:
+            by_rule.setdefault(signal.rule, []).append(signal)
+        for rule, own in by_rule.items():
+            if rule in self._parts:
+                self._log.add(self._changes(rule, own))
+
+    def _changes(self, rule: str, signals: list[Signal]) -> Iterator[Evaluation]:
+        kind = signals[0].subject.kind
+        known = set(self._rules.evaluator.known(kind))
+        # Of those that have gone there is nothing left to see.
+        own = [signal for signal in signals if signal.subject.id in known]
+        for signal, held in zip(own, self._held(rule, kind, [one.subject.id for one in own]), strict=True):
+            # In a storm of signals, what the condition read must do.
+            values = self._values(rule, signal.subject.id) if len(own) <= MAX_CLOSELY else signal.inputs
+            yield Evaluation(
+                rule=rule,
+                subject=signal.subject,
+                at_ns=signal.at_ns,
+                state=signal.state,
+                signal=signal.id,
+                values=values,
+                clauses=held,
+            )
 
     def tick(self, now_ns: int) -> None:
         """Look at some rules for near misses, so that each has its turn."""
@@ -128,10 +150,17 @@ class Tracer:
         share = (now_ns - self._looked_ns) / SECOND / ROUND_S if self._looked_ns else 1.0
         self._looked_ns = now_ns
         turns = min(int(len(rules) * max(share, 0.0)) + 1, len(rules))
+        turn = [rules[(self._next + step) % len(rules)] for step in range(turns)]
+        self._next = (self._next + turns) % len(rules)
         room = MAX_A_LOOK
-        for _ in range(turns):
-            self._next = (self._next + 1) % len(rules)
-            room = self._look(rules[self._next], now_ns, room)
+        for kind in Kind:
+            own = [rule for rule in turn if rule.on is kind]
+            # One call for all: what they read is gathered once.
+            ids = self._rules.evaluator.known(kind) if own else []
+            conditions = [condition for rule in own for _key, condition in self._parts[rule.name]]
+            found = iter(self._rules.evaluator.truths(kind, conditions, ids))
+            for rule in own:
+                room = self._look(rule, ids, list(islice(found, len(self._parts[rule.name]))), now_ns, room)
 
     def _take_rules(self) -> None:
         if self._ruleset is not self._rules.ruleset:
@@ -139,42 +168,47 @@ class Tracer:
             self._parts = {rule.name: list(parts(rule)) for rule in self._ruleset.rules}
             self._near = {name: near for name, near in self._near.items() if name in self._parts}
 
-    def _look(self, rule: Rule, now_ns: int, room: int) -> int:
+    def _look(self, rule: Rule, ids: list[str], found: list[Masks], now_ns: int, room: int) -> int:
         """Keep the subjects for which a comparison has begun or ceased to hold; return what room is left."""
-        own = self._parts[rule.name]
-        ids, found = self._rules.evaluator.truths(rule.on, [condition for _key, condition in own])
-        codes = np.array([_coded(masks) for masks in found]).T if ids else np.zeros((0, len(own)), np.uint8)
-        when = [place for place, (key, _condition) in enumerate(own) if key == "when"]
-        near = {ids[at]: codes[at].tobytes() for at in np.flatnonzero((codes[:, when] == _TRUE).any(axis=1))}
+        when = [
+            true for (key, _part), (true, _false) in zip(self._parts[rule.name], found, strict=True) if key == "when"
+        ]
+        near_by = np.flatnonzero(np.logical_or.reduce(when))
+        codes = np.array([_coded((true[near_by], false[near_by])) for true, false in found]).T
+        near = {ids[at]: codes[place].tobytes() for place, at in enumerate(near_by.tolist())}
         known = self._near.get(rule.name, {})
         changed = [one for one in {**known, **near} if known.get(one) != near.get(one)]
         self.left_out += max(len(changed) - room, 0)
-        self._log.add(each for one in changed[:room] if (each := self._near_miss(rule, one, now_ns)) is not None)
+        self._log.add(self._near_misses(rule, changed[:room], now_ns))
         self._near[rule.name] = near
         return max(room - len(changed), 0)
 
-    def _near_miss(self, rule: Rule, subject_id: str, now_ns: int) -> Evaluation | None:
-        row = self._rules.evaluator.row(rule.on, subject_id)
-        if row is None:
-            return None
-        return self._evaluation(rule.name, row.subject, min(row.time_ns, now_ns))
+    def _near_misses(self, rule: Rule, ids: list[str], now_ns: int) -> Iterator[Evaluation]:
+        rows = {one: row for one in ids if (row := self._rules.evaluator.row(rule.on, one)) is not None}
+        for (one, row), held in zip(rows.items(), self._held(rule.name, rule.on, list(rows)), strict=True):
+            yield Evaluation(
+                rule=rule.name,
+                subject=row.subject,
+                at_ns=min(row.time_ns, now_ns),
+                values=self._values(rule.name, one),
+                clauses=held,
+            )
 
-    def _evaluation(self, rule: str, subject: Subject, at_ns: int, signal: Signal | None = None) -> Evaluation:
-        evaluator = self._rules.evaluator
+    def _held(self, rule: str, kind: Kind, ids: list[str]) -> list[list[Held]]:
+        """Return for each subject which comparisons hold."""
+        own = self._parts[rule]
+        found = self._rules.evaluator.truths(kind, [condition for _key, condition in own], ids)
+        truths = [[_TRUTH[code] for code in _coded(masks).tolist()] for masks in found]
+        return [
+            [Held(key, condition.text, truths[place][at]) for place, (key, condition) in enumerate(own)]
+            for at in range(len(ids))
+        ]
+
+    def _values(self, rule: str, subject_id: str) -> dict[str, float]:
         values: dict[str, float] = {}
-        held = []
-        for key, condition in self._parts[rule]:
-            held.append(Held(key, condition.text, evaluator.holds(condition, subject.id, -1)))
-            values |= evaluator.inputs(condition, subject.id)
-        return Evaluation(
-            rule=rule,
-            subject=subject,
-            at_ns=at_ns,
-            state=None if signal is None else signal.state,
-            signal="" if signal is None else signal.id,
-            values=dict(list(values.items())[:MAX_VALUES]),
-            clauses=held,
-        )
+        for _key, condition in self._parts[rule]:
+            values |= self._rules.evaluator.inputs(condition, subject_id)
+        return dict(list(values.items())[:MAX_VALUES])
 
 
 def _coded(masks: Masks) -> np.ndarray:

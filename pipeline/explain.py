@@ -30,6 +30,15 @@ from virtpilot.rules.testing.coverage import Coverage
 _BEGINS: Final = frozenset({SignalState.PENDING, SignalState.FIRING})
 _ON: Final = frozenset({SignalState.FIRING, SignalState.CLEARING})
 _SHOWN: Final = 4
+_UNKNOWN: Final = "is not known, an input is missing"
+# What keeps a rule from firing: its key, how it is told, and the truth of a comparison that does.
+_REASONS: Final = (
+    ("where", "it does not apply: ", False, "is false"),
+    ("where", "it does not apply: ", None, _UNKNOWN),
+    ("when", "", False, "is false"),
+    ("when", "", None, _UNKNOWN),
+    ("unless", "it is held back: ", True, "is true"),
+)
 
 
 class Trail(msgspec.Struct):
@@ -241,11 +250,10 @@ def _why(state: SignalState, rule: Rule | None, seen: Evaluation | None, decisio
 def _why_not(seen: Evaluation | None) -> str:
     if seen is None:
         return "no comparison of its condition has held: nothing is kept (a history would tell)"
-    for key, told in (("where", "it does not apply: "), ("when", "")):
-        for truth, word in ((False, "is false"), (None, "is not known, an input is missing")):
-            failed = [_with_values(one, seen) for one in seen.clauses if one.key == key and one.held is truth]
-            if failed:
-                return told + "; ".join(f"{each} {word}" for each in failed[:_SHOWN])
+    for key, told, truth, word in _REASONS:
+        failed = [_with_values(one, seen) for one in seen.clauses if one.key == key and one.held is truth]
+        if failed:
+            return told + "; ".join(f"{each} {word}" for each in failed[:_SHOWN])
     return "its condition holds"
 
 

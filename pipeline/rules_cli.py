@@ -17,12 +17,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command("check")
-def rules_check(paths: RuleFiles) -> None:
-    """Check rule files; 2 with every mistake in them, each with its place."""
+def rules_check(
+    paths: RuleFiles,
+    history: Annotated[str, typer.Option(help="Warn of what chatters on this history (see `replay`).")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 where there is a warning.")] = False,
+) -> None:
+    """Check rule files; 2 with every mistake in them, each with its place; warnings of what is hardly meant."""
     from virtpilot.rules.language import load
+    from virtpilot.rules.testing.lint import at, lint, places_of
 
     ruleset = load(paths)
-    typer.echo(f"{len(ruleset.rules)} rules: fine")
+    warnings = lint(ruleset, paths)
+    if history:
+        from virtpilot.pipeline.chatter import chatter
+
+        quiet_logs()
+        places = places_of(paths)
+        warnings += [at(places, *found) for found in chatter(ruleset, history)]
+    for warning in sorted(warnings):
+        typer.echo(warning, err=True)
+    typer.echo(f"{len(ruleset.rules)} rules: {f'{len(warnings)} warnings' if warnings else 'fine'}")
+    if strict and warnings:
+        raise typer.Exit(1)
 
 
 @app.command("test")

@@ -19,8 +19,9 @@ def clauses(whole: Condition) -> tuple[Condition, ...]:
 
 
 def parts(rule: Rule) -> Iterator[tuple[str, Condition]]:
-    """Yield the comparisons of a rule's `where`, `when` and `clear`, each with its key."""
-    for key, whole in (("where", rule.where), ("when", rule.when), ("clear", rule.clear)):
+    """Yield the comparisons of a rule's conditions, each with its key."""
+    own = (("where", rule.where), ("unless", rule.unless), ("when", rule.when), ("clear", rule.clear))
+    for key, whole in own:
         if whole is not None:
             yield from ((key, clause) for clause in clauses(whole))
 

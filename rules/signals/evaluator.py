@@ -6,7 +6,7 @@ subject occurs once and no host comes after one of its guests, and a segment is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -231,9 +231,13 @@ class Evaluator:
         """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
         return self._world.holds(condition, subject_id, after_ns)
 
-    def truths(self, kind: Kind, conditions: Iterable[Condition]) -> tuple[list[str], list[Masks]]:
-        """Return all subjects of a kind, by id, and for each condition of which it is true and of which false now."""
-        return self._world.truths(kind, conditions)
+    def known(self, kind: Kind) -> list[str]:
+        """Return the ids of all subjects of a kind that are measured."""
+        return list(self._tables[kind].row_of)
+
+    def truths(self, kind: Kind, conditions: Iterable[Condition], ids: Sequence[str]) -> list[Masks]:
+        """Return for each condition of which subjects it is true and of which false now; all of them must be known."""
+        return self._world.truths(kind, conditions, ids)
 
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
         """Return the values that a condition reads of a subject just now; empty where it is not known."""

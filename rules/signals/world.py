@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,13 +83,13 @@ class World:
             true, false = masks(condition, self.columns(condition.on, np.array([row], np.int64)), 1)
         return True if true[0] else False if false[0] else None
 
-    def truths(self, kind: Kind, conditions: Iterable[Condition]) -> tuple[list[str], list[Masks]]:
-        """Return all subjects of a kind, by id, and for each condition of which it is true and of which false now."""
+    def truths(self, kind: Kind, conditions: Iterable[Condition], ids: Sequence[str]) -> list[Masks]:
+        """Return for each condition of which subjects it is true and of which false now; all of them must be known."""
         row_of = self.tables[kind].row_of
-        rows = np.fromiter(row_of.values(), np.int64, len(row_of))
+        rows = np.fromiter((row_of[subject_id] for subject_id in ids), np.int64, len(ids))
         columns = self.columns(kind, rows)
         with np.errstate(all="ignore"):
-            return list(row_of), [masks(condition, columns, len(rows)) for condition in conditions]
+            return [masks(condition, columns, len(rows)) for condition in conditions]
 
     def inputs(self, condition: Condition, row: int) -> dict[str, float]:
         """Return what a condition reads of a row just now: fields by name, windows and aggregates by text."""

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-GOOD = "virtpilot: 1\nrules:\n  - {name: a, on: vm, when: cpu_steal_ratio > 10%}\n"
+GOOD = "virtpilot: 1\nrules:\n  - {name: a, on: vm, when: cpu_steal_ratio > 10%, clear: cpu_steal_ratio < 5%}\n"
+TEST = """\
+virtpilot: 1
+tests:
+  - {name: t, hosts: {h: {}}, guests: {g: {host: h}}, expect: [{signal: a, of: g, at: 1m, is: inactive}]}
+"""
 WRONG = "virtpilot: 1\nrules:\n  - {name: b, on: vm, when: cpu_steal_ratio > 10, whn: 1}\n  - {name: c, on: vm}\n"
 
 
@@ -22,6 +27,7 @@ def rules_check(folder: Path, *arguments: str) -> tuple[int, str, str]:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "a.yaml").write_text(GOOD)
+    (tmp_path / "good" / "a.test.yaml").write_text(TEST)
     (tmp_path / "wrong.yaml").write_text(WRONG)
     return tmp_path
 
@@ -49,3 +55,12 @@ def test_a_folder_without_rules_is_a_mistake(folder: Path) -> None:
 
 def test_no_path_is_a_wrong_call(folder: Path) -> None:
     assert rules_check(folder)[0] == 2
+
+
+def test_warnings_are_told_and_are_no_mistakes_unless_asked(folder: Path) -> None:
+    (folder / "good" / "a.test.yaml").unlink()
+    told = "good/a.yaml:3:12: warning: a: no test expects anything of it (in a.test.yaml)\n"
+    assert rules_check(folder, "good") == (0, "1 rules: 1 warnings\n", told)
+    assert rules_check(folder, "good", "--strict") == (1, "1 rules: 1 warnings\n", told)
+    (folder / "good" / "a.test.yaml").write_text(TEST)
+    assert rules_check(folder, "good", "--strict") == (0, "1 rules: fine\n", "")

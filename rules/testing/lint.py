@@ -1,0 +1,126 @@
+"""What is not wrong in rule files, but hardly meant: warnings, each at its rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from virtpilot.errors import Problem
+from virtpilot.rules.decisions.want import PLACEMENT, knob_of
+from virtpilot.rules.language.expression import Condition
+from virtpilot.rules.language.load import compose, files, read
+from virtpilot.rules.language.reach import possible
+from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.testing.document import SUFFIX, load_tests
+
+Places = Mapping[str, Problem]
+_ORDERED: Final = re.compile(r"[<>]")
+
+
+def lint(ruleset: RuleSet, paths: Sequence[Path]) -> list[Problem]:
+    """Return the warnings about rules that were loaded from these files and folders, in order of their places."""
+    places = places_of(paths)
+    found = [*_unreachable(ruleset.rules), *_rivals(ruleset.rules), *_restless(ruleset.rules)]
+    found += _untested(ruleset.rules, paths, places)
+    return sorted({at(places, rule, message) for rule, message in found})
+
+
+def at(places: Places, rule: str, message: str) -> Problem:
+    """Return a warning at a rule's name."""
+    place = places.get(rule, Problem("", 0, 0, ""))
+    return Problem(place.file, place.line, place.column, f"warning: {rule}: {message}")
+
+
+def places_of(paths: Sequence[Path]) -> Places:
+    """Return where each rule's name stands."""
+    found: dict[str, Problem] = {}
+    for file in files(paths, []):
+        text = read(file)
+        root = compose(text, str(file)) if isinstance(text, str) else None
+        for name in _names(root) if isinstance(root, Node) else ():
+            mark = name.start_mark
+            found.setdefault(name.value, Problem(str(file), mark.line + 1, mark.column + 1, ""))
+    return found
+
+
+def _names(root: Node) -> Iterator[ScalarNode]:
+    """Yield the `name` of every mapping in a list of a file, however rules are grouped in it."""
+    match root:
+        case MappingNode():
+            for _key, value in root.value:
+                yield from _names(value)
+        case SequenceNode():
+            for item in root.value:
+                if isinstance(item, MappingNode):
+                    own = [value for key, value in item.value if key.value == "name" and isinstance(value, ScalarNode)]
+                    yield from own
+                yield from _names(item)
+
+
+def _unreachable(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
+    for rule in rules:
+        scope = [rule.where] if rule.where is not None else []
+        if not possible(*scope, rule.when):
+            where = " where `where` does" if possible(rule.when) else ""
+            yield rule.name, f"`when` can never hold{where}: {rule.when.text}"
+        elif not possible(*scope, but=rule.when):
+            yield rule.name, f"`when` always holds: {rule.when.text}"
+        elif rule.clear is not None and not possible(*scope, rule.clear):
+            yield rule.name, f"`clear` can never hold, the signal never ends: {rule.clear.text}"
+        elif rule.clear is not None and _same_terms(rule.clear, rule.when) and possible(*scope, rule.when, rule.clear):
+            yield rule.name, "`clear` can hold while `when` does: the signal would end and begin again"
+
+
+def _same_terms(one: Condition, other: Condition) -> bool:
+    """Tell whether the first reads nothing that the other does not: only then it is known that both can hold."""
+    return one.fields <= other.fields
+
+
+def _rivals(rules: Sequence[Rule]) -> Iterator[tuple[str, str]]:
+    for place, rule in enumerate(rules):
+        for other in rules[:place]:
+            if rule.priority != other.priority or rule.on is not other.on:
+                continue
+            knobs = {knob_of(one) for one in rule.remedies} & {knob_of(one) for one in other.remedies}
+            if knobs and possible(*_conditions(rule), *_conditions(other)):
+                what = ", ".join("the guest's place" if knob == PLACEMENT else f"`{knob}`" for knob in sorted(knobs))
+                yield rule.name, f"sets {what} as `{other.name}` does, with the same priority {rule.priority}"
+
+
+def _conditions(rule: Rule) -> list[Condition]:
+    return [rule.when] if rule.where is None else [rule.where, rule.when]
+
+
+def _restless(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
+    for rule in rules:
+        if rule.clear is None and rule.clear_for_ns == 0 and _ORDERED.search(rule.when.text):
+            yield (
+                rule.name,
+                "neither `clear` nor `clear_for`: near the threshold the signal begins and ends all the time",
+            )
+
+
+def _untested(rules: Iterable[Rule], paths: Sequence[Path], places: Places) -> Iterator[tuple[str, str]]:
+    tested = {
+        expected.rule
+        for file in _test_files(paths, places)
+        if not isinstance(found := load_tests(file), list)
+        for test in found.tests
+        for expected in test.expectations
+    }
+    for rule in rules:
+        if rule.name not in tested:
+            yield rule.name, f"no test expects anything of it (in {_beside(Path(places[rule.name].file)).name})"
+
+
+def _test_files(paths: Sequence[Path], places: Places) -> set[Path]:
+    found = {file for path in paths if path.is_dir() for file in path.rglob(f"*{SUFFIX}")}
+    return found | {file for place in places.values() if (file := _beside(Path(place.file))).exists()}
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(file.name.removesuffix(".yaml") + SUFFIX)
