@@ -27,21 +27,26 @@ _RUNNING: Final = 1
 _NOTHING: Final = Configured({}, GuestDetails(), agent=False)
 
 
+# A guest's XML with its scheduler parameters.
+_Told = tuple[str, Mapping[str, Any]]
+
+
 class _Known(msgspec.Struct):
     """What is remembered of one guest, and when it was asked for; `run` is the start that it belongs to."""
 
     run: int
     configured: Configured = _NOTHING
     knobs_ns: int | None = None
-    told: tuple[str, Mapping[str, Any]] = ("", {})
+    told: _Told = ("", {})
     tags: Mapping[str, str] = {}
     tags_ns: int | None = None
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """A guest's XML with its scheduler parameters, and its tags; None for what was not asked."""
+    """What a guest was told with, what that says where it is news, and its tags; None for what was not asked."""
 
-    told: tuple[str, Mapping[str, Any]] | None
+    told: _Told | None
+    configured: Configured | None
     tags: dict[str, str] | None
 
 
@@ -61,13 +66,18 @@ class Details:
             self._losses = self._link.losses
             self._known.clear()
         self._known = {guest.uuid: self._of(guest) for guest in guests}
-        due = {guest.uuid: ask for guest in guests if any(ask := self._due(guest, now_ns))}
+        due = {guest.uuid: parts for guest in guests if any(parts := self._due(guest, now_ns))}
         if not due:
             return
         self._walk.keep(self._known)
         # Those that were never asked, or whose knobs somebody has set, come first.
         longest_ago = sorted(due, key=lambda uuid: self._known[uuid].knobs_ns or 0)
-        walked = self._walk.over(longest_ago, lambda connection, uuid: self._ask(connection, uuid, *due[uuid]))
+        before = {uuid: self._known[uuid].told for uuid in due}
+
+        def ask(connection: Any, uuid: str) -> _Answer:
+            return self._ask(connection, uuid, *due[uuid], before[uuid])
+
+        walked = self._walk.over(longest_ago, ask)
         for uuid, answer in walked.found.items():
             self._take(self._known[uuid], answer)
         for uuid in walked.found.keys() | walked.gone:
@@ -113,9 +123,8 @@ class Details:
         )
 
     def _take(self, known: _Known, answer: _Answer) -> None:
-        if answer.told is not None and answer.told != known.told:  # reading XML is dear, and it seldom changes
-            known.told = answer.told
-            known.configured = read_configured(*answer.told)
+        if answer.told is not None and answer.configured is not None:
+            known.told, known.configured = answer.told, answer.configured
         if answer.tags is not None:
             known.tags = answer.tags
 
@@ -125,13 +134,12 @@ class Details:
         if tags:
             known.tags_ns = now_ns
 
-    def _ask(self, connection: Any, uuid: str, knobs: bool, tags: bool) -> _Answer:
+    def _ask(self, connection: Any, uuid: str, knobs: bool, tags: bool, before: _Told) -> _Answer:
         domain = connection.lookupByUUIDString(uuid)
-        told = (domain.XMLDesc(), self._read_schedule(connection, domain)) if knobs else None
-        return _Answer(told, self._read_tags(connection, domain) if tags else None)
-
-    def _read_schedule(self, connection: Any, domain: Any) -> Mapping[str, Any]:
-        return read_schedule(self._link.binding, connection, domain)
+        told = (domain.XMLDesc(), read_schedule(self._link.binding, connection, domain)) if knobs else None
+        # Reading XML is dear, and it seldom changes.
+        configured = None if told is None or told == before else read_configured(*told)
+        return _Answer(told, configured, self._read_tags(connection, domain) if tags else None)
 
     def _read_tags(self, connection: Any, domain: Any) -> dict[str, str]:
         binding = self._link.binding

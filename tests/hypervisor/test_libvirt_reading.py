@@ -263,6 +263,20 @@ def test_knobs_and_tags_are_asked_for_seldom(
     assert [tags for _, tags in asked] == [2] * 6 + [4] * 6 + [6]
 
 
+def test_many_guests_details_are_spread_over_ticks_those_never_asked_first(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
+    def dear() -> None:
+        clock.advance(0.4)
+
+    extra = {f"{number:08}-0000-4000-8000-000000000000": f"app-{number}" for number in range(4)}
+    libvirt.domains |= {uuid: FakeDomain(libvirt, uuid, name, STATS) for uuid, name in extra.items()}
+    libvirt.on["XMLDesc"] = dear
+    known = [sum(bool(guest.knobs) for guest in hypervisor.guests()) for _ in range(4)]
+    assert known == [2, 4, 6, 6]
+    assert libvirt.calls["XMLDesc"] == 6
+
+
 def test_a_knob_that_was_set_is_seen_at_once(hypervisor: LibvirtHypervisor) -> None:
     hypervisor.guests()
     hypervisor.set_knob(WEB, "cpu_shares", 4096)
