@@ -23,6 +23,7 @@ STAND_IN_NS: Final = 1_111_111_111_111_111_111
 _MARK: Final = str(STAND_IN_NS).encode()
 _TICK_NS: Final = 10_000_000_000
 _VCPUS: Final = 2
+_MADE: Final = 10
 _KIB_8G: Final = 8 * 1024 * 1024
 
 
@@ -51,15 +52,32 @@ class LoadedHost(msgspec.Struct, frozen=True):
 
 
 def fleet(hosts: int, guests: int, *, hot_guests: int = 2, seed: int = 1) -> list[LoadedHost]:
-    """Return hosts with so many guests each; `hot_guests` of them starve when a host is hot."""
+    """Return hosts with so many guests each; `hot_guests` of them starve when a host is hot.
+
+    A few hosts are made and the others are these under other names, so that a large fleet is there soon.
+    """
     rng = random.Random(seed)  # noqa: S311 - load, not secrets
-    return [_host(f"h{number:03}", guests, hot_guests, rng) for number in range(hosts)]
+    made = [_host(f"h{number:03}", number, guests, hot_guests, rng) for number in range(min(hosts, _MADE))]
+    return [_renamed(made[number % _MADE], number % _MADE, number) for number in range(hosts)]
 
 
-def _host(name: str, guests: int, hot_guests: int, rng: random.Random) -> LoadedHost:
-    named = [(str(uuid.UUID(int=rng.getrandbits(128))), f"{name}-web-{number:02}") for number in range(guests)]
+def _host(name: str, number: int, guests: int, hot_guests: int, rng: random.Random) -> LoadedHost:
+    named = [(f"{number:08x}-{uuid.UUID(int=rng.getrandbits(128))!s:.27}", f"{name}-web-{n:02}") for n in range(guests)]
     calm = (_face(name, named, 0, rng), _face(name, named, 0, rng))
     return LoadedHost(name, calm, _face(name, named, hot_guests, rng), guests)
+
+
+def _renamed(host: LoadedHost, old: int, new: int) -> LoadedHost:
+    """Return a host under another name, with guests of its own."""
+
+    def other(face: Face) -> Face:
+        names = ((f"h{old:03}", f"h{new:03}"), (f"={old:08x}-", f"={new:08x}-"))
+        parts = list(face.parts)
+        for before, after in names:
+            parts = [part.replace(before.encode(), after.encode()) for part in parts]
+        return Face(tuple(parts))
+
+    return LoadedHost(f"h{new:03}", (other(host.calm[0]), other(host.calm[1])), other(host.hot), host.guests)
 
 
 def _face(name: str, named: list[tuple[str, str]], hot_guests: int, rng: random.Random) -> Face:
