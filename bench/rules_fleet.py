@@ -46,8 +46,10 @@ def measure(runs: int) -> dict[str, Figure]:
         stack.callback(broker.stop)
         site = Site(Path(folder), CLUSTER, broker.port)
         stack.callback(site.close)
-        rules = {"paths": [str(LIBRARY)], "modes": {"*": "act"}}
-        controller = site.process("controller", rules=rules, commands=site.keys()).start().up()
+        controller = site.process("controller", rules={"paths": [str(LIBRARY)]}, commands=site.keys())
+        with controller.config.open("a") as config:
+            config.write('\n[rules.modes]\n"*" = "act"\n')
+        controller.start().up()
         ratios, rss, seen = _watched(controller, broker.port, runs)
         for name in ("virtpilot_controller_samples_total", "virtpilot_signals_total", "virtpilot_commands_total"):
             say(f"{name} {controller.number(name):.0f}")
@@ -76,7 +78,7 @@ def _watched(controller: Process, port: int, runs: int) -> tuple[list[float], li
         output, _ = agents.communicate(timeout=60)
     finally:
         agents.kill()
-    return ratios, rss, msgspec.json.decode(output, type=Seen)
+    return ratios, rss, msgspec.json.decode(output.splitlines()[-1], type=Seen)
 
 
 def _usage(pid: int) -> _Usage:

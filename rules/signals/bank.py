@@ -12,6 +12,7 @@ from virtpilot.rules.language.links import sorted_by_need
 from virtpilot.rules.language.records import NoData, Rule
 from virtpilot.rules.language.typed import Numbers
 from virtpilot.rules.signals.columns import RowColumns
+from virtpilot.rules.signals.gate import Gate
 from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
 from virtpilot.rules.signals.saved import SavedRule
 from virtpilot.rules.signals.table import Table
@@ -33,6 +34,7 @@ class Bank:
         for name in sorted_by_need({rule.name: sorted(rule.signals()) for rule in rules}):
             machine = self._machines[name]
             self._of[machine.rule.on].append((numbers[name], machine))
+        self._gates = {kind: Gate([machine.rule for _number, machine in of]) for kind, of in self._of.items()}
 
     def about(self, kind: Kind) -> bool:
         """Tell whether some rule is about subjects of a kind."""
@@ -53,7 +55,11 @@ class Bank:
         """Take one sample of each row; returns the transitions in order of rows, then of rules."""
         found: list[Change] = []
         with np.errstate(all="ignore"):
-            for number, machine in self._of[kind]:
+            may_fire = self._gates[kind].open(columns)
+            for (number, machine), may in zip(self._of[kind], may_fire, strict=True):
+                # Most subjects are calm most of the time: nothing to do is the common case.
+                if not (may or (machine.active and machine.state[rows].any())):
+                    continue
                 changes = machine.step(columns, rows, times, patience)
                 found += [(at, number, machine.rule, old, new) for at, old, new in changes]
         return sorted(found, key=lambda change: change[:2])
@@ -145,4 +151,4 @@ class Bank:
     @staticmethod
     def resume(machine: Machine, row: int, state: SignalState, since: int, seen: int) -> None:
         """Put a row of a machine where it was."""
-        machine.state[row], machine.since[row], machine.seen[row] = CODES[state], since, seen
+        machine.put(row, CODES[state], since, seen)

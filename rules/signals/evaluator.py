@@ -1,54 +1,24 @@
-"""The first stage: samples in, signal transitions out.
-
-Samples are taken in the order in which they come, however they are batched: a batch is cut into segments in which each
-subject occurs once and no host comes after one of its guests, and a segment is evaluated in columns.
-"""
+"""The first stage: samples in, signal transitions out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 
-from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.signals.intake import Entries, Intake, Segment, Tolerance
 from virtpilot.rules.signals.machine import INACTIVE, STATES
 from virtpilot.rules.signals.saved import VERSION, Saved, Turn, checked, checked_turns
-from virtpilot.rules.signals.subjects import Subjects
 from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.world import World
 
 log = structlog.get_logger(__name__)
-
-_OFF: Final = frozenset({5, 6})  # virDomainState: shut off, crashed
-
-
-class Tolerance(msgspec.Struct, frozen=True):
-    """How much silence is borne."""
-
-    gap_intervals: float = 3.0
-    """A gap of so many usual intervals does not restart `for` and `clear_for`."""
-    stale_ns: int = seconds(60)
-    """A subject silent for longer has no data (at least `gap_intervals`)."""
-    forget_ns: int = seconds(3600)
-    """A subject silent for longer is gone: its signals end."""
-    ahead_ns: int = seconds(300)
-    """A sample so far in the future is dropped: its clock is wrong, and the true ones after it would look late."""
-
-
-_Entry = tuple[int, int, int, int]
-
-
-class _Segment(msgspec.Struct):
-    """Samples that can be taken together: (row, time, patience, place in the batch) in order of arrival, by kind."""
-
-    rows: dict[Kind, list[_Entry]]
-    guests_of: set[str]
 
 
 class Evaluator:
@@ -64,95 +34,49 @@ class Evaluator:
         self._world = World(ruleset, also or {})
         self._tables = self._world.tables
         self._bank = self._world.bank
-        self._subjects = Subjects()
+        self._intake = Intake(self._world, tolerance)
         self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
         self._ended: list[Signal] = []
-        self._now_ns = 0
-        self.late = 0
-        self.ahead = 0
         self._ahead_told = 0
+
+    @property
+    def late(self) -> int:
+        """How many samples were no news."""
+        return self._intake.late
+
+    @property
+    def ahead(self) -> int:
+        """How many samples came from the future."""
+        return self._intake.ahead
 
     def feed(self, samples: Iterable[Sample], cause: str) -> list[Signal]:
         """Take samples (of one message, `cause` is its id) and return the transitions, in order."""
         signals, self._ended = self._ended, []
-        segment = _Segment({Kind.HOST: [], Kind.VM: []}, set())
-        taken: set[tuple[Kind, int]] = set()
-        for order, sample in enumerate(samples):
-            subject = self._subjects.of(sample)
-            if subject is None:
-                self._knob(sample)
-                continue
-            table = self._tables[subject.kind]
-            known = table.row_of.get(subject.id)
-            self._world.cluster = self._world.cluster or sample.tags.get("cluster", "cluster")
-            if not self._timely(sample, 0 if known is None else int(table.time[known])):
-                continue
-            if known is not None and self._left_behind(table, known, subject, sample):
-                continue
-            again = known is not None and (subject.kind, known) in taken
-            if again or (subject.kind is Kind.HOST and subject.id in segment.guests_of):
-                signals += self._evaluate(segment)
-                segment, taken = _Segment({Kind.HOST: [], Kind.VM: []}, set()), set()
-            row = self._put(table, subject, sample, cause, order, segment)
-            taken.add((subject.kind, row))
-        return signals + self._evaluate(segment)
-
-    def _timely(self, sample: Sample, newest_ns: int) -> bool:
-        """Tell whether a sample is news: newer than what is known, and not from a clock that runs far ahead."""
-        if sample.time_ns <= newest_ns:
-            self.late += 1
-            return False
-        if self._now_ns and sample.time_ns > self._now_ns + self._tolerance.ahead_ns:
-            self.ahead += 1
-            return False
-        return True
-
-    def _left_behind(self, table: Table, row: int, subject: Subject, sample: Sample) -> bool:
-        """Tell whether this is a mere definition, as a migration may leave one, of a guest measured elsewhere."""
-        now = table.subjects[row]
-        if sample.fields.get("state_code") not in _OFF or now is None or now.host == subject.host:
-            return False
-        return sample.time_ns - int(table.time[row]) < self._tolerance.stale_ns
+        for segment in self._intake.segments(samples, cause, self._knob):
+            signals += self._evaluate(segment)
+        return signals
 
     def _knob(self, sample: Sample) -> None:
         guest, knob = sample.tags.get("vm"), sample.tags.get("knob")
         value = sample.fields.get("value_count")
         if sample.measurement == "knob" and guest and knob and value is not None:
             known = self._knobs.get((guest, knob))
-            if self._timely(sample, known[1] if known else 0):
+            if self._intake.timely(sample.time_ns, known[1] if known else 0):
                 self._knobs[guest, knob] = (float(value), sample.time_ns)
 
-    def _put(self, table: Table, subject: Subject, sample: Sample, cause: str, order: int, segment: _Segment) -> int:
-        row = table.add(subject.id)
-        self._world.grow(table.kind)
-        patience = self._patience(float(table.interval[row]))
-        table.put(row, subject, sample.time_ns, sample.fields, cause)
-        if table.kind is Kind.VM:
-            # Of a host that has not been measured yet nothing is known: the guest's next sample looks again.
-            table.host_row[row] = self._tables[Kind.HOST].row_of.get(subject.host, -1)
-            segment.guests_of.add(subject.host)
-        segment.rows[table.kind].append((row, sample.time_ns, patience, order))
-        return row
-
-    def _patience(self, interval: float) -> int:
-        """Return how long (ns) a condition may go unseen: some usual intervals, while there is none the stale time."""
-        return int(self._tolerance.gap_intervals * interval) or self._tolerance.stale_ns
-
-    def _evaluate(self, segment: _Segment) -> list[Signal]:
+    def _evaluate(self, segment: Segment) -> list[Signal]:
         found: list[tuple[int, int, Signal]] = []
-        for kind, entries in segment.rows.items():
-            if entries:
-                found += self._step(kind, entries)
+        for kind, entries in segment.items():
+            found += self._step(kind, entries)
         found.sort(key=lambda item: item[:2])
         return [signal for _order, _rule, signal in found]
 
-    def _step(self, kind: Kind, entries: list[_Entry]) -> Iterator[tuple[int, int, Signal]]:
+    def _step(self, kind: Kind, entries: Entries) -> Iterator[tuple[int, int, Signal]]:
         """Take a sample of each of these subjects of one kind; yields each transition with its place and its rule's."""
-        rows, times, patience, _orders = (np.array(column, np.int64) for column in zip(*entries, strict=True))
+        rows, times, patience, orders = entries
         self._world.windows.take(kind, self._world.columns(kind, rows), rows, times)
         for at, number, rule, old, new in self._bank.step(self._world.columns(kind, rows), kind, rows, times, patience):
-            row, time_ns, _patience, order = entries[at]
-            yield order, number, self._signal(rule, row, old, new, time_ns)
+            yield orders[at], number, self._signal(rule, int(rows[at]), old, new, int(times[at]))
 
     def _signal(self, rule: Rule, row: int, old: int, new: int, at_ns: int) -> Signal:
         table = self._tables[rule.on]
@@ -174,7 +98,7 @@ class Evaluator:
 
     def tick(self, now_ns: int) -> list[Signal]:
         """Notice what did not come: apply `no_data` to silent subjects, end the signals of those that are gone."""
-        self._now_ns = now_ns
+        self._intake.now_ns = now_ns
         signals, self._ended = self._ended, []
         silent: dict[Kind, list[str]] = {}
         for kind in (Kind.HOST, Kind.VM):
@@ -218,9 +142,10 @@ class Evaluator:
         row = table.add(name)
         if now_ns <= table.time[row]:
             return []
-        patience = self._patience(float(table.interval[row]))
+        patience = self._intake.patience(float(table.interval[row]))
         table.put(row, Subject(Kind.CLUSTER, name, name), now_ns, {}, f"tick/{now_ns}")
-        return [signal for _order, _rule, signal in self._step(Kind.CLUSTER, [(row, now_ns, patience, 0)])]
+        entries = Entries(np.array([row]), np.array([now_ns]), np.array([patience]), [0])
+        return [signal for _order, _rule, signal in self._step(Kind.CLUSTER, entries)]
 
     def _silent(self, table: Table, quiet: list[str], now_ns: int) -> list[Signal]:
         rows = np.array([table.row_of[subject_id] for subject_id in quiet], np.int64)

@@ -56,19 +56,20 @@ class Gate:
             for (_key, sign), entries in found.items()
         ]
 
-    def open(self, columns: Columns) -> list[int]:
-        """Return the places of the rules that may fire on some row: all others do not."""
+    def open(self, columns: Columns) -> list[bool]:
+        """Tell of each rule whether it may fire on some row: where not, it fires on none."""
         may = np.ones(self._count, np.bool_)
         extremes: dict[int, tuple[float, float]] = {}
         for group in self._groups:
-            if id(group.source) not in extremes:
+            known = extremes.get(id(group.source))
+            if known is None:
                 values = _read(columns, group.source)
                 # Both leave NaN out; of nothing but NaN they are NaN, which compares with nothing.
-                least, most = np.fmin.reduce(values, initial=np.nan), np.fmax.reduce(values, initial=np.nan)
-                extremes[id(group.source)] = float(least), float(most)
-            closed = ~_reached(group.sign, group.numbers, *extremes[id(group.source)])
-            may[group.places[closed]] = False
-        return [int(place) for place in np.flatnonzero(may)]
+                known = float(np.fmin.reduce(values, initial=np.nan)), float(np.fmax.reduce(values, initial=np.nan))
+                extremes[id(group.source)] = known
+            may[group.places] &= _reached(group.sign, group.numbers, *known)
+        found: list[bool] = may.tolist()
+        return found
 
 
 def _read(columns: Columns, source: _Source) -> Numbers:

@@ -30,6 +30,8 @@ class Machine:
         self.state: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self.since: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.seen: NDArray[np.int64] = np.zeros(capacity, np.int64)
+        self.active = 0
+        """How many rows are not inactive."""
         self.fired: NDArray[np.int64] | None = None
         """When the signal was last seen firing, where some rule asks for that."""
 
@@ -39,9 +41,14 @@ class Machine:
 
     def forget(self, row: int) -> None:
         """Forget a row."""
-        self.state[row] = INACTIVE
+        self.put(row, INACTIVE, 0, 0)
         if self.fired is not None:
             self.fired[row] = 0
+
+    def put(self, row: int, state: int, since: int, seen: int) -> None:
+        """Put a row where it is to be."""
+        self.active += int(state != INACTIVE) - int(self.state[row] != INACTIVE)
+        self.state[row], self.since[row], self.seen[row] = state, since, seen
 
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
@@ -68,10 +75,12 @@ class Machine:
         Returns (position in `rows`, former state, new state) for each row that has changed.
         """
         given = self._inputs(columns, len(rows), silent=silent)
-        old = self.state[rows]
-        # Most subjects are calm most of the time: nothing to do is the common case.
-        if not (old.any() or given.fires.any()):
+        # Where nothing is and nothing fires, nothing happens: mostly that is nearly everywhere.
+        live = np.flatnonzero((self.state[rows] != INACTIVE) | given.fires)
+        if not len(live):
             return []
+        given, rows, times, patience = given.only(live), rows[live], times[live], patience[live]
+        old = self.state[rows]
         new = old.copy()
         new[(old == INACTIVE) & given.fires] = PENDING
         new[(old == PENDING) & given.gives_up] = INACTIVE
@@ -85,11 +94,12 @@ class Machine:
         new[(new == CLEARING) & held & (times - since >= self.rule.clear_for_ns)] = INACTIVE
         # Where the rule does not apply (any more) there is nothing to wait for.
         new[given.void] = INACTIVE
+        self.active += int(np.count_nonzero(new)) - int(np.count_nonzero(old))
         self.state[rows] = new
         self.since[rows] = since
         if self.fired is not None:
             self.fired[rows] = np.where((old >= FIRING) | (new >= FIRING), times, self.fired[rows])
-        return [(int(at), int(old[at]), int(new[at])) for at in np.flatnonzero(new != old)]
+        return [(int(live[at]), int(old[at]), int(new[at])) for at in np.flatnonzero(new != old)]
 
     def _inputs(self, columns: RowColumns, count: int, *, silent: bool) -> _Inputs:
         rule = self.rule
@@ -133,3 +143,7 @@ class _Inputs(NamedTuple):
     clears: NDArray[np.bool_]
     stays: NDArray[np.bool_]
     void: NDArray[np.bool_]
+
+    def only(self, places: NDArray[np.int64]) -> _Inputs:
+        """Return what is said of some of the rows."""
+        return _Inputs(*(mask[places] for mask in self))

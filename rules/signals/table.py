@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -62,6 +63,7 @@ class Table:
         self.kind = kind
         self.fields = tuple(sorted(fields))
         self.column = {name: index for index, name in enumerate(self.fields)}
+        self._pick: Callable[[Mapping[str, float]], Any] = itemgetter(*self.fields or ("",))
         self.row_of: dict[str, int] = {}
         self.subjects: list[Subject | None] = []
         self.causes: list[str] = []
@@ -119,20 +121,41 @@ class Table:
 
     def put(self, row: int, subject: Subject, time_ns: int, fields: Mapping[str, float], cause: str) -> None:
         """Replace a subject's values; a field that this sample lacks is missing from now on."""
-        known = self.subjects[row]
-        if known is None or known.host != subject.host:
-            self.since[row] = time_ns
-            self.interval[row] = 0.0
-        elif self.interval[row] == 0.0:
-            self.interval[row] = time_ns - int(self.time[row])
-        else:
-            self.interval[row] += _INTERVAL_WEIGHT * (time_ns - int(self.time[row]) - self.interval[row])
-        if known is None or known != subject:
+        self.take(np.array([row]), np.array([time_ns], np.int64), [subject], [fields], cause)
+
+    def take(
+        self,
+        rows: NDArray[np.int64],
+        times: NDArray[np.int64],
+        subjects: Sequence[Subject],
+        fields: Sequence[Mapping[str, float]],
+        cause: str,
+    ) -> None:
+        """Replace the values of some subjects, each once; a field that a sample lacks is missing from now on."""
+        moved = []
+        for row, subject in zip(rows.tolist(), subjects, strict=True):
+            known = self.subjects[row]
+            moved.append(known is not subject and (known is None or known.host != subject.host))
             self.subjects[row] = subject
-        self.time[row] = time_ns
-        self.causes[row] = cause
-        get = fields.get
-        self.values[:, row] = [get(name, np.nan) for name in self.fields]
+            self.causes[row] = cause
+        begins = np.array(moved, np.bool_)
+        since_last, usual = times - self.time[rows], self.interval[rows]
+        usual = np.where(usual == 0.0, since_last, usual + _INTERVAL_WEIGHT * (since_last - usual))
+        self.interval[rows] = np.where(begins, 0.0, usual)
+        self.since[rows] = np.where(begins, times, self.since[rows])
+        self.time[rows] = times
+        if self.fields and len(rows):
+            self.values[:, rows] = np.array(self._picked(fields), np.float64).T
+
+    def _picked(self, fields: Sequence[Mapping[str, float]]) -> list[Any]:
+        """Return the wanted fields of each sample in order."""
+        if len(self.fields) > 1:
+            try:
+                return list(map(self._pick, fields))
+            except KeyError:
+                pass  # some sample lacks a field
+        names = self.fields
+        return [[found.get(name, np.nan) for name in names] for found in fields]
 
     def taken(self) -> NDArray[np.int64]:
         """Return the rows that belong to a subject."""

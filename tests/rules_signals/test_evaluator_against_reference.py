@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.rules_signals.reference import RULES, START_NS, Change, Event, Reference, changes, ruleset, streams
 from virtpilot.clock import seconds
 from virtpilot.model import Sample, Signal
-from virtpilot.rules.signals.evaluator import Evaluator, Tolerance
+from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.intake import Tolerance
 
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=60)
 LONGER = settings(REPEATABLE, max_examples=250)
@@ -91,7 +92,7 @@ def test_a_restart_anywhere_changes_nothing(events: list[Event], restarts: list[
             evaluator = Evaluator(ALL, tolerance=SHORT)
             evaluator.restore(document)
             # Known again with the first tick, which a controller makes before it receives.
-            evaluator._now_ns = now_ns
+            evaluator._intake.now_ns = now_ns
         now_ns = event if isinstance(event, int) else now_ns
         found += run(evaluator, [event])
     assert found == run(Evaluator(ALL, tolerance=SHORT), events)

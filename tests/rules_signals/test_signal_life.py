@@ -19,7 +19,8 @@ from tests.rules_signals.reference import (
 from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState
 from virtpilot.rules.language.expression import condition
-from virtpilot.rules.signals.evaluator import Evaluator, Tolerance
+from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.intake import Tolerance
 
 ALL = ruleset(RULES)
 Told = list[tuple[float, SignalState]]
