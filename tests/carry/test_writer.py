@@ -225,7 +225,9 @@ def test_a_wait_that_the_store_asks_for_is_kept_to(world: World) -> None:
 
     world.moody.write = write  # type: ignore[method-assign]
     world.send(1, b"m f=1 1\n")
-    for _ in range(99):
+    for second in range(99):
+        if second == 30:
+            world.clock.step(3600)
         writer.step(0)
         world.clock.advance(1)
     assert writer.retries == 1
