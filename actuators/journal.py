@@ -8,6 +8,7 @@ readable is used. Memory is the truth while the process lives: after a failed wr
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -120,7 +121,14 @@ class Journal:
             aside = self.path.with_name(self.path.name + ".damaged")
             shutil.copyfile(self.path, aside)
             log.error("journal was damaged", path=str(self.path), lines=self.damaged, copy=str(aside))
-        self._rewrite(self._ledger)
+        try:
+            self._rewrite(self._ledger)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            # All that it says is known: leases are kept, and what cannot be written down first is not done.
+            self._stale = True
+            log.error("journal cannot be written: no command is executed", path=str(self.path), error=str(error))
 
     @property
     def epoch(self) -> int:

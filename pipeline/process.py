@@ -109,14 +109,18 @@ def sole_user(folder: Path) -> Iterator[None]:
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StateError(f"state folder {folder}: {error.strerror}") from error
-    with os.fdopen(handle, "r+") as lock:
+    with os.fdopen(handle, "r+b", buffering=0) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StateError(f"state folder {folder}: in use by process {lock.read(20).strip() or '?'}") from error
-        lock.truncate()
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+            owner = lock.read(20).decode(errors="replace").strip() or "?"
+            raise StateError(f"state folder {folder}: in use by process {owner}") from error
+        try:
+            lock.truncate()
+            lock.write(b"%d\n" % os.getpid())
+        except OSError as error:
+            # Who holds it is good to know, and no more: on a full disk, too, it is held.
+            log.warning("lock file cannot be written", folder=str(folder), error=str(error))
         yield
 
 
