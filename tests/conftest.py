@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import pytest
+import structlog
 
 from tests.services import Alertmanager, Mosquitto, Prometheus, Server, VictoriaMetrics, until
 
@@ -86,6 +87,14 @@ def _left() -> dict[int, str]:
         except OSError:
             continue  # it has ended meanwhile, or is not ours to look into
     return found
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Undo what a command run inside a test does to the logs: the standard error that it had is gone afterwards."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 class MakeMosquitto(Protocol):

@@ -36,5 +36,7 @@ def test_what_stands_there_stays(tmp_path: Path) -> None:
 
 
 def test_what_is_no_name_is_refused(tmp_path: Path) -> None:
-    assert new("../a", "--folder", tmp_path).returncode == 2
-    assert list(tmp_path.parent.glob("a*")) == []
+    folder = tmp_path / "rules"
+    folder.mkdir()
+    assert new("../a", "--folder", folder).returncode == 2
+    assert list(tmp_path.rglob("a*")) == []
