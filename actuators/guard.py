@@ -1,6 +1,7 @@
 """The controller's guards: what stands between an action that a rule wants and the command.
 
-In order: mode, freshness, warm-up, state, cooldown, concurrency. Each is one small function that gives a reason or "".
+In order: mode, calendar, opt-out, freshness, warm-up, state, cooldown, budget, concurrency. Each is one small function
+that gives a reason or "".
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from virtpilot.actuators.budget import Bucket, Budget, Budgets, Scope
+from virtpilot.calendar import Calendar
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import StateError
 from virtpilot.model import Mode, Result
@@ -29,6 +32,7 @@ _STATES: Final[Mapping[int, str]] = {
 }
 _ALIVE: Final = frozenset({1, 2})
 
+_SCOPES: Final[tuple[Scope, ...]] = ("guest", "host", "cluster")
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
 Places = Annotated[int, Meta(ge=0, le=1000)]
 
@@ -48,9 +52,27 @@ class GuardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     migrations_out: Annotated[Places, Meta(description="Guests that may leave one host at the same time.")] = 2
     migrations_in: Annotated[Places, Meta(description="Guests that may come to one host at the same time.")] = 2
     migrations_cluster: Annotated[Places, Meta(description="Guests that may be on their way in the whole cluster.")] = 5
+    freezes: Annotated[
+        list[str],
+        Meta(description="Times in which nothing is done, such as `Sat,Sun 22:00-06:00 Europe/Berlin`."),
+    ] = []
+    guest_actions_per_hour: Annotated[
+        int, Meta(description="Actions on one guest in an hour, of all rules together; 0: any.", ge=0, le=3600)
+    ] = 0
+    host_actions_per_hour: Annotated[
+        int, Meta(description="Actions on the guests of one host in an hour; 0: any.", ge=0, le=100_000)
+    ] = 0
+    cluster_actions_per_hour: Annotated[
+        int, Meta(description="Actions in the whole cluster in an hour; 0: any.", ge=0, le=1_000_000)
+    ] = 0
     operation_timeout_s: Annotated[
         float, Meta(description="A command whose outcome has not come by then is no longer waited for.", gt=0, le=86400)
     ] = 1200.0
+
+    def __post_init__(self) -> None:
+        """Refuse freezes that are no times."""
+        for text in self.freezes:
+            Calendar(text)
 
 
 class GuardRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +88,10 @@ class GuardRequest(msgspec.Struct, frozen=True, kw_only=True):
     state_code: int
     rung: int = 0
     target: str = ""
+    opt_out: str = ""
+    """The guest's tag that forbids every action, "" where it has none."""
+    budgets: tuple[Budget, ...] = ()
+    """The rule's own."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -84,6 +110,7 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     cooldown_ns: int
     started_ns: int
+    spent: list[tuple[Budget, str]] = []
 
 
 class Cooldown(msgspec.Struct, frozen=True):
@@ -100,6 +127,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     in_flight: dict[str, InFlight]
     rules: list[Cooldown]
     guests: list[Cooldown]
+    budgets: list[Bucket] = []
 
 
 class Guards:
@@ -110,13 +138,22 @@ class Guards:
         self._in_flight: dict[str, InFlight] = {}
         self._rules: dict[tuple[str, str], Cooldown] = {}
         self._guests: dict[str, Cooldown] = {}
+        self._budgets = Budgets()
+        self._freezes = [Calendar(text) for text in limits.freezes]
+        per_hour = (limits.guest_actions_per_hour, limits.host_actions_per_hour, limits.cluster_actions_per_hour)
+        self._common = [
+            Budget(scope, count, 3600 * SECOND) for scope, count in zip(_SCOPES, per_hour, strict=True) if count
+        ]
         self._forgot_ns = 0
         self._chain: Mapping[str, Callable[[GuardRequest, int], str]] = {
             "mode": self._mode,
+            "calendar": self._calendar,
+            "opt-out": self._opt_out,
             "freshness": self._freshness,
             "warm-up": self._warm_up,
             "state": self._state,
             "cooldown": self._cooldown,
+            "budget": self._budget,
             "concurrency": self._concurrency,
         }
 
@@ -136,6 +173,13 @@ class Guards:
                 return f"rule {request.rule} acts on approval only, and approval is not given"
             case Mode.OBSERVE:
                 return f"rule {request.rule} only observes"
+
+    def _calendar(self, _request: GuardRequest, now_ns: int) -> str:
+        frozen = next((freeze.text for freeze in self._freezes if freeze.covers(now_ns)), "")
+        return f"nothing is done in the freeze {frozen}" if frozen else ""
+
+    def _opt_out(self, request: GuardRequest, _now_ns: int) -> str:
+        return f"the guest's tag {request.opt_out} forbids it" if request.opt_out else ""
 
     def _freshness(self, request: GuardRequest, now_ns: int) -> str:
         age_ns, limit_ns = now_ns - request.sample_ns, seconds(self._limits.max_sample_age_s)
@@ -166,6 +210,16 @@ class Guards:
             return f"something was done to this guest lately (rule {guest.rule}), {left} of cooldown left"
         return ""
 
+    def _budget(self, request: GuardRequest, now_ns: int) -> str:
+        reasons = (self._budgets.refusal(budget, who, now_ns) for budget, who in self._costs(request))
+        return next((reason for reason in reasons if reason), "")
+
+    def _costs(self, request: GuardRequest) -> list[tuple[Budget, str]]:
+        """Return whose budgets an action is on: a migration's on both of its hosts."""
+        hosts = [request.host, *([request.target] if request.target else [])]
+        whose = {"rule": [""], "cluster": [""], "guest": [request.guest], "host": hosts}
+        return [(budget, who) for budget in (*request.budgets, *self._common) for who in whose[budget.scope]]
+
     def _concurrency(self, request: GuardRequest, now_ns: int) -> str:
         for command, flight in self._in_flight.items():
             if flight.guest == request.guest:
@@ -194,7 +248,10 @@ class Guards:
         return [(flight.guest, flight.target) for flight in self._in_flight.values() if flight.target]
 
     def started(self, request: GuardRequest, command: str, now_ns: int) -> None:
-        """Note that a command is on its way."""
+        """Note that a command is on its way, and what it costs."""
+        spent = self._costs(request)
+        for budget, who in spent:
+            self._budgets.spend(budget, who, now_ns)
         self._in_flight[command] = InFlight(
             rule=request.rule,
             guest=request.guest,
@@ -202,12 +259,17 @@ class Guards:
             target=request.target,
             cooldown_ns=request.cooldown_ns,
             started_ns=now_ns,
+            spent=spent,
         )
 
     def finished(self, command: str, now_ns: int, result: Result = Result.DONE) -> None:
         """Note a command's outcome: its cooldowns begin, except when it was refused; an unknown one is ignored."""
         flight = self._in_flight.pop(command, None)
-        if flight is None or result is Result.REFUSED:
+        if flight is None:
+            return
+        if result is Result.REFUSED:
+            for budget, who in flight.spent:
+                self._budgets.give_back(budget, who, now_ns)
             return
         until_ns = now_ns + seconds(self._limits.guest_cooldown_s)
         self._guests[flight.guest] = Cooldown(flight.rule, flight.guest, until_ns)
@@ -225,10 +287,12 @@ class Guards:
                 del self._in_flight[command]
         self._rules = {key: each for key, each in self._rules.items() if each.until_ns > now_ns}
         self._guests = {key: each for key, each in self._guests.items() if each.until_ns > now_ns}
+        self._budgets.forget(now_ns)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what survives a restart, JSON-able."""
-        kept = Snapshot(dict(self._in_flight), list(self._rules.values()), list(self._guests.values()))
+        cooldowns = (list(self._rules.values()), list(self._guests.values()))
+        kept = Snapshot(dict(self._in_flight), *cooldowns, self._budgets.dump())
         document: dict[str, Any] = msgspec.to_builtins(kept)
         return document
 
@@ -241,6 +305,7 @@ class Guards:
         self._in_flight = dict(kept.in_flight)
         self._rules = {(each.rule, each.guest): each for each in kept.rules}
         self._guests = {each.guest: each for each in kept.guests}
+        self._budgets.load(kept.budgets)
 
 
 def _s(span_ns: int) -> str:

@@ -180,7 +180,8 @@ class Alerts:
                 "summary": fired.about or f"{fired.rule} on {fired.subject.name or fired.subject.id}",
                 "inputs": ", ".join(f"{name}={value:g}" for name, value in sorted(inputs.items())),
                 "signal": fired.id,
-            },
+            }
+            | fired.annotations,
             "endsAt": _rfc3339(end_ns),
             "generatorURL": self._link(fired),
         }

@@ -5,11 +5,12 @@ decider.wants → (arbiter's losers: refused) → plan the action → guards →
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Final
 
 import msgspec
 
+from virtpilot.actuators.budget import Budget
 from virtpilot.actuators.guard import GuardRequest, Guards
 from virtpilot.clock import seconds
 from virtpilot.model import Action, Command, Decision, Kind, Migrate, Outcome, ReleaseKnob, Result, SetKnob, record_id
@@ -23,6 +24,9 @@ from virtpilot.rules.signals.table import Row
 
 # By then a host has measured a guest that came to it; MeasuredFleet stops counting it as coming as soon as it has.
 _MEASURED_BY_NS: Final = seconds(60)
+# ProxLB's tag counts too.
+_OPT_OUT: Final = frozenset({"virtpilot_ignore", "plb_ignore_vm"})
+_NO: Final = frozenset({"", "0", "false", "no", "off"})
 
 
 class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,7 +138,9 @@ class Pilot:
         return GuardRequest(
             mode=want.mode,
             rule=want.rule,
-            cooldown_ns=want.cooldown_ns,
+            cooldown_ns=_cooldown_ns(want, action),
+            opt_out=_opt_out(row.subject.tags),
+            budgets=tuple(Budget(one.scope, one.count, one.span_ns, want.rule) for one in want.budgets),
             rung=want.rung,
             guest=row.subject.id,
             host=row.subject.host,
@@ -219,3 +225,17 @@ def _at_its_end(ladder: Exhausted) -> Decision:
         guard="exhausted",
         reason="no remedy is left and the signal still fires",
     )
+
+
+def _cooldown_ns(want: Want, action: Action) -> int:
+    """Return how long the rule leaves the guest alone after this action: after a knob went up, down, after a move."""
+    cooldown = want.cooldown
+    if isinstance(action, SetKnob):
+        return cooldown.up_ns if action.value > action.expected else cooldown.down_ns
+    return max(cooldown.up_ns, cooldown.down_ns)
+
+
+def _opt_out(tags: Mapping[str, str]) -> str:
+    """Return the tag by which a guest's owner forbids every action, "" where there is none."""
+    found = (name for name, value in sorted(tags.items()) if name in _OPT_OUT and value.lower() not in _NO)
+    return next(found, "")

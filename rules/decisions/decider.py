@@ -382,7 +382,8 @@ class Decider:
             knob=knob_of(remedy),
             severity=rule.severity,
             mode=rule.mode,
-            cooldown_ns=rule.cooldown_ns,
+            cooldown=rule.cooldown,
+            budgets=rule.budgets,
             blocked=any(not said.startswith("arbiter:") for said in ladder.said),
         )
 

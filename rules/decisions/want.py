@@ -10,7 +10,7 @@ import msgspec
 
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.language.expression import Condition
-from virtpilot.rules.language.records import Remedy, Rule, SetRemedy
+from virtpilot.rules.language.records import Cooldown, Remedy, Rule, RuleBudget, SetRemedy
 
 PLACEMENT: Final = "placement"
 
@@ -31,7 +31,8 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     knob: str
     severity: str
     mode: Mode
-    cooldown_ns: int
+    cooldown: Cooldown
+    budgets: tuple[RuleBudget, ...] = ()
     blocked: bool = False
 
 

@@ -48,6 +48,7 @@ class Compiler:
     def part(self, tree: Tree) -> Part:
         """Return a tree's part; raises ExpressionError."""
         made: Part = getattr(self, f"_make_{tree.data}")(tree)
+        made.owner = self._on.value
         return made
 
     def _parts(self, tree: Tree) -> list[Part]:
@@ -131,6 +132,16 @@ class Compiler:
 
         return typed.truth("signal", (), evaluate)
 
+    def _override(self, inner: Tree, spans: Sequence[lark.Token], at: int) -> Part:
+        """Read a number from a guest's own tag, checked like any other, with what holds where it has none."""
+        if inner.data != "field" or len(spans) != 1 or self._on is Kind.CLUSTER:
+            raise ExpressionError(at, "`override` is written `override(cpu_steal_max, 10%)`, on a vm or host")
+        tag, default = f"{functions.OVERRIDE}{inner.children[0]}", quantity(str(spans[0]))
+        self.reads.tags.add(tag)
+        part = typed.number(default.unit, lambda columns, _current: typed.overridden(columns.tag(tag), default))
+        part.most = 1.0 if default.unit is Unit.RATIO else None
+        return part
+
     def _recent(self, inner: Tree, spans: Sequence[lark.Token], at: int) -> Part:
         if inner.data != "signal" or len(spans) != 1:
             raise ExpressionError(at, "`recent` is written `recent(signals.<rule>, 2m)`")
@@ -139,7 +150,9 @@ class Compiler:
     def _make_minus(self, tree: Tree) -> Part:
         (inner,) = self._parts(tree)
         self._must(inner, "number", tree)
-        return typed.number(inner.unit, lambda columns, current: -inner.value(columns, current))
+        part = typed.number(inner.unit, lambda columns, current: -inner.value(columns, current))
+        part.sign, part.parts = "-", (inner,)
+        return part
 
     def _make_sum(self, tree: Tree) -> Part:
         return self._fold(tree, added)
@@ -207,8 +220,8 @@ class Compiler:
         name, inner = str(tree.children[0]), cast("Tree", tree.children[1])
         spans = [child for child in tree.children[2:] if isinstance(child, lark.Token)]
         where = next((child for child in tree.children[2:] if isinstance(child, lark.Tree)), None)
-        if name == "recent":
-            return self._recent(inner, spans, tree.meta.start_pos)
+        if name in {"override", "recent"}:
+            return (self._recent if name == "recent" else self._override)(inner, spans, tree.meta.start_pos)
         owners = _owners(inner) if not self._members else set()
         if functions.window(name) is None and not functions.over_members(name):
             raise ExpressionError(tree.meta.start_pos, functions.unknown(name))

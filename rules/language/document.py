@@ -10,14 +10,28 @@ from typing import Any, Final, TypeVar
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from virtpilot.calendar import Calendar
 from virtpilot.errors import Problem
 from virtpilot.fields import Unit
 from virtpilot.model import Kind, Mode
+from virtpilot.rules.language.attributes import AttributeReader
 from virtpilot.rules.language.expression import Condition, ExpressionError, Formula, condition, formula
 from virtpilot.rules.language.links import Mention
-from virtpilot.rules.language.nodes import MAX_NAMES, MAX_PROBLEMS, Getter, Mistake, NodeReader
-from virtpilot.rules.language.records import KNOBS, Expect, MigrateRemedy, NoData, Remedy, Rule, SetRemedy, Severity
+from virtpilot.rules.language.nodes import MAX_NAMES, MAX_PROBLEMS, Getter, Mistake
+from virtpilot.rules.language.records import (
+    KNOBS,
+    Cooldown,
+    Expect,
+    MigrateRemedy,
+    NoData,
+    Remedy,
+    Rule,
+    RuleBudget,
+    SetRemedy,
+    Severity,
+)
 from virtpilot.rules.language.units import duration_ns
+from virtpilot.rules.language.wording import Wording
 
 _WITHIN: Final = re.compile(r"\bwithin\b")
 MAX_RULES: Final = 5_000
@@ -36,12 +50,16 @@ RULE_KEYS: Final = [
     "priority",
     "severity",
     "mode",
+    "during",
+    "not_during",
     "cooldown",
+    "budget",
     "remedies",
     "notify",
+    "annotations",
 ]
 # Words of the whole language that this version of it does not have yet.
-_LATER: Final = frozenset({"budget", "calendar", "forecast", "groups", "window"})
+_LATER: Final = frozenset({"groups"})
 _LATER_ACTIONS: Final = frozenset({"resume", "run", "shutdown", "start", "suspend", "webhook"})
 
 AT_LEAST: Final = re.compile(r"^at least ([1-9][0-9]{0,5}) of (vms|hosts)(?: within (\S{1,20}))?$")
@@ -52,7 +70,7 @@ _MIGRATE: Final = "`migrate` is written `migrate: {to: best}`"
 T = TypeVar("T")
 
 
-class Reader(NodeReader):
+class Reader(AttributeReader):
     """Reads one rule file's root node; `names` has each rule's, `mentions` the signals that they read."""
 
     def __init__(self, file: str) -> None:
@@ -122,7 +140,11 @@ class Reader(NodeReader):
             "priority": get("priority", self._priority, 50),
             "severity": get("severity", lambda n: self._choice(n, Severity), Severity.WARNING),
             "mode": get("mode", lambda n: self._choice(n, Mode), Mode.OBSERVE),
-            "cooldown_ns": get("cooldown", self._duration, 0),
+            "during": get("during", self._calendars, tuple[Calendar, ...]()),
+            "not_during": get("not_during", self._calendars, tuple[Calendar, ...]()),
+            "cooldown": get("cooldown", self._cooldown, Cooldown()),
+            "budgets": get("budget", self._budgets, tuple[RuleBudget, ...]()),
+            "annotations": get("annotations", lambda n: self._annotations(n, when), dict[str, Wording]()),
             "remedies": get("remedies", lambda n: self._remedies(n, on), tuple[Remedy, ...]()),
             "notify": get("notify", self._names, tuple[str, ...]()),
         }
@@ -277,21 +299,9 @@ class Reader(NodeReader):
             self.mentions.append(Mention(self._rule_name, name, on, self._file, *self._place(node, offset)))
         return found
 
-    def _lease(self, node: Node) -> int:
-        found = self._duration(node)
-        if found == 0:
-            raise self._mistake(node, "a lease is longer than 0s")
-        return found
-
-    def _priority(self, node: Node) -> int:
-        text = self._scalar(node)
-        if not re.fullmatch(r"[0-9]{1,3}", text) or int(text) > 100:
-            raise self._mistake(node, f"a priority is a whole number from 0 to 100, not {text!r}")
-        return int(text)
-
 
 def _digest(on: Kind, when: Condition, values: Mapping[str, Any]) -> str:
     """Return what changes whenever the rule's signal does: its state is kept over a reload while this stays."""
     parts = [on, when.text, *(getattr(values[key], "text", values[key]) for key in ("where", "clear", "unless"))]
-    parts += [values[key] for key in ("for_ns", "clear_for_ns", "no_data")]
+    parts += [values[key] for key in ("for_ns", "clear_for_ns", "no_data", "during", "not_during")]
     return blake2b(repr(parts).encode(), digest_size=8).hexdigest()

@@ -13,6 +13,7 @@ from virtpilot.fields import Unit
 
 MIN_SPAN_NS: Final = SECOND
 MAX_SPAN_NS: Final = 86_400 * SECOND
+OVERRIDE: Final = "virtpilot_"
 _QUANTILE: Final = re.compile(r"p[1-9][0-9]?")
 _PER_SECOND: Final = {
     None: Unit.PER_SECOND,
@@ -65,7 +66,9 @@ def quantile(name: str) -> int | None:
 
 def unknown(name: str) -> str:
     """Return what to say of a function that is not known."""
-    close = difflib.get_close_matches(name[:40].lower(), [*WINDOWS, *MEMBERS, "recent", "p50", "p90", "p95", "p99"], 1)
+    close = difflib.get_close_matches(
+        name[:40].lower(), [*WINDOWS, *MEMBERS, "recent", "override", "p50", "p90", "p95", "p99"], 1
+    )
     hint = f"; did you mean `{close[0]}`?" if close else f": there are {', '.join(WINDOWS)}, sum and p1 to p99"
     return f"`{name[:40]}(…)` is not a function{hint}"
 

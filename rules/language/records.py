@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
+from virtpilot.calendar import Calendar
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.expression import Condition, Formula, RowValues
+from virtpilot.rules.language.wording import Wording
 
 
 class NoData(StrEnum):
@@ -64,6 +66,21 @@ class MigrateRemedy(msgspec.Struct, frozen=True):
 Remedy = SetRemedy | MigrateRemedy
 
 
+class RuleBudget(msgspec.Struct, frozen=True):
+    """How many actions a rule may want in a span: in all, on one guest, on the guests of one host."""
+
+    scope: Literal["rule", "guest", "host"]
+    count: int
+    span_ns: int
+
+
+class Cooldown(msgspec.Struct, frozen=True):
+    """How long nothing more is tried after a knob went up, and after it went down; after a migration the longer."""
+
+    up_ns: int = 0
+    down_ns: int = 0
+
+
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """One rule; durations in ns. `digest` changes with whatever changes its signal."""
 
@@ -81,9 +98,23 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 50
     severity: Severity = Severity.WARNING
     mode: Mode = Mode.OBSERVE
-    cooldown_ns: int = 0
+    during: tuple[Calendar, ...] = ()
+    not_during: tuple[Calendar, ...] = ()
+    cooldown: Cooldown = Cooldown()
+    budgets: tuple[RuleBudget, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     notify: tuple[str, ...] = ()
+    annotations: dict[str, Wording] = {}
+
+    @property
+    def cooldown_ns(self) -> int:
+        """The shorter cooldown: after it the rule may want something again."""
+        return min(self.cooldown.up_ns, self.cooldown.down_ns)
+
+    def in_time(self, at_ns: int) -> bool:
+        """Tell whether the rule speaks at a time, by its `during` and `not_during`."""
+        inside = not self.during or any(one.covers(at_ns) for one in self.during)
+        return inside and not any(one.covers(at_ns) for one in self.not_during)
 
     def conditions(self) -> tuple[Condition, ...]:
         """Return every condition of the rule, those of its remedies' expectations too."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Final
 
+from virtpilot.calendar import MAX_CHARS
 from virtpilot.model import Kind, Mode
+from virtpilot.rules.language.attributes import BUDGET, BUDGET_SCOPES, MAX_ANNOTATIONS, MAX_CALENDARS, MAX_WORDING
 from virtpilot.rules.language.document import AT_LEAST, MAX_REMEDIES, MAX_RULES
 from virtpilot.rules.language.nodes import MAX_ABOUT, MAX_NAMES, NAME
 from virtpilot.rules.language.records import KNOBS, NoData, Severity
@@ -65,41 +67,73 @@ def _when(about: str) -> Schema:
     return {"oneOf": [_condition(about), together], "description": about}
 
 
+def _times(about: str) -> Schema:
+    time = {"type": "string", "minLength": 1, "maxLength": MAX_CHARS}
+    times = {"type": "array", "items": time, "minItems": 1, "maxItems": MAX_CALENDARS}
+    return {"oneOf": [time, times], "description": f"{about} Such as `Mon-Fri 08:00-18:00 Europe/Berlin`."}
+
+
+def _cooldown() -> Schema:
+    about = "No new attempt on the same subject for so long after the last one."
+    sides = {"up": _duration("After the knob went up."), "down": _duration("After it went down.")}
+    return {"oneOf": [_duration(about), _object(sides, ["up", "down"])], "description": about}
+
+
+def _budget() -> Schema:
+    about = "How many actions the rule may want in a span, such as `4 per 1h`: in all, on one guest, on one host's."
+    one = {"type": "string", "pattern": f"^{BUDGET.pattern}$"}
+    return {"oneOf": [one, _object(dict.fromkeys(BUDGET_SCOPES, one), [])], "description": about}
+
+
 def _rule() -> Schema:
-    return _object(
-        {
-            "name": {"type": "string", "pattern": _NAME, "description": "Unlike any other rule's."},
-            "about": {"type": ["string", "null"], "maxLength": MAX_ABOUT, "description": "A sentence for people."},
-            "on": _words(Kind, "Whom the rule is about: each has a signal of its own."),
-            "where": _condition("Only those for which this holds."),
-            "unless": _named(
-                "While one of these rules' signals fires on it, on its host or on the cluster, all rests."
-            ),
-            "when": _when("The condition."),
-            "for": _duration("`when` holds for so long before the signal fires."),
-            "clear": _when("What ends the signal; without it: not `when`."),
-            "clear_for": _duration("`clear` holds for so long before the signal ends."),
-            "no_data": _words(NoData, "What silence means.", NoData.HOLD),
-            "priority": {
-                "type": "integer",
-                "minimum": 0,
-                "maximum": 100,
-                "default": 50,
-                "description": "Of two rules that want the same guest the higher wins.",
-            },
-            "severity": _words(Severity, "A label of alerts.", Severity.WARNING),
-            "mode": _words(Mode, "How far the rule may go by itself.", Mode.OBSERVE),
-            "cooldown": _duration("No new attempt on the same subject for so long after the last one."),
-            "remedies": {
-                "type": "array",
-                "maxItems": MAX_REMEDIES,
-                "items": {"oneOf": [_set(), _migrate()]},
-                "description": "What to try, in order; the next only where the effect of the one before did not come.",
-            },
-            "notify": _names("The names of the alert targets that are told; all where there is none."),
+    return _object(_signal() | _action(), ["name", "on", "when"])
+
+
+def _signal() -> Schema:
+    return {
+        "name": {"type": "string", "pattern": _NAME, "description": "Unlike any other rule's."},
+        "about": {"type": ["string", "null"], "maxLength": MAX_ABOUT, "description": "A sentence for people."},
+        "on": _words(Kind, "Whom the rule is about: each has a signal of its own."),
+        "where": _condition("Only those for which this holds."),
+        "unless": _named("While one of these rules' signals fires on it, on its host or on the cluster, all rests."),
+        "when": _when("The condition."),
+        "for": _duration("`when` holds for so long before the signal fires."),
+        "clear": _when("What ends the signal; without it: not `when`."),
+        "clear_for": _duration("`clear` holds for so long before the signal ends."),
+        "no_data": _words(NoData, "What silence means.", NoData.HOLD),
+        "during": _times("The rule speaks only then."),
+        "not_during": _times("The rule rests then."),
+        "severity": _words(Severity, "A label of alerts.", Severity.WARNING),
+        "notify": _names("The names of the alert targets that are told; all where there is none."),
+        "annotations": {
+            "type": "object",
+            "propertyNames": {"pattern": _NAME},
+            "additionalProperties": {"type": ["string", "null"], "maxLength": MAX_WORDING},
+            "maxProperties": MAX_ANNOTATIONS,
+            "description": "Texts for people, with `{{ name }}`, `{{ value }}` and what `when` reads.",
         },
-        ["name", "on", "when"],
-    )
+    }
+
+
+def _action() -> Schema:
+    return {
+        "priority": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 100,
+            "default": 50,
+            "description": "Of two rules that want the same guest the higher wins.",
+        },
+        "mode": _words(Mode, "How far the rule may go by itself.", Mode.OBSERVE),
+        "cooldown": _cooldown(),
+        "budget": _budget(),
+        "remedies": {
+            "type": "array",
+            "maxItems": MAX_REMEDIES,
+            "items": {"oneOf": [_set(), _migrate()]},
+            "description": "What to try, in order; the next only where the effect of the one before did not come.",
+        },
+    }
 
 
 _EXPECT: Final[Schema] = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from virtpilot.fields import Unit
 from virtpilot.model import Kind
-from virtpilot.rules.language.units import Quantity
+from virtpilot.rules.language.units import Quantity, quantity
 
 Numbers = NDArray[np.float64]
 Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
@@ -122,7 +122,9 @@ class Part:
         """What a sum of ratio fields cannot exceed; a share of something else has no such bound."""
         self.counter = False
         self.sign = ""
-        """What joins `parts`: a comparison's sign, `and`, `or`, `not`."""
+        """What joins `parts`: a sign, `and`, `or`, `not`."""
+        self.owner = ""
+        """The measurement of the subject that it is about."""
         self.parts: tuple[Part, ...] = ()
         self.source: tuple[str, str] | Window | Aggregate | None = None
         """Where a number comes from, if it is no more than an input."""
@@ -176,6 +178,7 @@ def arithmetic(sign: str, left: Part, right: Part, unit: Unit | None) -> Part:
     """Return a sum, difference, product or quotient."""
     apply = _ARITHMETIC[sign]
     part = number(unit, lambda columns, current: apply(left.value(columns, current), right.value(columns, current)))
+    part.sign, part.parts = sign, (left, right)
     if sign == "+":
         part.counter = left.counter and right.counter
         if left.most is not None and right.most is not None:
@@ -224,6 +227,21 @@ def logic(sign: str, parts: Sequence[Part]) -> Part:
 def negation(inner: Part) -> Part:
     """Return the opposite of a truth."""
     return truth("not", (inner,), lambda columns: inner.truth(columns)[::-1])
+
+
+def overridden(texts: NDArray[np.object_], default: Quantity) -> Numbers:
+    """Return the number that each text says; the default where it says none, one of another unit, or no ratio."""
+    known = {text: _override(text, default) for text in set(texts.tolist())}
+    return np.array([known[text] for text in texts.tolist()], np.float64)
+
+
+def _override(text: str, default: Quantity) -> float:
+    try:
+        found = quantity(text)
+    except ValueError:
+        return default.value
+    wrong = found.unit not in {None, default.unit} or (default.unit is Unit.RATIO and found.value > 1)
+    return default.value if wrong else found.value
 
 
 def as_number(part: Part) -> Value:

@@ -82,6 +82,8 @@ class Evaluator:
         table = self._tables[rule.on]
         subject = table.subjects[row]
         assert subject is not None  # noqa: S101 - a row that is evaluated belongs to a subject
+        inputs = self._world.inputs(rule.when, row)
+        texts = {name: one.text(subject, rule.name, rule.severity, inputs) for name, one in rule.annotations.items()}
         return Signal(
             id=record_id("sg", rule.name, subject.id, STATES[new], at_ns),
             cause=table.causes[row],
@@ -92,8 +94,9 @@ class Evaluator:
             at_ns=at_ns,
             severity=rule.severity,
             about=rule.about,
-            inputs=self._world.inputs(rule.when, row),
+            inputs=inputs,
             notify=list(rule.notify),
+            annotations=texts,
         )
 
     def tick(self, now_ns: int) -> list[Signal]:

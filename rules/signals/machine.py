@@ -74,7 +74,7 @@ class Machine:
         `patience` is how long (ns) nothing may be known without `for` and `clear_for` beginning again.
         Returns (position in `rows`, former state, new state) for each row that has changed.
         """
-        given = self._inputs(columns, len(rows), silent=silent)
+        given = self._in_time(self._inputs(columns, len(rows), silent=silent), times)
         # Where nothing is and nothing fires, nothing happens: mostly that is nearly everywhere.
         live = np.flatnonzero((self.state[rows] != INACTIVE) | given.fires)
         if not len(live):
@@ -120,6 +120,13 @@ class Machine:
         if rule.where is None and rule.unless is None:
             return given
         return self._where(given, columns, count)
+
+    def _in_time(self, given: _Inputs, times: NDArray[np.int64]) -> _Inputs:
+        """Let a rule rest outside of its times."""
+        if not self.rule.during and not self.rule.not_during:
+            return given
+        rests = np.array([not self.rule.in_time(at_ns) for at_ns in times.tolist()], np.bool_)
+        return given._replace(fires=given.fires & ~rests, clears=given.clears & ~rests, void=given.void | rests)
 
     def _where(self, given: _Inputs, columns: RowColumns, count: int) -> _Inputs:
         """Let a rule speak only where it applies; where that is not known, all stays as it is."""

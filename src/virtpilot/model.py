@@ -89,6 +89,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     about: str = ""
     inputs: dict[str, float] = {}
     notify: list[str] = []
+    annotations: dict[str, str] = {}
 
 
 class SetKnob(msgspec.Struct, frozen=True, tag="set_knob", kw_only=True):

@@ -254,7 +254,7 @@ def test_memory_does_not_grow() -> None:
         guards.started(wanted(guest=f"guest-{number}"), f"cm-{number}", NOW)
         guards.finished(f"cm-{number}", NOW)
     assert later(guards, 10_000) is None
-    assert guards.snapshot() == {"in_flight": {}, "rules": [], "guests": []}
+    assert guards.snapshot() == {"in_flight": {}, "rules": [], "guests": [], "budgets": []}
 
 
 steps = st.lists(

@@ -8,6 +8,7 @@ from tests.rules_decisions.world import ALL
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.decisions.arbiter import Lease, arbitrate
 from virtpilot.rules.decisions.want import Want
+from virtpilot.rules.language.records import Cooldown
 
 SET, MOVE = ALL.rules[0].remedies
 ORDER = {"first": 0, "second": 1, "third": 2}
@@ -25,7 +26,7 @@ def want(rule: str, priority: int = 50, knob: str = "cpu_shares", guest: str = "
         knob=knob,
         severity="warning",
         mode=more.get("mode", Mode.ACT),  # type: ignore[arg-type]
-        cooldown_ns=0,
+        cooldown=Cooldown(),
         blocked=bool(more.get("blocked")),
     )
 

@@ -341,7 +341,7 @@ def test_a_want_tells_what_a_decision_needs() -> None:
     world.signal("starved", "g1", FIRING)
     (want,), _ = world.decider.wants(world.now_ns)
     assert isinstance(want, Want)
-    assert (want.knob, want.rung, want.priority, want.mode, want.cooldown_ns) == (
+    assert (want.knob, want.rung, want.priority, want.mode, want.cooldown.up_ns) == (
         "cpu_shares",
         0,
         70,

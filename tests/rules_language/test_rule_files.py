@@ -34,6 +34,7 @@ def lines(rule: Rule) -> Iterator[str]:
         yield f"  where {rule.where.text!r}"
     if rule.unless:
         yield f"  unless {rule.unless.text!r}"
+    yield from attributes(rule)
     yield f"  reads {' '.join('.'.join(pair) for pair in sorted({p for c in rule.conditions() for p in c.fields}))}"
     for remedy in rule.remedies:
         match remedy:
@@ -43,6 +44,18 @@ def lines(rule: Rule) -> Iterator[str]:
                 yield "  migrate"
         if isinstance(remedy.expect, Expect):
             yield f"    expect {remedy.expect.condition.text!r} within {remedy.expect.within_ns / 1e9:g} s"
+
+
+def attributes(rule: Rule) -> Iterator[str]:
+    for name, times in (("during", rule.during), ("not during", rule.not_during)):
+        if times:
+            yield f"  {name} {', '.join(time.text for time in times)}"
+    if rule.cooldown.down_ns != rule.cooldown.up_ns:
+        yield f"  cooldown after down {rule.cooldown.down_ns / 1e9:g} s"
+    for budget in rule.budgets:
+        yield f"  budget of the {budget.scope} {budget.count} in {budget.span_ns / 1e9:g} s"
+    for name, wording in rule.annotations.items():
+        yield f"  {name}: {' | '.join(wording.parts)}"
 
 
 def summary(file: Path) -> str:

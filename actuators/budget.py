@@ -1,0 +1,85 @@
+"""Budgets: token buckets that say how often something may be done."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from virtpilot.clock import SECOND
+
+Scope = Literal["rule", "guest", "host", "cluster"]
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """`count` actions in `span_ns`, by whom or what `scope` names; a rule's own, or ("") of all rules together."""
+
+    scope: Scope
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    span_ns: Annotated[int, msgspec.Meta(ge=1)]
+    rule: str = ""
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """How many actions a budget had left for someone, when that was, and when it is full again."""
+
+    scope: str
+    rule: str
+    who: str
+    left: Annotated[float, msgspec.Meta(ge=0)]
+    at_ns: int
+    full_ns: int
+
+
+class Budgets:
+    """Buckets that are full at first and fill up steadily; a full one is forgotten."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[tuple[str, str, str], Bucket] = {}
+
+    def refusal(self, budget: Budget, who: str, now_ns: int) -> str:
+        """Return why a budget does not allow an action now, "" where it does."""
+        left = self._left(budget, who, now_ns)
+        if left >= 1:
+            return ""
+        wait_ns = (1 - left) * budget.span_ns / budget.count
+        whose = f"rule {budget.rule}'s budget" if budget.rule else "the budget"
+        for_whom = {"rule": "", "cluster": " for the cluster"}.get(budget.scope, f" for {budget.scope} {who}")
+        allowed = f"{budget.count} in {budget.span_ns / SECOND:.0f} s"
+        return f"{whose}{for_whom} is used up ({allowed}), the next in {wait_ns / SECOND:.0f} s"
+
+    def _left(self, budget: Budget, who: str, now_ns: int) -> float:
+        bucket = self._buckets.get((budget.scope, budget.rule, who))
+        if bucket is None:
+            return budget.count
+        # A clock that was set back fills nothing.
+        passed_ns = max(now_ns - bucket.at_ns, 0)
+        return min(bucket.left + passed_ns * budget.count / budget.span_ns, budget.count)
+
+    def spend(self, budget: Budget, who: str, now_ns: int) -> None:
+        """Take one action off a budget."""
+        self._put(budget, who, max(self._left(budget, who, now_ns) - 1, 0), now_ns)
+
+    def give_back(self, budget: Budget, who: str, now_ns: int) -> None:
+        """Put one action back that was not done after all."""
+        self._put(budget, who, min(self._left(budget, who, now_ns) + 1, budget.count), now_ns)
+
+    def _put(self, budget: Budget, who: str, left: float, now_ns: int) -> None:
+        key = (budget.scope, budget.rule, who)
+        if left >= budget.count:
+            self._buckets.pop(key, None)
+        else:
+            full_ns = now_ns + round((budget.count - left) * budget.span_ns / budget.count)
+            self._buckets[key] = Bucket(*key, left, now_ns, full_ns)
+
+    def forget(self, now_ns: int) -> None:
+        """Drop buckets that are full by now."""
+        self._buckets = {key: one for key, one in self._buckets.items() if one.full_ns > now_ns}
+
+    def dump(self) -> list[Bucket]:
+        """Return all buckets as they are saved."""
+        return list(self._buckets.values())
+
+    def load(self, saved: list[Bucket]) -> None:
+        """Take up buckets that `dump` gave."""
+        self._buckets = {(one.scope, one.rule, one.who): one for one in saved}
