@@ -6,19 +6,19 @@ absent field. Sources: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from virtpilot.clock import seconds
+from virtpilot.clock import SECOND, seconds
 from virtpilot.collectors.hierarchy import UNIFIED
 from virtpilot.collectors.number import count, pairs, renamed
-from virtpilot.collectors.pressure import parse as parse_pressure
-from virtpilot.collectors.pressure import ratio
-from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.opened import Opened
+from virtpilot.collectors.rates import MAX_ELAPSED_NS, MIN_ELAPSED_NS
 from virtpilot.collectors.source import Fields
 from virtpilot.collectors.throttle import Throttle
-from virtpilot.collectors.tree import Kept, Tree
+from virtpilot.collectors.tree import Tree
 
 Parse = Callable[[str], Fields]
 
@@ -45,16 +45,21 @@ _MEMORY_V1: Final = {
     "total_cache": "cgroup_memory_file_bytes",
     "total_swap": "cgroup_memory_swap_bytes",
 }
-_PER_SECOND: Final = {
-    "cgroup_io_read_bytes_total": "cgroup_io_read_bytes_per_second",
-    "cgroup_io_write_bytes_total": "cgroup_io_write_bytes_per_second",
-}
-_STALLS: Final = "stalls"  # what parse_stalls names is no field yet: microseconds that become a ratio
+_STALL: Final = re.compile(r"^(some|full) [^\n]*\btotal=([0-9]{1,20})$", re.MULTILINE)
+# What is told of a counter's growth: the field, what turns its growth in a second into the field's unit, and the most
+# that can be true.
+_GROWTH: Final = {
+    f"stalled_{resource}_{kind}": (f"psi_{resource}_{kind}_ratio", 1e-6, 1.0)
+    for resource in ("cpu", "memory", "io")
+    for kind in ("some", "full")
+} | {f"cgroup_io_{way}_bytes_total": (f"cgroup_io_{way}_bytes_per_second", 1.0, math.inf) for way in ("read", "write")}
+_STALLED: Final = frozenset(name for name in _GROWTH if name.startswith("stalled_"))
 
 
 def parse_stalls(resource: str) -> Parse:
-    """Return a parser of a pressure file."""
-    return lambda text: {f"{_STALLS}_{resource}_{kind}": value for kind, value in parse_pressure(text).items()}
+    """Return a parser of a pressure file; the microseconds that it tells are no field, their growth is."""
+    names = {kind: f"stalled_{resource}_{kind}" for kind in ("some", "full")}
+    return lambda text: {names[kind]: int(total) for kind, total in _STALL.findall(text)}
 
 
 def parse_one(name: str) -> Parse:
@@ -132,37 +137,38 @@ class Group:
     def __init__(self, tree: Tree, paths: Mapping[str, str], stagger_ns: int = 0) -> None:
         self._tree = tree
         self._paths = paths
-        self._rates = Rates()
-        self._open: dict[File, Kept] = {}
+        self._open: dict[File, Opened[Fields]] = {}
         self._seldom: Fields = {}
         self._throttle = Throttle(tree, paths)
         self._stagger_ns = stagger_ns
         self._refreshed_ns: int | None = None
+        self._before: Fields = {}
+        self._before_ns = 0
 
     def collect(self, now_ns: int) -> Fields | None:
         """Return what the group tells now; None once it is gone."""
         if self._refreshed_ns is None or abs(now_ns - self._refreshed_ns) >= REFRESH_NS:
-            self._refreshed_ns = now_ns if self._refreshed_ns else now_ns - self._stagger_ns
-            self._refresh()
-        fields: Fields = {}
-        for file, kept in list(self._open.items()):
+            self._refreshed_ns = now_ns - (self._stagger_ns if self._refreshed_ns is None else 0)
+            self._refresh(now_ns)
+        found: Fields = {}
+        for file, opened in list(self._open.items()):
             try:
-                fields |= file.parse(kept.read())
+                found.update(opened.read())
             except OSError:  # the group goes, or its controller was taken away
-                kept.close()
+                opened.close()
                 del self._open[file]
         if not self._open:
             return None
-        return self._told(fields, now_ns) | self._seldom | self._throttle.collect(now_ns)
+        return self._told(found, now_ns) | self._seldom | self._throttle.collect(now_ns)
 
     def close(self) -> None:
         """Let go of its files."""
-        for kept in self._open.values():
-            kept.close()
+        for opened in self._open.values():
+            opened.close()
         self._open.clear()
         self._throttle.close()
 
-    def _refresh(self) -> None:
+    def _refresh(self, now_ns: int) -> None:
         """Read what is read seldom, and look for files that were not there before: controllers come late."""
         self._seldom = {}
         for file in FILES:
@@ -173,23 +179,21 @@ class Group:
                 if file.seldom:
                     self._seldom |= file.parse(self._tree.read(path))
                 else:
-                    self._open[file] = self._tree.keep(path)
+                    self._open[file] = Opened(self._tree.keep(path), file.parse)
             except OSError:
                 continue
-        self._throttle.refresh()
+        self._throttle.refresh(now_ns)
 
     def _told(self, found: Fields, now_ns: int) -> Fields:
-        """Turn counters into ratios and rates."""
+        """Return the fields in what was read, and those that tell how counters have grown since the last tick."""
+        before, elapsed_ns = self._before, now_ns - self._before_ns
+        self._before, self._before_ns = found, now_ns
+        comparable = MIN_ELAPSED_NS <= elapsed_ns <= MAX_ELAPSED_NS
         fields: Fields = {}
         for name, value in found.items():
-            if name.startswith(_STALLS):
-                share = ratio(self._rates, (name,), int(value), now_ns)
-                if share is not None:
-                    fields[f"psi{name.removeprefix(_STALLS)}_ratio"] = share
-                continue
-            fields[name] = value
-            if name in _PER_SECOND:
-                rate = self._rates.rate((name,), value, now_ns)
-                if rate is not None:
-                    fields[_PER_SECOND[name]] = rate
+            if name not in _STALLED:
+                fields[name] = value
+            if comparable and name in _GROWTH and value >= before.get(name, math.inf):
+                field, factor, most = _GROWTH[name]
+                fields[field] = min((value - before[name]) * factor * SECOND / elapsed_ns, most)
         return fields

@@ -10,27 +10,30 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from virtpilot.clock import seconds
 from virtpilot.collectors.hierarchy import UNIFIED
-from virtpilot.collectors.number import pairs
-from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.opened import Opened
+from virtpilot.collectors.rates import MAX_ELAPSED_NS, MIN_ELAPSED_NS
 from virtpilot.collectors.source import Fields
-from virtpilot.collectors.tree import Kept, Tree
+from virtpilot.collectors.tree import Tree
 
 _PART: Final = re.compile(r"libvirt|emulator|(vcpu|iothread)[0-9]{1,5}")
 _FIRST: Final = "/vcpu0"
+# A quota on no vCPU, but on helper threads or the whole guest, is found so late.
+_IDLE_REFRESH_NS: Final = seconds(300)
 _MAX_PARTS: Final = 1024
 # v2 tells microseconds, v1 nanoseconds
-_SECONDS: Final = {"throttled_usec": 1e-6, "throttled_time": 1e-9}
+_COUNT: Final = re.compile(r"^(nr_periods|nr_throttled|throttled_usec|throttled_time) ([0-9]{1,20})$", re.MULTILINE)
 
 Counts = tuple[int, int, float]
 
 
 def parse(text: str) -> Counts | None:
     """Return (periods, throttled periods, throttled seconds) of a cpu.stat; None where it tells of no quota."""
-    found = dict(pairs(text))
+    found = {name: int(number) for name, number in _COUNT.findall(text)}
     if not {"nr_periods", "nr_throttled"} <= found.keys():
         return None
-    time_s = sum(found[name] * factor for name, factor in _SECONDS.items() if name in found)
+    time_s = found.get("throttled_usec", 0) * 1e-6 + found.get("throttled_time", 0) * 1e-9
     return found["nr_periods"], found["nr_throttled"], time_s
 
 
@@ -41,19 +44,26 @@ class Throttle:
         self._tree = tree
         # where both hierarchies are mounted the CPU controller is in one of them: v1 says so by being there
         self._top = paths.get("cpu", paths.get(UNIFIED))
-        self._counting: dict[str, Kept] = {}
+        self._counting: dict[str, Opened[Counts | None]] = {}
         self._known, self._idle = False, True
-        self._rates = Rates()
+        self._looked_ns = 0
+        self._before = (0, 0, 0)
 
-    def refresh(self) -> None:
-        """Look at all parts anew: quotas come, vCPUs come and go."""
+    def refresh(self, now_ns: int) -> None:
+        """Look at all parts anew if it is time to: quotas come, vCPUs come and go."""
+        wait_ns = _IDLE_REFRESH_NS if self._idle and self._known else 0
+        if abs(now_ns - self._looked_ns) >= wait_ns:
+            self._look(now_ns)
+
+    def _look(self, now_ns: int) -> None:
+        self._looked_ns = now_ns
         self._known, self._idle = False, True
         self.close()
         for path in self._parts():
             try:
                 counts = parse(self._tree.read(f"{path}/cpu.stat"))
                 if counts is not None and (counts[0] or path.endswith(_FIRST)):
-                    self._counting[path] = self._tree.keep(f"{path}/cpu.stat")
+                    self._counting[path] = Opened(self._tree.keep(f"{path}/cpu.stat"), parse)
             except OSError:
                 continue
             self._known |= counts is not None
@@ -65,26 +75,26 @@ class Throttle:
             return {}
         periods, stopped, time_s = self._sums()
         if periods and self._idle:  # a quota is new: the other parts have it too
-            self.refresh()
+            self._look(now_ns)
             periods, stopped, time_s = self._sums()
         fields: Fields = {
             "cpu_periods_total": periods,
             "cpu_throttled_periods_total": stopped,
             "cpu_throttled_seconds_total": time_s,
         }
-        whole = self._rates.delta(("periods",), periods, now_ns)
-        part = self._rates.delta(("throttled",), stopped, now_ns)
-        if whole is not None and part is not None:
-            fields["cpu_throttled_ratio"] = min(part[0] / whole[0], 1.0) if whole[0] else 0.0
+        (former_periods, former_stopped, former_ns), self._before = self._before, (periods, stopped, now_ns)
+        whole, part = periods - former_periods, stopped - former_stopped
+        if MIN_ELAPSED_NS <= now_ns - former_ns <= MAX_ELAPSED_NS and whole >= 0 and part >= 0:
+            fields["cpu_throttled_ratio"] = min(part / whole, 1.0) if whole else 0.0
         return fields
 
     def _sums(self) -> Counts:
         periods, stopped, time_s = 0, 0, 0.0
-        for path, kept in list(self._counting.items()):
+        for path, opened in list(self._counting.items()):
             try:
-                counts = parse(kept.read())
+                counts = opened.read()
             except OSError:  # a vCPU was unplugged
-                kept.close()
+                opened.close()
                 del self._counting[path]
                 continue
             if counts is not None:
@@ -93,8 +103,8 @@ class Throttle:
 
     def close(self) -> None:
         """Let go of the files."""
-        for kept in self._counting.values():
-            kept.close()
+        for opened in self._counting.values():
+            opened.close()
         self._counting.clear()
 
     def _parts(self) -> list[str]:

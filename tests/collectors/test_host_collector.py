@@ -37,6 +37,7 @@ PARTS = {
     "layout",
     "limits",
     "number",
+    "opened",
     "rates",
     "source",
     "sources",
