@@ -104,11 +104,10 @@ class Details:
         """Return a guest's tags that the config lets through."""
         return self._known[guest.uuid].tags
 
-    def forget_knobs(self, uuid: str) -> None:
-        """Have a guest's knobs asked for at the next refresh: somebody has changed them."""
-        known = self._known.get(uuid)
-        if known is not None:
-            known.knobs_ns = None
+    def forget(self, uuid: str) -> None:
+        """Have a guest, or with no UUID every guest, asked for all of this at the next refresh: it has changed."""
+        for known in [known for one, known in self._known.items() if uuid in {one, ""}]:
+            known.knobs_ns = known.tags_ns = None
 
     def _of(self, guest: Reading) -> _Known:
         known = self._known.get(guest.uuid)

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import HypervisorError, KnobUnsupported
+from virtpilot.events import EventKind
 from virtpilot.hypervisor import GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job
 from virtpilot.libvirt_details import Details, read_shares
 from virtpilot.libvirt_dirty import DirtyRates
@@ -25,6 +26,11 @@ from virtpilot.libvirt_stats import Reading
 
 T = TypeVar("T")
 _STATES: Final = tuple(GuestState)
+# What makes a guest's knobs, limits and tags worth asking for at once.
+_NEWS: Final = frozenset({
+    EventKind.KNOB_CHANGED, EventKind.BALLOON_CHANGED, EventKind.DEVICE_ADDED, EventKind.DEVICE_REMOVED,
+    EventKind.GUEST_AGENT, EventKind.METADATA_CHANGED, EventKind.EVENTS_LOST,
+})  # fmt: skip
 
 
 class LibvirtHypervisor:
@@ -146,7 +152,7 @@ class LibvirtHypervisor:
         try:
             self._on_guest(guest, write, {binding.VIR_ERR_NO_SUPPORT: KnobUnsupported})
         finally:
-            self._details.forget_knobs(guest)
+            self._details.forget(guest)
 
     def _check_knob(self, knob: str) -> None:
         if knob != "cpu_shares":
@@ -161,7 +167,11 @@ class LibvirtHypervisor:
 
     def drain(self) -> list[GuestEvent]:
         """Return what libvirt has told of by itself since the last call."""
-        return self._events.drain()
+        events = self._events.drain()
+        for event in events:
+            if event.kind in _NEWS:
+                self._details.forget(event.guest)
+        return events
 
     def close(self) -> None:
         """Let go of the connections; calls that have not come back are left to end by themselves."""

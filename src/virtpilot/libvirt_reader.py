@@ -23,7 +23,8 @@ from virtpilot.libvirt_walk import Walk
 
 log = structlog.get_logger(__name__)
 
-_FIRST_PATIENCE_S: Final = 1.0
+# Before it is known what is usual: a libvirtd that has just started can take seconds for its first answer.
+_FIRST_PATIENCE_S: Final = 5.0
 _LEAST_PATIENCE_S: Final = 0.25
 _PATIENCE_FACTOR: Final = 4
 _REMEMBERED: Final = 7
@@ -69,6 +70,7 @@ class Reader:
             self._losses = self._link.losses
             self._bulk = True
             self._groups = Groups(self._link.binding)
+            self._patience = Patience(self._deadline_s)
         wanted = self._groups.wanted(self._link.clock.monotonic_ns(), dirty_rate=dirty_rate)
         guests = self._all(wanted) if self._bulk else None
         if guests is None:

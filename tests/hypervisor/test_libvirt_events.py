@@ -69,6 +69,27 @@ def test_what_libvirt_tells_is_there_at_the_next_look_in_order(listener: Listene
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("told", [(DB, {"cputune.cpu_shares": 512}), (WEB, {"blkdeviotune.disk": "vda"}), ()])
+def test_what_somebody_changed_is_asked_for_at_once(libvirt: FakeLibvirt, told: tuple[str, dict[str, object]]) -> None:
+    """Else it would be known half a minute later; the others are not asked again."""
+    hypervisor = LibvirtHypervisor("fake:///", clock=VirtualClock(), binding=libvirt)
+    hypervisor.drain()
+    assert until(lambda: len(libvirt.listeners) == 4)
+    hypervisor.guests()
+    libvirt.calls.clear()
+    libvirt.domains[DB].shares, libvirt.domains[WEB].schedule = 512, {"vcpu_quota": 50000, "vcpu_period": 100000}
+    if told:
+        libvirt.tell(libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE, *told)
+        assert until(hypervisor.drain)
+    db, web = sorted(hypervisor.guests(), key=lambda guest: guest.name)
+    assert (db.knobs["cpu_shares"], web.details.guest.get("cpu_limit_ratio")) == (
+        512 if told and told[0] == DB else 1024,
+        0.5 if told and told[0] == WEB else None,
+    )
+    assert libvirt.calls["XMLDesc"] == len(told[:1])
+    hypervisor.close()
+
+
 def test_a_driver_that_lacks_an_event_is_heard_for_the_others(libvirt: FakeLibvirt) -> None:
     lacking = f"domainEventRegisterAny {libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE}"
     libvirt.on[lacking] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
