@@ -2,6 +2,7 @@
 
     libvirt, /proc → collector → uplink (spool → bus metrics/<host>)     trimmed by bus stored/<host>
     libvirt's events → event desk → bus events/<host>
+    bus sampling/<host> → cadence: some guests more often, some less, for a while
     bus commands/<host> → verifier → executor (journal, knobs, migration) → bus outcomes/<host>
 
 Metrics need no controller: a lost broker fills the spool, a lost controller changes nothing, leases end by themselves.
@@ -24,6 +25,7 @@ from virtpilot.errors import CommandRefused, HypervisorError
 from virtpilot.hypervisor import EventSource, HostFacts, Hypervisor
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample, Stored
+from virtpilot.pipeline.cadence import Cadence, CadenceOptions
 from virtpilot.pipeline.event_desk import EventDesk
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
@@ -66,6 +68,7 @@ class Agent:
         clock: Clock,
         migration_uri: str,
         timing: AgentTiming,
+        sampling: CadenceOptions,
     ) -> None:
         self.host = host
         self.uplink = uplink
@@ -73,6 +76,7 @@ class Agent:
         self.executor = executor
         source = hypervisor if isinstance(hypervisor, EventSource) else None
         self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moving=executor.moving)
+        self.cadence = Cadence(host, sampling, timing.tick_s)
         self.commands_refused = 0
         self.samples = 0
         self.ticks = 0
@@ -93,6 +97,7 @@ class Agent:
         """Subscribe and put right what an earlier run left: leases that have ended, operations cut short."""
         self.bus.subscribe(self._topics.commands(self.host))
         self.bus.subscribe(self._topics.stored(self.host))
+        self.bus.subscribe(self._topics.sampling(self.host))
         now_ns = self._clock.now_ns()
         self.desk.own(self.executor.recover(now_ns), now_ns)
         self._next_tick_ns = self._clock.monotonic_ns()
@@ -103,6 +108,8 @@ class Agent:
         if self._clock.monotonic_ns() >= self._next_tick_ns:
             self._schedule()
             self.tick(now_ns)
+        elif self.cadence.due(self._clock.monotonic_ns()):
+            self._look_closer(now_ns)
         self.desk.own(self.executor.poll(now_ns), now_ns)
         self._take_events(now_ns)
         self.uplink.tick()
@@ -122,22 +129,47 @@ class Agent:
 
     def tick(self, now_ns: int) -> None:
         """Measure once and hand the samples to the uplink."""
-        samples = [self._with_spool(sample) for sample in self.collector.collect(now_ns)]
+        began_ns = self._clock.monotonic_ns()
+        self.cadence.expire(began_ns)
+        self.cadence.beat()
+        samples = self._measure(now_ns, None)
         self.ticks += 1
+        self._send(self.cadence.told(samples), now_ns)
+        self._paced(began_ns)
+
+    def _look_closer(self, now_ns: int) -> None:
+        """Measure the guests that are sampled faster, between two ticks."""
+        began_ns = self._clock.monotonic_ns()
+        self._send(self._measure(now_ns, self.cadence.fast), now_ns)
+        self._paced(began_ns)
+
+    def _paced(self, began_ns: int) -> None:
+        now_ns = self._clock.monotonic_ns()
+        self.cadence.sampled(now_ns, (now_ns - began_ns) / SECOND)
+
+    def _measure(self, now_ns: int, only: frozenset[str] | None) -> list[Sample]:
+        samples = [self._with_own(sample) for sample in self.collector.collect(now_ns, only)]
         # What an event told of is no news in the samples.
         self._take_events(now_ns)
         self.desk.see(samples)
-        self._send(samples, now_ns)
+        return samples
 
     def _send(self, samples: list[Sample], now_ns: int) -> None:
         self.samples += len(samples)
         if samples:
             self.uplink.send(encode_lines(samples), now_ns)
 
-    def _with_spool(self, sample: Sample) -> Sample:
-        if sample.measurement != "host":
-            return sample
-        return msgspec.structs.replace(sample, fields={**sample.fields, **self.uplink.fields()})
+    def _with_own(self, sample: Sample) -> Sample:
+        """Return a sample with what the agent itself knows of the host or the guest."""
+        match sample.measurement:
+            case "host":
+                counts = {"guests_fast_count": len(self.cadence.fast), "guests_calm_count": len(self.cadence.calm)}
+                own = {**self.uplink.fields(), **counts}
+            case "vm":
+                own = {"sample_interval_seconds": self.cadence.interval_s(sample.tags["vm"])}
+            case _:
+                return sample
+        return msgspec.structs.replace(sample, fields={**sample.fields, **own})
 
     def _take_events(self, now_ns: int) -> None:
         """Pass on what has happened meanwhile, and the statistics of the jobs that run."""
@@ -151,6 +183,8 @@ class Agent:
                 self._on_stored(message)
             case "commands":
                 self._on_command(message, now_ns)
+            case "sampling":
+                self.cadence.take(message.payload, now_ns, self._clock.monotonic_ns())
         delivery.ack()
 
     def _on_stored(self, message: Message) -> None:
@@ -227,8 +261,9 @@ class Agent:
         self.start()
         try:
             while not stop.is_set():
-                until_tick = (self._next_tick_ns - self._clock.monotonic_ns()) / SECOND
-                self.step(min(max(until_tick, 0.0), _POLL_S))
+                now_ns = self._clock.monotonic_ns()
+                until_tick = (self._next_tick_ns - now_ns) / SECOND
+                self.step(min(max(until_tick, 0.0), self.cadence.wait_s(now_ns), _POLL_S))
         finally:
             self.close()
 

@@ -23,6 +23,7 @@ from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.alerts import AlertOptions, Alerts
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
+from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.config import AgentConfig, ControllerConfig, WriterConfig
 from virtpilot.pipeline.controller import Controller, ControllerTiming
 from virtpilot.pipeline.evaluations import EVALUATIONS, EvaluationLog, Tracer
@@ -32,6 +33,7 @@ from virtpilot.pipeline.process import boot_id
 from virtpilot.pipeline.records import RECORDS, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.spool import Spool, SpoolOptions
+from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.pipeline.store.file import FileStore
 from virtpilot.pipeline.store.influx import InfluxStore
 from virtpilot.pipeline.uplink import Uplink
@@ -56,6 +58,7 @@ def agent(
     verifier: Verifier,
     migration_uri: str,
     timing: AgentTiming,
+    sampling: CadenceOptions,
     spool: SpoolOptions,
     caps: Caps,
 ) -> Agent:
@@ -63,11 +66,9 @@ def agent(
     topics = Topics(cluster)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
-    tags, now = {"cluster": cluster, "host": host}, clock.monotonic_ns
-    leased, budget_s = executor.leased, timing.budget_s
-    collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=budget_s)
-    spooled = Spool(folder / "spool", boot, spool)
-    session = bus()
+    tags, now, leased = {"cluster": cluster, "host": host}, clock.monotonic_ns, executor.leased
+    collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=timing.budget_s)
+    spooled, session = Spool(folder / "spool", boot, spool), bus()
     return Agent(
         host=host,
         boot=boot,
@@ -81,6 +82,7 @@ def agent(
         clock=clock,
         migration_uri=migration_uri,
         timing=timing,
+        sampling=sampling,
     )
 
 
@@ -113,6 +115,7 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
         verifier=Verifier(load_public(map(Path, config.commands.public_key_files)), host),
         migration_uri=options.migration_uri,
         timing=config.timing,
+        sampling=config.sampling,
         spool=config.spool,
         caps=config.caps,
     )
@@ -137,16 +140,15 @@ def controller(
     pilot: PilotOptions,
     alerts: AlertOptions,
     timing: ControllerTiming,
+    sampling: SteeringOptions = SteeringOptions(),  # noqa: B008 - frozen
 ) -> Controller:
     """Put a controller together and let it take up where it left; raises RuleError and StateError."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    state_path = folder / "state.json" if folder is not None else None
-    saved = state.load(state_path) if state_path is not None else None
+    state_path = _state_path(folder)
+    saved = None if state_path is None else state.load(state_path)
     rulebook = rules if isinstance(rules, Rulebook) else Rulebook(rules)
     fleet = MeasuredFleet(rulebook.evaluator, seconds(guards.max_sample_age_s))
-    decider = Decider(rulebook.ruleset, choose(rulebook.matcher), decisions)
     epoch = _epoch(saved, clock)
+    decider = Decider(rulebook.ruleset, choose(rulebook.matcher), decisions)
     made = Controller(
         topics=Topics(cluster),
         bus=bus(),
@@ -158,11 +160,20 @@ def controller(
         tracer=Tracer(rulebook, EvaluationLog(folder / EVALUATIONS if folder is not None else None)),
         clock=clock,
         timing=timing,
-        state=state.StateLog(state_path) if state_path is not None else None,
+        state=None if state_path is None else state.StateLog(state_path),
+        sampling=sampling,
     )
     if saved is not None:
         made.restore(saved)
     return made
+
+
+def _state_path(folder: Path | None) -> Path | None:
+    """Return where the state is kept, in a folder that is there from now on; None for a controller in memory."""
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / "state.json"
 
 
 def _epoch(saved: Mapping[str, Any] | None, clock: Clock) -> int:
@@ -185,6 +196,7 @@ def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
         pilot=config.pilot,
         alerts=config.alerts,
         timing=config.timing,
+        sampling=config.sampling,
     )
 
 

@@ -12,12 +12,14 @@ from virtpilot.actuators.knob import Caps
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
+from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.cardinality import LimitOptions
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.exporter import ExporterOptions
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
+from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.pipeline.store.influx import StoreOptions
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import DecisionOptions
@@ -80,6 +82,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_folder: StateFolder = "/var/lib/virtpilot/agent"
     root_folder: Annotated[str, Meta(description="Where the host's /proc and /sys are: its root folder.")] = "/"
     timing: AgentTiming = AgentTiming()
+    sampling: CadenceOptions = CadenceOptions()
     hypervisor: HypervisorOptions = HypervisorOptions()
     bus: MqttOptions = MqttOptions()
     spool: SpoolOptions = SpoolOptions()
@@ -103,6 +106,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster: Cluster
     state_folder: StateFolder = "/var/lib/virtpilot/controller"
     timing: ControllerTiming = ControllerTiming()
+    sampling: SteeringOptions = SteeringOptions()
     rules: RuleOptions = RuleOptions()
     decisions: DecisionOptions = DecisionOptions()
     guards: GuardOptions = GuardOptions()
@@ -141,6 +145,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenario: Annotated[str, Meta(description="A scenario file; empty for the one that the demo plays.")] = ""
     state_folder: StateFolder = "/var/lib/virtpilot/fleet"
     timing: AgentTiming = AgentTiming()
+    sampling: CadenceOptions = CadenceOptions()
     bus: MqttOptions = MqttOptions()
     spool: SpoolOptions = SpoolOptions()
     commands: AgentKeys = AgentKeys()

@@ -1,6 +1,7 @@
 """The controller, stepped.
 
     bus metrics/+ → wanted fields → evaluator → signals → bus signals/<rule>, alerts
+    signals, nearness to thresholds → steering → bus sampling/<host>
     signals, outcomes → decider → pilot (planner, guards) → bus decisions, commands/<host>
     bus events/+ → the record log, where they explain something
     bus outcomes/+ → decider: effect measured, next rung → bus outcomes/<host>
@@ -23,6 +24,7 @@ from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.events import LIFECYCLE, EventKind
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostStatus, Message, Outcome, Signal
+from virtpilot.pipeline import foreign
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Small
@@ -30,9 +32,11 @@ from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook
 from virtpilot.pipeline.state import StateLog
+from virtpilot.pipeline.steering import Steering, SteeringOptions
 from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.saved import Turn
+from virtpilot.rules.signals.sources import Sources
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 from virtpilot.tracked import Tracked
 
@@ -96,12 +100,16 @@ class Controller:
         clock: Clock,
         timing: ControllerTiming,
         state: StateLog | None,
+        sampling: SteeringOptions,
     ) -> None:
         self.counters = Counters()
         self.records = records
         self.tracer = tracer
         self.pilot = pilot
         self.rulebook = rulebook
+        # A reload replaces the evaluator.
+        self.sources = Sources(lambda kind, name: rulebook.evaluator.row(kind, name))  # noqa: PLW0108
+        self.steering = Steering(sampling)
         self.reload_asked = threading.Event()
         rulebook.on_reload = self._on_reload
         self._topics = topics
@@ -175,8 +183,18 @@ class Controller:
         self.tracer.tick(now_ns)
         self._advance(now_ns)
         self._alerts.tick(now_ns)
+        self._steer(now_ns)
         self._keeper.tick()
         self._send()
+
+    def _steer(self, now_ns: int) -> None:
+        """Ask agents to sample those near a threshold more often, and calm ones less."""
+        pilot, book = self.pilot, self.rulebook
+        there = {status.host for status in pilot.fleet.statuses.values() if status.online}
+        for order in self.steering.look(book.evaluator, book.ruleset.rules, pilot.decider.awaited(), there, now_ns):
+            lasts_s = max(1, (order.until_ns - order.at_ns) // SECOND)
+            payload = msgspec.json.encode(order)
+            self.bus.publish(Message(self._topics.sampling(order.host), payload, expiry_s=lasts_s))
 
     def _handle(self, delivery: Delivery, now_ns: int) -> None:
         self.counters.messages += 1
@@ -193,12 +211,15 @@ class Controller:
         delivery.ack()
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
-        parsed = parse_wanted(message.payload, self.rulebook.wanted)
+        wanted, numbered = self.rulebook.wanted, BOOT_PROPERTY in message.properties
+        parsed = parse_wanted(message.payload, wanted) if numbered else foreign.read(message.payload, wanted, now_ns)
         self.counters.samples += len(parsed.samples)
         if parsed.bad:
             self.counters.bad_lines += len(parsed.bad)
             log.warning("malformed lines", topic=message.topic, count=len(parsed.bad), first=parsed.bad[0].reason)
-        signals = self.rulebook.evaluator.feed(parsed.samples, self._message_id(message))
+        host = self._topics.host_of(message.topic)
+        samples = self.sources.join(parsed.samples, host, now_ns, agent=numbered)
+        signals = self.rulebook.evaluator.feed(samples, self._message_id(message))
         if signals:
             self._on_signals(signals)
             self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))

@@ -21,6 +21,7 @@ from virtpilot.pipeline import assembly, trail
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.memory import MemoryBroker
+from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
@@ -157,6 +158,7 @@ def simulated_agent(
         verifier=verifier,
         migration_uri=fleet.migration_uri(host),
         timing=AgentTiming(tick_s=TICK_S),
+        sampling=CadenceOptions(),
         spool=SpoolOptions(fsync=False),
         caps=Caps(),
     )

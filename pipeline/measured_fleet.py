@@ -15,10 +15,19 @@ from virtpilot.tracked import Tracked
 
 log = structlog.get_logger(__name__)
 
-# What planner and guards read, whether or not a rule names it.
+# What planner, guards and evaluator read, whether or not a rule names it.
 ALSO: Final[Mapping[str, frozenset[str]]] = {
     "host": frozenset({"cpu_usage_ratio", "cpus_count", "memory_total_bytes", "memory_available_bytes"}),
-    "vm": frozenset({"state_code", "cpu_usage_ratio", "cpu_steal_ratio", "vcpus_count", "memory_balloon_bytes"}),
+    "vm": frozenset(
+        {
+            "state_code",
+            "sample_interval_seconds",
+            "cpu_usage_ratio",
+            "cpu_steal_ratio",
+            "vcpus_count",
+            "memory_balloon_bytes",
+        }
+    ),
 }
 
 

@@ -125,9 +125,6 @@ def _watch_agents(exporter: Exporter, agents: Sequence[Agent]) -> Exporter:
         lambda made: made.commands_refused,
     )
     watch("virtpilot_agent_leases_count", "Knobs held just now.", "gauge", lambda made: len(made.executor.leases()))
-    watch("virtpilot_agent_events_published_total", "Events published.", "counter", lambda made: made.desk.published)
-    watch("virtpilot_agent_events_dropped_total", "Events lost.", "counter", lambda made: made.desk.dropped)
-    exporter.watch("virtpilot_agent_events_total", "Events.", "counter", lambda: _event_counts(agents), "kind")
     watch("virtpilot_spool_messages_count", "Messages not reported stored.", "gauge", lambda made: made.uplink.pending)
     watch("virtpilot_spool_published_total", "Messages published.", "counter", lambda made: made.uplink.published)
     watch("virtpilot_spool_resent_total", "Messages published again.", "counter", lambda made: made.uplink.resent)
@@ -143,7 +140,23 @@ def _watch_agents(exporter: Exporter, agents: Sequence[Agent]) -> Exporter:
     watch("virtpilot_spool_size_bytes", "Bytes on disk.", "gauge", lambda made: made.uplink.size_bytes)
     watch("virtpilot_spool_limit_bytes", "Bytes on disk at most.", "gauge", lambda made: made.uplink.limit_bytes)
     exporter.check("spool", lambda: all(made.uplink.keeps_all for made in agents))
+    _watch_between_ticks(exporter, agents)
     return exporter
+
+
+def _watch_between_ticks(exporter: Exporter, agents: Sequence[Agent]) -> None:
+    """Export what agents tell between their ticks: events, and guests that are sampled faster."""
+
+    def watch(name: str, meaning: str, kind: Literal["counter", "gauge"], read: Callable[[Agent], int]) -> None:
+        exporter.watch(name, meaning, kind, lambda: sum(map(read, agents)))
+
+    watch("virtpilot_agent_events_published_total", "Events published.", "counter", lambda made: made.desk.published)
+    watch("virtpilot_agent_events_dropped_total", "Events lost.", "counter", lambda made: made.desk.dropped)
+    watch("virtpilot_agent_sampling_orders_total", "Orders to sample.", "counter", lambda made: made.cadence.orders)
+    watch("virtpilot_agent_sampling_refused_total", "Orders not taken.", "counter", lambda made: made.cadence.refused)
+    watch("virtpilot_agent_guests_fast_count", "Guests sampled faster.", "gauge", lambda made: len(made.cadence.fast))
+    watch("virtpilot_agent_guests_calm_count", "Guests told less often.", "gauge", lambda made: len(made.cadence.calm))
+    exporter.watch("virtpilot_agent_events_total", "Events.", "counter", lambda: _event_counts(agents), "kind")
 
 
 def _event_counts(agents: Sequence[Agent]) -> Counter[str]:
@@ -173,7 +186,6 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
     )
     exporter.watch("virtpilot_commands_total", "Commands given.", "counter", lambda: counters.commands)
     exporter.watch("virtpilot_outcomes_total", "Outcomes.", "counter", lambda: dict(counters.outcomes), "result")
-    exporter.watch("virtpilot_events_total", "Events of hosts.", "counter", lambda: dict(counters.events), "kind")
     exporter.watch("virtpilot_rules_count", "Rules in force.", "gauge", lambda: len(made.rulebook.ruleset.rules))
     exporter.watch("virtpilot_rules_refused_total", "Rule files refused.", "counter", lambda: made.rulebook.refusals)
     exporter.watch("virtpilot_state_save_failures_total", "State not saved.", "counter", lambda: made.save_failures)
@@ -185,7 +197,27 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
         "matcher",
     )
     exporter.check("rules", lambda: not made.rulebook.problems)
+    _watch_streams(exporter, made)
     return exporter
+
+
+def _watch_streams(exporter: Exporter, made: Controller) -> None:
+    """Export what came beside the agents' metrics, and what the agents were asked for."""
+    counters = made.counters
+    exporter.watch(
+        "virtpilot_controller_foreign_samples_total",
+        "Samples that others than agents published.",
+        "counter",
+        lambda: made.sources.foreign,
+    )
+    exporter.watch("virtpilot_events_total", "Events of hosts.", "counter", lambda: dict(counters.events), "kind")
+    exporter.watch(
+        "virtpilot_sampling_guests_count",
+        "Guests that agents are asked to sample faster or less often.",
+        "gauge",
+        lambda: made.steering.counts(),  # noqa: PLW0108 - read anew at each scrape
+        "pace",
+    )
 
 
 def watch_writer(exporter: Exporter, made: Writer) -> Exporter:
@@ -251,6 +283,7 @@ def _simulated(config: FleetConfig, simulated: Fleet, host: str, clock: Clock) -
         verifier=Verifier(load_public(map(Path, config.commands.public_key_files)), host),
         migration_uri=simulated.migration_uri(host),
         timing=config.timing,
+        sampling=config.sampling,
         spool=config.spool,
         caps=Caps(),
     )

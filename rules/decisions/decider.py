@@ -64,6 +64,11 @@ class Decider:
         """Which matcher runs, for `status`."""
         return self._matcher.name
 
+    def awaited(self) -> set[str]:
+        """Return the subjects on which a command is out or an effect is measured."""
+        phases = (Phase.COMMANDED, Phase.MEASURING)
+        return {ladder.subject.id for phase in phases for _key, ladder in self._shelf.in_phase(phase)}
+
     def on_signal(self, signal: Signal) -> None:
         """Take a signal's transition; duplicates and older ones change nothing."""
         rule = self._rules.get(signal.rule)

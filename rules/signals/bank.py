@@ -112,6 +112,10 @@ class Bank:
             for row in np.flatnonzero(machine.state >= FIRING).tolist():
                 yield machine.rule, row
 
+    def active(self, kind: Kind) -> set[int]:
+        """Return the rows of a kind of which some signal is pending, firing or clearing."""
+        return {row for _number, machine in self._of[kind] for row in np.flatnonzero(machine.state).tolist()}
+
     def dump(self) -> list[SavedRule]:
         """Return all machines as they are saved."""
         return [

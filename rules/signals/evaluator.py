@@ -185,6 +185,16 @@ class Evaluator:
         """Return a knob's measured value and when it was, None where it is not known."""
         return self._knobs.get((guest, knob))
 
+    @property
+    def world(self) -> World:
+        """All that the rules see."""
+        return self._world
+
+    def active(self, kind: Kind) -> set[str]:
+        """Return the subjects of which some signal is pending, firing or clearing."""
+        subjects = self._tables[kind].subjects
+        return {subject.id for row in self._bank.active(kind) if (subject := subjects[row]) is not None}
+
     def firing_counts(self) -> dict[str, int]:
         """Return how many subjects of each rule fire just now (or are clearing); any thread may ask."""
         return self._bank.firing_counts()

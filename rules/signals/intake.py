@@ -161,9 +161,12 @@ class Intake:
             keep = ~(late | ahead)
             part.only(keep)
             rows, times = rows[keep], times[keep]
-        patience = (self._tolerance.gap_intervals * table.interval[rows]).astype(np.int64)
-        patience[patience == 0] = self._tolerance.stale_ns
+        usual = table.interval[rows]
         table.take(rows, times, part.subjects, [sample.fields for sample in part.samples], cause)
+        # A guest that is sampled at another pace from now on was not silent before.
+        usual = np.maximum(usual, table.declared_ns(rows))
+        patience = (self._tolerance.gap_intervals * usual).astype(np.int64)
+        patience[patience == 0] = self._tolerance.stale_ns
         if table.kind is Kind.VM:
             # Of a host that has not been measured yet nothing is known: the guest's next sample looks again.
             row_of = self._tables[Kind.HOST].row_of

@@ -10,11 +10,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from virtpilot.clock import SECOND
 from virtpilot.model import Kind, Subject
 
 _FIRST_ROWS: Final = 64
 # The usual interval between samples is followed slowly, so that one gap does not look normal.
 _INTERVAL_WEIGHT: Final = 0.2
+_SHORTEST_S: Final = 5.0
+_LONGEST_S: Final = 3600.0
 _INT: Final = np.dtype("<i8")
 _FLOAT: Final = np.dtype("<f8")
 
@@ -156,6 +159,17 @@ class Table:
                 pass  # some sample lacks a field
         names = self.fields
         return [[found.get(name, np.nan) for name in names] for found in fields]
+
+    def declared_ns(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how often (ns) each row is sampled from now on, by its own word; 0 where it does not say.
+
+        Not below five seconds: one that is sampled each second may be silent for a moment.
+        """
+        column = self.column.get("sample_interval_seconds")
+        if column is None:
+            return np.zeros(len(rows))
+        declared_s = self.values[column, rows]
+        return np.where(declared_s > 0, np.clip(declared_s, _SHORTEST_S, _LONGEST_S) * SECOND, 0.0)
 
     def taken(self) -> NDArray[np.int64]:
         """Return the rows that belong to a subject."""

@@ -90,6 +90,7 @@ GUEST_FIELDS: Final[list[Field]] = [
         ("guest_load5_count", "load average over 5 minutes inside the guest", "load.5m"),
         ("guest_load15_count", "load average over 15 minutes inside the guest", "load.15m"),
     ),
+    *named("vm", "agent", ("sample_interval_seconds", "how often this guest is sampled just now", "")),
     *named(
         "vm_vcpu",
         _STATS,

@@ -141,6 +141,8 @@ HOST_FIELDS: Final = [
             "balloon of the running guests / physical memory; above 1: more than there is",
             _STATS,
         ),
+        ("guests_fast_count", Unit.COUNT, _G, "guests that are sampled faster than by the tick", "agent"),
+        ("guests_calm_count", Unit.COUNT, _G, "guests that are told of less often than by the tick", "agent"),
         ("source_failures_total", Unit.COUNT, _C, "readings of a source that failed", "agent"),
         ("tick_budget_seconds", Unit.SECONDS, _G, "how long a tick's collection may take", "agent"),
         ("tick_duration_seconds", Unit.SECONDS, _G, "how long the last tick's collection took", "agent"),

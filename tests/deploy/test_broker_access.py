@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 HOST, OTHER = "host-1", "host-2"
 ROLES: Final = ("controller", "writer", "dashboards", "fleet")
 USERS: Final = (HOST, *ROLES)
-FAMILIES: Final = ("metrics", "events", "status", "outcomes", "commands", "stored", "signals")
+FAMILIES: Final = ("metrics", "events", "status", "outcomes", "commands", "stored", "sampling", "signals")
 NAMES: Final = (HOST, OTHER, *ROLES)
 TOPICS: Final = (
     *(f"virtpilot/c1/{family}/{name}" for family in FAMILIES for name in NAMES),
@@ -36,22 +36,22 @@ TOPICS: Final = (
 # Family → whose topics, for each user.
 MAY_PUBLISH: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     HOST: dict.fromkeys(("metrics", "events", "status", "outcomes"), (HOST,)),
-    "controller": dict.fromkeys(("outcomes", "commands", "signals"), NAMES) | {"decisions": ()},
+    "controller": dict.fromkeys(("outcomes", "commands", "sampling", "signals"), NAMES) | {"decisions": ()},
     "writer": {"stored": NAMES},
     "dashboards": {},
     "fleet": dict.fromkeys(("metrics", "events", "status", "outcomes"), NAMES),
 }
 MAY_READ: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    HOST: dict.fromkeys(("commands", "stored"), (HOST,)),
+    HOST: dict.fromkeys(("commands", "stored", "sampling"), (HOST,)),
     "controller": dict.fromkeys(("metrics", "events", "status", "outcomes"), NAMES),
     "writer": {"metrics": NAMES, "commands": ("writer",), "stored": ("writer",)},
     "dashboards": dict.fromkeys(("metrics", "events", "status", "outcomes", "signals"), NAMES) | {"decisions": ()},
-    "fleet": dict.fromkeys(("commands", "stored"), NAMES),
+    "fleet": dict.fromkeys(("commands", "stored", "sampling"), NAMES),
 }
 # The patterns' reading side, under a role's own name, where no host can be: nothing is ever published there. The denied
 # lines make a role blind on the topics of such a host as well.
 HARMLESS: Final = {
-    *((role, f"virtpilot/c1/{family}/{role}") for role in ROLES for family in ("commands", "stored")),
+    *((role, f"virtpilot/c1/{family}/{role}") for role in ROLES for family in ("commands", "stored", "sampling")),
     *((role, f"virtpilot/c1/{family}/{role}") for role in ROLES for family in ("metrics", "events", "status")),
     *((role, f"virtpilot/c1/outcomes/{role}") for role in ROLES),
 }

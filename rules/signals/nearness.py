@@ -1,0 +1,85 @@
+"""Which guests are near a threshold: a rule's condition would hold if each of its thresholds were a little relaxed.
+
+Taken now and then over all guests in columns, apart from the path that samples take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.model import Kind
+from virtpilot.rules.language.records import Rule
+from virtpilot.rules.language.typed import COMPARE, Columns, Masks, Part
+from virtpilot.rules.signals.columns import masks
+from virtpilot.rules.signals.world import World
+
+_UPWARDS: Final = frozenset({">", ">="})
+_DOWNWARDS: Final = frozenset({"<", "<="})
+
+
+def near(world: World, rules: Iterable[Rule], margin: float) -> set[str]:
+    """Return the ids of the guests near a threshold of a rule about guests; `margin` is a share of each threshold."""
+    table = world.tables[Kind.VM]
+    ids = list(table.row_of)
+    rows = np.fromiter(table.row_of.values(), np.int64, len(ids))
+    columns = world.columns(Kind.VM, rows)
+    found = np.zeros(len(ids), np.bool_)
+    with np.errstate(all="ignore"):
+        for rule in rules:
+            if rule.on is not Kind.VM or not ids:
+                continue
+            close = np.broadcast_to(relaxed(rule.when.part, columns, margin)[0], len(ids))
+            if rule.where is not None and close.any():
+                close = close & masks(rule.where, columns, len(ids))[0]
+            found |= close
+    return {ids[at] for at in np.flatnonzero(found)}
+
+
+def relaxed(part: Part, columns: Columns, margin: float) -> Masks:
+    """Return where a condition is true and where it is false, each threshold relaxed by `margin` of itself.
+
+    What is negated is made stricter, so that the whole is the wider. A threshold of zero, texts and inequality stay.
+    """
+    match part.sign:
+        case "not":
+            return relaxed(part.parts[0], columns, -margin)[::-1]
+        case "and" | "or":
+            return _joined(part, columns, margin)
+    if part.sign not in COMPARE or part.parts[0].kind != "number":
+        return part.truth(columns)
+    left, right = (_numbers(one, columns) for one in part.parts)
+    slack = margin * np.abs(left if part.parts[0].literal is not None else right)
+    true = _compared(part.sign, left, right, slack)
+    known = np.isfinite(left) & np.isfinite(right)
+    return true & known, ~true & known
+
+
+def _joined(part: Part, columns: Columns, margin: float) -> Masks:
+    true, false = relaxed(part.parts[0], columns, margin)
+    for one in part.parts[1:]:
+        more_true, more_false = relaxed(one, columns, margin)
+        if part.sign == "and":
+            true, false = true & more_true, false | more_false
+        else:
+            true, false = true | more_true, false & more_false
+    return true, false
+
+
+def _numbers(part: Part, columns: Columns) -> NDArray[np.float64]:
+    return np.atleast_1d(np.asarray(part.value(columns, np.nan), np.float64))
+
+
+def _compared(
+    sign: str, left: NDArray[np.float64], right: NDArray[np.float64], slack: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    if sign in _UPWARDS:
+        return np.asarray(COMPARE[sign](left, right - slack))
+    if sign in _DOWNWARDS:
+        return np.asarray(COMPARE[sign](left, right + slack))
+    if sign == "==":
+        return np.asarray(np.abs(left - right) <= np.maximum(slack, 0.0))
+    return np.asarray(left != right)
