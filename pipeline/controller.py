@@ -6,21 +6,21 @@
     bus events/+ → the record log, where they explain something
     bus outcomes/+ → decider: effect measured, next rung → bus outcomes/<host>
 
-State is saved before a command leaves, so that a restart neither forgets nor repeats one (keeping.py).
+State is saved before anything leaves (keeping.py), and on disk before a command does (outbox.py), so that a restart
+neither forgets nor repeats one.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from concurrent.futures import Future
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import structlog
 
 from virtpilot.actuators.command import Signer
-from virtpilot.clock import SECOND, Clock, seconds
+from virtpilot.clock import Clock, seconds
 from virtpilot.events import LIFECYCLE, EventKind
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostStatus, Message, Outcome, Signal
@@ -28,6 +28,7 @@ from virtpilot.pipeline import foreign
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Small
+from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook
@@ -38,11 +39,11 @@ from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.saved import Turn
 from virtpilot.rules.signals.sources import Sources
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
-from virtpilot.tracked import Tracked
 
 log = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.2
+_DISK_POLL_S: Final = 0.002
 _KINDS: Final = frozenset(EventKind)
 # Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
 _EXPLAINING: Final = LIFECYCLE | {
@@ -114,14 +115,12 @@ class Controller:
         rulebook.on_reload = self._on_reload
         self._topics = topics
         self.bus = bus
-        self._signer = signer
         self._alerts = alerts
         self._clock = clock
         self._timing = timing
-        self._outbox: Tracked[str, Command] = Tracked()
+        self._outbox = Outbox(bus, topics, signer)
         self._turns: Recent[Turn] = Recent()
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
-        self._sending: dict[str, Future[None]] = {}
         self._next_tick_ns = 0
 
     @property
@@ -144,7 +143,7 @@ class Controller:
         self._alerts.resume(msgspec.convert(list(document["alerts"].values()), list[Signal]))
         for status in msgspec.convert(list(document["statuses"].values()), list[HostStatus]):
             self.pilot.fleet.on_status(status)
-        self._outbox.update(msgspec.convert(document["outbox"], dict[str, Command]))
+        self._outbox.restore(msgspec.convert(document["outbox"], dict[str, Command]))
 
     def _parts(self) -> dict[str, Part]:
         """Return all that a restart must not lose."""
@@ -156,7 +155,7 @@ class Controller:
             "guards": Small(self.pilot.guards.snapshot),
             "alerts": self._alerts.part,
             "statuses": Entries(self.pilot.fleet.statuses, str),
-            "outbox": Entries(self._outbox, str),
+            "outbox": self._outbox.part,
         }
 
     def _on_reload(self, ruleset: RuleSet, evaluator: Evaluator) -> None:
@@ -164,14 +163,20 @@ class Controller:
         self._keeper.save_all_soon()
 
     def step(self, timeout_s: float) -> None:
-        """Do what is due, then handle the messages that are there, waiting `timeout_s` seconds at most."""
+        """Do what is due, then handle the messages that are there, waiting `timeout_s` seconds at most.
+
+        With 0 nothing is left for the next step: it waits for the disk.
+        """
         if self._clock.monotonic_ns() >= self._next_tick_ns:
             self._next_tick_ns = self._clock.monotonic_ns() + seconds(self._timing.tick_s)
             self.tick(self._clock.now_ns())
-        delivery = self.bus.receive(timeout_s)
+        delivery = self.bus.receive(min(timeout_s, _DISK_POLL_S) if self._outbox.waits() else timeout_s)
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
             delivery = self.bus.receive(0)
+        if not timeout_s:
+            self._keeper.settle()
+        self._outbox.send(self._keeper, self._clock.now_ns())
 
     def tick(self, now_ns: int) -> None:
         """Notice what did not come, measure effects, decide, and save now and then."""
@@ -185,7 +190,6 @@ class Controller:
         self._alerts.tick(now_ns)
         self._steer(now_ns)
         self._keeper.tick()
-        self._send()
 
     def _steer(self, now_ns: int) -> None:
         """Ask agents to sample those near a threshold more often, and calm ones less."""
@@ -208,7 +212,7 @@ class Controller:
                 self._on_outcome(message, now_ns)
             case "events":
                 self._on_event(message)
-        delivery.ack()
+        self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
         wanted, numbered = self.rulebook.wanted, BOOT_PROPERTY in message.properties
@@ -241,7 +245,6 @@ class Controller:
             return
         self.pilot.on_outcome(outcome, now_ns)
         self._advance(now_ns, [outcome.guest])
-        self._keeper.save()
 
     def _on_event(self, message: Message) -> None:
         """Count an event and keep it where it explains what was measured or done."""
@@ -276,38 +279,19 @@ class Controller:
 
     def _advance(self, now_ns: int, about: Collection[str] | None = None) -> None:
         """Measure effects and decide, for the subjects that have news or for all; nothing leaves before it is saved."""
-        for outcome in self.pilot.decider.measure(now_ns, self.rulebook.evaluator, about):
-            if self._record(outcome):
-                # A command whose outcome never came must not hold its place for ever.
-                self.pilot.guards.finished(outcome.command, now_ns)
-                self._publish(self._topics.outcomes(outcome.host), outcome)
-        records = self.pilot.decide(now_ns, about)
-        fresh = [record for record in records if self._record(record)]
-        self._outbox.update({record.id: record for record in fresh if isinstance(record, Command)})
-        if fresh:
-            self._keeper.save()
-        for record in fresh:
+        found = self.pilot.decider.measure(now_ns, self.rulebook.evaluator, about)
+        effects = [outcome for outcome in found if self._record(outcome)]
+        for outcome in effects:
+            # A command whose outcome never came must not hold its place for ever.
+            self.pilot.guards.finished(outcome.command, now_ns)
+        records = [record for record in self.pilot.decide(now_ns, about) if self._record(record)]
+        self._outbox.add(record for record in records if isinstance(record, Command))
+        self._keeper.save()
+        for outcome in effects:
+            self._publish(self._topics.outcomes(outcome.host), outcome)
+        for record in records:
             if isinstance(record, Decision):
                 self._publish(self._topics.decisions, record)
-        self._send()
-
-    def _send(self) -> None:
-        """Publish each command until the broker has it or its time is over; agents know duplicates by id."""
-        for command_id, future in list(self._sending.items()):
-            if future.done():
-                del self._sending[command_id]
-                if future.exception() is None:
-                    self._outbox.pop(command_id, None)
-        now_ns = self._clock.now_ns()
-        for command in list(self._outbox.values()):
-            left_ns = command.not_after_ns - now_ns
-            if left_ns <= 0:
-                del self._outbox[command.id]
-            elif command.id not in self._sending and self.bus.generation and self._keeper.safe:
-                payload = self._signer.seal(command)
-                expiry_s = max(1, left_ns // SECOND)
-                message = Message(self._topics.commands(command.host), payload, expiry_s=expiry_s)
-                self._sending[command.id] = self.bus.publish(message)
 
     def _publish(self, topic: str, record: Record) -> None:
         self.bus.publish(Message(topic, msgspec.json.encode(record)))
@@ -340,7 +324,9 @@ class Controller:
 
     def close(self) -> None:
         """Save, send what is in hand and leave in order."""
-        self._send()
+        self._keeper.save()
+        self._keeper.settle()
+        self._outbox.send(self._keeper, self._clock.now_ns())
         self._keeper.close()
         self._alerts.close(2.0)
         self.bus.close()

@@ -90,19 +90,19 @@ class Small(Generic[V]):
 
 
 class Keeper:
-    """Saves the parts; `safe` tells whether all that has happened is on disk, so that what follows from it may leave.
+    """Saves the parts. What is saved survives a crash of this process at once, and of the machine a little later.
 
     Without a file nothing is kept, and everything may leave.
     """
 
     def __init__(self, file: StateLog | None, parts: Mapping[str, Part], clock: Clock, every_ns: int) -> None:
-        self.safe = True
         self.failures = 0
         self._file = file
         self._parts: Final = parts
         self._clock = clock
         self._every_ns = every_ns
         self._due_ns: int | None = None
+        self._safe = True
 
     def whole(self) -> dict[str, Any]:
         """Return the whole state."""
@@ -119,13 +119,26 @@ class Keeper:
         self.save()
 
     def save(self) -> None:
-        """Put what has changed on disk before this returns; `safe` tells whether that worked."""
+        """Save what has changed."""
         if self._due_ns is None:
             self._do(lambda file: self._begin_anew(file, wait=True))
             return
         changes = [((name, *place), value) for name, part in self._parts.items() for place, value in part.changes()]
         if changes:
             self._do(lambda file: file.commit(changes))
+
+    def mark(self) -> int:
+        """Return a number for all that was saved so far, for `reached`."""
+        return self._file.written if self._file is not None else 0
+
+    def reached(self, mark: int) -> bool:
+        """Tell whether all that was saved by then is on disk for certain, so that what follows from it may leave."""
+        return self._file is None or (self._safe and self._file.synced >= mark)
+
+    def settle(self) -> None:
+        """Wait for the disk."""
+        if self._file is not None and not self.reached(self.mark()):
+            self._file.settle()
 
     def _begin_anew(self, file: StateLog, *, wait: bool) -> None:
         if file.replace(self.whole, wait=wait):
@@ -137,10 +150,10 @@ class Keeper:
             return
         try:
             act(self._file)
-            self.safe = True
+            self._safe = True
         except StateError as error:
             # What the parts gave is not on disk and will not be given again: only the whole can mend that.
-            self._due_ns, self.safe = None, False
+            self._due_ns, self._safe = None, False
             self.failures += 1
             log.error("state not saved", error=str(error))
 

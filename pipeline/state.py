@@ -30,19 +30,50 @@ Change = tuple[Sequence[str], object]
 _NUMBER: Final = "number"
 
 
-class StateLog:
-    """Keeps one document; call `replace` first. All methods raise StateError when the disk does not take it."""
+class _Journal:
+    """The changes since one document, open for appending."""
 
     def __init__(self, path: Path) -> None:
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self.size = os.fstat(self.handle).st_size
+        self.last = 0
+        """The number of its newest commit."""
+        self.sync_asked = False
+
+    def append(self, line: bytes) -> None:
+        """Write a line, whole or not at all; raises OSError."""
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(self.handle, left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.handle, self.size)
+            raise
+        self.size += len(line)
+
+
+class StateLog:
+    """Keeps one document; call `replace` first.
+
+    What is committed survives the end of this process at once, and the machine's when `synced` has come up to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.written = 0
+        """How many commits there were."""
+        self.synced = 0
+        """How many of them are on disk for certain."""
         self._path = path
         self._number = max([0, *_numbers(path)])
-        self._journal: int | None = None
-        self._good = 0
-        self._writer = ThreadPoolExecutor(1, "state")
+        self._journal: _Journal | None = None
+        self._writer = ThreadPoolExecutor(1, "state-writer")
+        self._syncer = ThreadPoolExecutor(1, "state-syncer")
         self._writing: Future[None] | None = None
+        self._failure: OSError | None = None
 
     def replace(self, whole: Callable[[], dict[str, Any]], *, wait: bool) -> bool:
-        """Begin anew with the whole document, on disk when this returns if `wait`.
+        """Begin anew with the whole document, on disk when this returns if `wait`; raises StateError.
 
         Without `wait` it is made and encoded at once and written by a thread; False, and it is not asked for, while the
         last one is still being written.
@@ -53,50 +84,73 @@ class StateLog:
             writing, self._writing = self._writing, None
             failure = writing.exception()
             if failure is not None and not wait:
-                raise StateError(f"cannot save state at {self._path}: {failure}") from failure
+                raise self._error(failure)
         number = self._number + 1
         try:
             raw = msgspec.json.encode({_NUMBER: number, **whole()})
             self._open(number)
         except OSError as error:
-            raise StateError(f"cannot save state at {self._path}: {error}") from error
-        self._writing = self._writer.submit(self._write, number, raw)
+            raise self._error(error) from error
+        self._writing = self._writer.submit(self._write, number, raw, self.written)
         if wait and (failure := self._writing.exception()) is not None:
-            raise StateError(f"cannot save state at {self._path}: {failure}") from failure
+            raise self._error(failure)
         return True
 
     def commit(self, changes: Iterable[Change]) -> None:
-        """Append changes, all or none of them; they are on disk when this returns."""
+        """Append changes, all or none of them; raises StateError."""
         if self._journal is None:
             raise StateError(f"no document at {self._path} to change")
-        line = msgspec.json.encode(list(changes)) + b"\n"
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise self._error(failure)
         try:
-            _write_all(self._journal, line)
-            os.fdatasync(self._journal)
+            self._journal.append(msgspec.json.encode(list(changes)) + b"\n")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._journal, self._good)
-            raise StateError(f"cannot save state at {self._path}: {error}") from error
-        self._good += len(line)
+            raise self._error(error) from error
+        self.written += 1
+        self._journal.last = self.written
+        if not self._journal.sync_asked:
+            self._journal.sync_asked = True
+            self._syncer.submit(self._sync, self._journal)
+
+    def settle(self) -> None:
+        """Wait until the disk has done what it was asked for so far."""
+        self._syncer.submit(int).result()
 
     def close(self) -> None:
         """Wait for what is being written, then let go."""
         self._writer.shutdown()
+        self._syncer.shutdown()
         if self._journal is not None:
-            os.close(self._journal)
+            os.close(self._journal.handle)
             self._journal = None
+
+    def _error(self, cause: BaseException) -> StateError:
+        return StateError(f"cannot save state at {self._path}: {cause}")
 
     def _open(self, number: int) -> None:
         """Go on in the journal of another document; a thread has made it, but for the first."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        journal = os.open(_journal(self._path, number), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        if self._journal is not None:
-            os.close(self._journal)
-        self._journal, self._good, self._number = journal, os.fstat(journal).st_size, number
+        former, self._journal, self._number = self._journal, _Journal(_journal(self._path, number)), number
+        if former is not None:
+            # Behind what may still be asked for of it.
+            self._syncer.submit(os.close, former.handle)
 
-    def _write(self, number: int, raw: bytes) -> None:
-        """Put a document in place, and make what the next one needs; runs in the thread."""
+    def _sync(self, journal: _Journal) -> None:
+        """Put a journal on disk; runs in a thread. One call serves all commits that came before it began."""
+        journal.sync_asked = False
+        last = journal.last
+        try:
+            os.fdatasync(journal.handle)
+        except OSError as error:
+            self._failure = error
+        else:
+            self.synced = max(self.synced, last)
+
+    def _write(self, number: int, raw: bytes, commits: int) -> None:
+        """Put a document with so many commits in place, and make what the next one needs; runs in a thread."""
         replace_file(self._path, raw)
+        self.synced = max(self.synced, commits)
         for former in _numbers(self._path):
             if former < number:
                 _journal(self._path, former).unlink(missing_ok=True)
@@ -150,12 +204,6 @@ def _journal(path: Path, number: int) -> Path:
 def _numbers(path: Path) -> list[int]:
     names = (one.stem.rpartition("-")[2] for one in path.parent.glob(f"{path.stem}-*.jsonl"))
     return [int(name) for name in names if name.isdecimal()]
-
-
-def _write_all(handle: int, raw: bytes) -> None:
-    left = memoryview(raw)
-    while left:
-        left = left[os.write(handle, left) :]
 
 
 def replace_file(path: Path, raw: bytes) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.pipeline.test_state_log import copied
+from virtpilot.actuators.command import Signer
 from virtpilot.clock import VirtualClock, seconds
 from virtpilot.errors import StateError
-from virtpilot.model import Command, Outcome
+from virtpilot.model import Command, Message, Outcome, ReleaseKnob
+from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.keeping import Entries, Keeper, Recent, Small
 from virtpilot.pipeline.measured_fleet import ALSO
+from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.state import StateLog, load
 from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.topics import Topics
 from virtpilot.tracked import Tracked
 
 KEPT = ("epoch", "decisions", "guards", "alerts", "statuses", "outbox")
@@ -69,12 +76,12 @@ def test_what_could_not_be_saved_is_saved_whole_when_it_can_be(tmp_path: Path) -
     items["a"] = 1
     file.full = True
     keeper.save()
-    assert (keeper.safe, keeper.failures) == (False, 1)
+    assert (keeper.reached(0), keeper.failures) == (False, 1)
     items["b"] = 2
     file.full = False
     recent.add("r", 3)
     keeper.save()
-    assert keeper.safe
+    assert keeper.reached(keeper.mark())
     assert load(tmp_path / "state.json") == {"items": {"a": 1, "b": 2}, "recent": {}}
     recent.add("r", 4)
     keeper.save()
@@ -137,3 +144,53 @@ def test_entries_are_saved_by_their_text(text: Any) -> None:
     del items["k"]
     assert list(part.changes()) == [((text("k"),), None)]
     assert part.saved() == {}
+
+
+class Received:
+    """A delivery that knows whether it was acknowledged."""
+
+    message = Message("t", b"")
+
+    def __init__(self) -> None:
+        self.acked = False
+
+    def ack(self) -> None:
+        self.acked = True
+
+
+def test_what_waits_for_a_slow_disk_is_only_what_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved at once, for this process may crash; commands and acknowledgements leave when the disk has it."""
+    disk_goes_on, really = threading.Event(), os.fdatasync
+
+    def slowly(handle: int) -> None:
+        assert disk_goes_on.wait(30)
+        really(handle)
+
+    monkeypatch.setattr(os, "fdatasync", slowly)
+    clock = VirtualClock()
+    broker, topics = MemoryBroker(clock), Topics("c")
+    host = broker.connect("host")
+    host.subscribe(topics.commands("+"))
+    outbox = Outbox(broker.connect("controller"), topics, Signer(Ed25519PrivateKey.generate()))
+    keeper = Keeper(StateLog(tmp_path / "state.json"), {"outbox": outbox.part}, clock, seconds(10))
+    keeper.save()
+    command = Command(
+        id="cm-1", cause="dc-1", host="h1", action=ReleaseKnob(guest="g", knob="cpu_shares"), rule="r",
+        issued_ns=clock.now_ns(), not_after_ns=clock.now_ns() + seconds(30), epoch=1,
+    )  # fmt: skip
+    outbox.add([command])
+    keeper.save()
+    delivery = Received()
+    outbox.acknowledge(delivery, keeper)
+    outbox.send(keeper, clock.now_ns())
+    assert outbox.waits()
+    assert (host.receive(0), delivery.acked) == (None, False)
+    found = load(tmp_path / "state.json")
+    assert found is not None
+    assert list(found["outbox"]) == ["cm-1"]
+    disk_goes_on.set()
+    keeper.settle()
+    outbox.send(keeper, clock.now_ns())
+    assert delivery.acked
+    assert host.receive(0) is not None
+    keeper.close()
