@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from virtpilot.actuators.command import Signer
-from virtpilot.clock import Clock, seconds
+from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.events import LIFECYCLE, EventKind
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostStatus, Message, Outcome, Signal
