@@ -61,6 +61,11 @@ class EvaluationLog:
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
+    @property
+    def keeps(self) -> bool:
+        """Tell whether what is added is kept."""
+        return self._path is not None
+
     def add(self, evaluations: Iterable[Evaluation]) -> None:
         """Append; a full disk loses lines of this log, and says so, nothing else."""
         lines = b"".join(msgspec.json.encode(each) + b"\n" for each in evaluations)
@@ -115,6 +120,8 @@ class Tracer:
 
     def signals(self, signals: Iterable[Signal]) -> None:
         """Keep what changed the state of signals just now."""
+        if not self._log.keeps:
+            return
         self._take_rules()
         by_rule: dict[str, list[Signal]] = {}
         for signal in signals:
@@ -143,10 +150,10 @@ class Tracer:
 
     def tick(self, now_ns: int) -> None:
         """Look at some rules for near misses, so that each has its turn."""
-        self._take_rules()
         rules = self._rules.ruleset.rules
-        if not rules:
+        if not rules or not self._log.keeps:
             return
+        self._take_rules()
         share = (now_ns - self._looked_ns) / SECOND / ROUND_S if self._looked_ns else 1.0
         self._looked_ns = now_ns
         turns = min(int(len(rules) * max(share, 0.0)) + 1, len(rules))

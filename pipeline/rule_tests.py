@@ -34,6 +34,7 @@ USUAL: Final[Mapping[Kind, Mapping[str, float]]] = {
     Kind.VM: {"state_code": 1.0, "cpu_usage_ratio": 0.5, "vcpus_count": 2.0, "memory_balloon_bytes": 4 * GIB},
 }
 _KNOBS: Final = {"cpu_shares": 1024}
+_TICKS: Final = 10
 _BEFORE: Final = 4
 _AFTER: Final = 2
 
@@ -131,7 +132,9 @@ class Scene:
         self._given: dict[str, Answer] = {}
         self._then: dict[str, tuple[int, Measured]] = {}
         self._actors = {actor.id: actor for actor in test.actors}
-        self._rehearsal = Rehearsal(rules, test.start_ns, self._reply, mode=test.mode)
+        # Ticks as close as the samples ask for: days are played in no time.
+        tick_s = max(1.0, test.every_ns / SECOND / _TICKS)
+        self._rehearsal = Rehearsal(rules, test.start_ns, self._reply, mode=test.mode, tick_s=tick_s)
         agents = self._rehearsal.agents
         agents.on_done = self._done
         agents.places |= {actor.id: actor.host for actor in test.actors if actor.kind is Kind.VM}
@@ -165,7 +168,8 @@ class Scene:
             coverage.observe(rehearsal.controller.rulebook.evaluator)
         rehearsal.run_until(test.start_ns + test.end_ns)
         records = [record for record in rehearsal.records() if not isinstance(record, Event)]
-        return History(records, {actor.id: actor.name for actor in test.actors}, test.start_ns)
+        names = {actor.id: actor.name for actor in test.actors} | {CLUSTER: Kind.CLUSTER.value}
+        return History(records, names, test.start_ns)
 
     def _measure(self, host: str, tick: int) -> list[Sample]:
         """Return what a host measures: itself, then the guests that are on it now."""
@@ -230,7 +234,8 @@ def _failure(
 
 def _trace(test: RuleTest, expected: Expectation, played: History, coverage: Coverage) -> Iterator[str]:
     """Yield the values that the rule saw around the time, and what came of them."""
-    unique = next((actor.id for actor in test.actors if actor.name == expected.of), expected.of)
+    known = {Kind.CLUSTER.value: CLUSTER} | {actor.name: actor.id for actor in test.actors}
+    unique = known.get(expected.of, expected.of)
     start_ns = test.start_ns if test.fleet is None else 0
     readings = coverage.readings.get((expected.rule, unique), [])
     clauses = coverage.clauses[expected.rule]

@@ -60,6 +60,22 @@ def possible(*conditions: Condition, but: Condition | None = None) -> bool:
     return bool(ways)
 
 
+def terms(condition: Condition) -> frozenset[str] | None:
+    """Return the terms that a condition's comparisons are about; None where one is about more than a term."""
+    found: set[str] = set()
+    waiting = [tree_of(condition.text)]
+    while waiting:
+        tree = waiting.pop()
+        if tree.data in {"negation", "both", "either"}:
+            waiting += [child for child in tree.children if isinstance(child, lark.Tree)]
+            continue
+        ways = _compared(tree, condition.text, wanted=True) if tree.data == "comparison" else [{}]
+        if not all(ways):
+            return None
+        found |= {term for way in ways for term in way}
+    return frozenset(found)
+
+
 def _ways(tree: Tree, text: str, *, wanted: bool) -> Ways:
     """Return the ways in which a tree can be true, or false."""
     children = [child for child in tree.children if isinstance(child, lark.Tree)]

@@ -271,7 +271,7 @@ class TestReader(NodeReader):
             if needed not in keys:
                 self._note(node, f"`{needed}` is missing")
         get = Getter(self, keys)
-        known = sorted(self._guests | self._hosts)
+        known = [*sorted(self._guests | self._hosts), Kind.CLUSTER.value]
         from_ns, until_ns = self._span(node, what, keys)
         found = Expectation(
             what=what,

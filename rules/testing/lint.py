@@ -13,7 +13,7 @@ from virtpilot.errors import Problem
 from virtpilot.rules.decisions.want import PLACEMENT, knob_of
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.load import compose, files, read
-from virtpilot.rules.language.reach import possible
+from virtpilot.rules.language.reach import possible, terms
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.testing.document import SUFFIX, load_tests
 
@@ -76,8 +76,9 @@ def _unreachable(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
 
 
 def _same_terms(one: Condition, other: Condition) -> bool:
-    """Tell whether the first reads nothing that the other does not: only then it is known that both can hold."""
-    return one.fields <= other.fields
+    """Tell whether the first is about nothing that the other is not: only then it is known that both can hold."""
+    own, others = terms(one), terms(other)
+    return own is not None and others is not None and own <= others
 
 
 def _rivals(rules: Sequence[Rule]) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ START_S: Final = 1_700_000_000
 
 
 def play(folder: Path, mode: Mode, seconds: int) -> Path:
-    demo = Demo(folder, rules=RuleOptions(modes={"*": mode}))
+    demo = Demo(folder, rules=RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": mode}))
     for _ in range(seconds):
         demo.step()
     demo.close()
@@ -45,7 +45,7 @@ def about(folder: Path, name: str, at_s: float, *, history: bool = False) -> Ans
         round((START_S + at_s) * SECOND),
         config=Path("none.toml"),
         trail=folder / "controller",
-        rules=[],
+        rules=[LIBRARY / "cpu.yaml"],
         history=str(folder / "store") if history else "",
         lookback_ns=600 * SECOND,
     )
@@ -76,7 +76,7 @@ def test_what_came_of_it_and_that_it_is_over(acted: Path) -> None:
 def test_why_it_does_not_fire_yet(acted: Path) -> None:
     found = rule(about(acted, "web-1", 25))
     assert found.state is SignalState.PENDING
-    assert found.why == "its condition holds, not yet long enough"
+    assert found.why == "its condition holds, not yet long enough, 30 s are needed"
 
 
 def test_why_not_from_the_trail_of_near_misses(acted: Path) -> None:
