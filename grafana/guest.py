@@ -281,6 +281,33 @@ _NET: Final = Section(
     ),
 )
 
+_JOBS: Final = Section(
+    "Jobs and sampling",
+    (
+        graph(
+            "Carried by a job",
+            "While a migration, a save, a dump or a backup runs, whoever started it: what is carried and what is left.",
+            "bytes",
+            (_gauge("vm_job_data_processed_bytes", "operation"), "{{operation}} carried"),
+            (_gauge("vm_job_data_remaining_bytes", "operation"), "{{operation}} left"),
+        ),
+        graph(
+            "A job's pace",
+            "How fast it carries, and how fast the guest changes its memory meanwhile: above it, it never ends.",
+            "Bps",
+            (_gauge("vm_job_bandwidth_bytes_per_second", "operation"), "{{operation}} bandwidth"),
+            (_gauge("vm_job_dirty_bytes_per_second", "operation"), "{{operation}} dirtied"),
+        ),
+        graph(
+            "Sampled each",
+            "Seconds between its samples: fewer while it is near a threshold, more when it has been calm for long.",
+            "s",
+            (_gauge("vm_sample_interval_seconds", "host"), "{{host}}"),
+            width=24,
+        ),
+    ),
+)
+
 BOARD: Final = Board(
     uid="virtpilot-guest",
     title="virtpilot: Guest",
@@ -295,7 +322,7 @@ BOARD: Final = Board(
             regex='/(?=.*\\bname="(?<text>[^"]*)")(?=.*\\bvm="(?<value>[^"]*)")/',
         ),
     ),
-    sections=(_NOW, _PILOT, _CPU, _MEMORY, _DISK, _NET),
+    sections=(_NOW, _PILOT, _CPU, _MEMORY, _DISK, _NET, _JOBS),
     notes=(
         Note(name="Moves", query=arrivals(_VM, _VM, "name, host"), text="{{name}} moved to {{host}}", color="purple"),
         Note(

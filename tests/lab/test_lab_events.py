@@ -11,11 +11,13 @@ import structlog
 
 from deploy import lab as lab_module
 from deploy.lab import Lab
+from deploy.lab.container import Container, lacking
 from deploy.lab.pilot import CLUSTER, LabPilot
 from deploy.lab.scenario import query
 from tests.lab.lab_process import need_a_lab
-from tests.services import until
+from tests.services import lack, until
 from virtpilot.clock import SECOND, SystemClock
+from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.model import By, Event
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
@@ -126,3 +128,31 @@ def test_events_are_heard_again_when_libvirtd_was_killed(heard: Heard) -> None:
     assert until(lambda: [e for e in heard.of("", "events_lost", since) if e.host == "host-2"], 30)
     assert heard.after(guest, "suspended", lambda: host.virsh("suspend", guest)).detail == "paused"
     heard.after(guest, "resumed", lambda: host.virsh("resume", guest))
+
+
+def test_a_container_tells_of_itself_through_the_driver_that_knows_fewer_events(heard: Heard) -> None:
+    if lacking():
+        lack(f"this needs {', '.join(lacking())}")
+    container = Container(heard.lab.hosts["host-2"], "box")
+    hypervisor = LibvirtHypervisor(container.uri, clock=SystemClock())
+    told: list[tuple[str, str]] = []
+
+    def tells(kind: str, detail: str) -> bool:
+        told.extend((event.kind, event.detail) for event in hypervisor.drain() if event.name == container.name)
+        return (kind, detail) in told
+
+    container.start()
+
+    # The first look begins to listen, in a thread of its own: something is done until it is heard.
+    def paused_for_a_moment() -> bool:
+        container.virsh("suspend", "box")
+        container.virsh("resume", "box")
+        return tells("suspended", "paused")
+
+    assert until(paused_for_a_moment, 20)
+    container.destroy()
+    assert until(lambda: tells("stopped", "destroyed"))
+    container.virsh("start", "box")
+    assert until(lambda: tells("started", "booted"))
+    container.destroy()
+    hypervisor.close()
