@@ -26,6 +26,23 @@ _MAX_SENDING: Final = 64
 _REFUSED_NS: Final = seconds(5)
 # How long after a change of ours its echo may come.
 _ECHO_NS: Final = seconds(60)
+# What somebody sets on a guest, beyond its knobs (the field table tells where each is read).
+_LIMITS: Final = frozenset(
+    {
+        "cpu_limit_ratio",
+        "cpu_guest_limit_count",
+        "cpu_emulator_limit_count",
+        "cpu_iothread_limit_count",
+        "memory_hard_limit_bytes",
+        "memory_soft_limit_bytes",
+        "memory_swap_hard_limit_bytes",
+        "blkio_weight_count",
+        "disk_limit_bytes_per_second",
+        "disk_limit_requests_per_second",
+        "net_receive_limit_bytes_per_second",
+        "net_transmit_limit_bytes_per_second",
+    }
+)
 _JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})
 _OF_A_MOVE: Final = LIFECYCLE | _JOBS | {EventKind.MIGRATION_ITERATION}
 log = structlog.get_logger(__name__)
@@ -61,44 +78,64 @@ class Own:
 
 
 class KnobWatch:
-    """Knobs as they are read now and then: a change that no event told of is found here."""
+    """Knobs and limits as they are read now and then: a change that no event told of is found here."""
 
     def __init__(self) -> None:
-        self._read: dict[tuple[str, str], float] = {}
+        self._read: dict[str, dict[str, float]] = {}
         self._told: dict[tuple[str, str], float] = {}
+        self._told_ns: dict[str, int] = {}
 
     def told(self, event: GuestEvent) -> None:
         """Take note of what the hypervisor told by itself."""
         if event.kind is EventKind.KNOB_CHANGED:
             self._told |= {(event.guest, knob): value for knob, value in event.numbers.items()}
+            self._told_ns[event.guest] = event.at_ns
         elif event.kind in {EventKind.STARTED, EventKind.STOPPED, EventKind.UNDEFINED}:
             # A guest that starts has its own values again: nobody changed them.
-            self._read = {key: value for key, value in self._read.items() if key[0] != event.guest}
+            self._read.pop(event.guest, None)
+            self._told_ns.pop(event.guest, None)
             self._told = {key: value for key, value in self._told.items() if key[0] != event.guest}
 
     def see(self, samples: Iterable[Sample]) -> list[GuestEvent]:
         """Return the changes that these samples show and nobody has told of."""
-        found = []
+        knobs: dict[str, dict[str, float]] = {}
+        guests: dict[str, Sample] = {}
         for sample in samples:
-            if sample.measurement != "knob" or "value_count" not in sample.fields:
-                continue
-            key, value = (sample.tags["vm"], sample.tags["knob"]), float(sample.fields["value_count"])
-            former = self._read.get(key)
-            self._read[key] = value
-            if former in {None, value} or self._told.get(key) == value:
-                continue
-            self._told[key] = value
-            found.append(
-                GuestEvent(
-                    at_ns=sample.time_ns,
-                    kind=EventKind.KNOB_CHANGED,
-                    guest=key[0],
-                    name=sample.tags.get("name", ""),
-                    detail="seen",
-                    numbers={key[1]: value},
-                )
-            )
-        return found
+            if sample.measurement == "vm":
+                guests[sample.tags["vm"]] = sample
+            elif sample.measurement == "knob" and "value_count" in sample.fields:
+                knobs.setdefault(sample.tags["vm"], {})[sample.tags["knob"]] = float(sample.fields["value_count"])
+        # Of a guest without knobs its limits are not known either: it is off, or was not asked yet.
+        found = [self._compare(guests[guest], values) for guest, values in knobs.items() if guest in guests]
+        return [event for event in found if event is not None]
+
+    def _compare(self, sample: Sample, knobs: dict[str, float]) -> GuestEvent | None:
+        guest = sample.tags["vm"]
+        limits = {name: float(sample.fields[name]) for name in _LIMITS & sample.fields.keys()}
+        former, now = self._read.get(guest), knobs | limits
+        self._read[guest] = now
+        if former is None:
+            return None
+        # An event speaks of limits in libvirt's names: what is read just after it is what it told.
+        known = 0 <= sample.time_ns - self._told_ns.get(guest, -_ECHO_NS) < _ECHO_NS
+        changed = {name: value for name, value in now.items() if former.get(name) != value}
+        changed = {
+            name: value
+            for name, value in changed.items()
+            if (self._told.get((guest, name)) != value if name in knobs else not known)
+        }
+        gone = [] if known else sorted(former.keys() - now.keys())
+        if not changed and not gone:
+            return None
+        self._told |= {(guest, name): value for name, value in changed.items()}
+        return GuestEvent(
+            at_ns=sample.time_ns,
+            kind=EventKind.KNOB_CHANGED,
+            guest=guest,
+            name=sample.tags.get("name", ""),
+            detail=" ".join(["seen", *(f"no-{name}" for name in gone)]),
+            numbers=changed,
+        )
 
 
 class EventDesk:

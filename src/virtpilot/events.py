@@ -67,9 +67,9 @@ MEANINGS: Final[dict[EventKind, tuple[str, str, str]]] = {
         "virDomainGetJobStats",
     ),
     EventKind.KNOB_CHANGED: (
-        "somebody set a knob; `by` tells whether it was virtpilot",
-        "the knobs' group; their new values by name",
-        "TUNABLE, else the values read every half minute",
+        "somebody set a knob or a limit; `by` tells whether it was virtpilot",
+        "the knobs' group, or `seen` (with `no-` before a limit that is gone); their new values by name",
+        "TUNABLE, else what is read every half minute",
     ),
     EventKind.BALLOON_CHANGED: ("the balloon has another size", "memory_balloon_bytes", "BALLOON_CHANGE"),
     EventKind.BLOCK_THRESHOLD: (

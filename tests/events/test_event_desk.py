@@ -9,10 +9,11 @@ import pytest
 
 from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.events import EventKind
+from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import GuestEvent
 from virtpilot.model import By, Event, Outcome, Result, Sample
 from virtpilot.pipeline.bus.memory import MemoryBroker
-from virtpilot.pipeline.event_desk import MAX_WAITING, EventDesk
+from virtpilot.pipeline.event_desk import _LIMITS, MAX_WAITING, EventDesk
 from virtpilot.topics import Topics
 
 GUEST = "5f0a1b5e-0000-4000-8000-000000000001"
@@ -82,9 +83,13 @@ def done(action: str, result: Result = Result.DONE, **after: float) -> Outcome:
     )  # fmt: skip
 
 
-def knob(value: int, at_ns: int = NOW) -> Sequence[Sample]:
-    tags = {"host": "h1", "vm": GUEST, "name": "web-1", "knob": "cpu_shares"}
-    return [Sample("knob", tags, {"value_count": value, "leased_count": 0}, at_ns)]
+def knob(value: int, at_ns: int = NOW, **limits: float) -> Sequence[Sample]:
+    tags = {"host": "h1", "vm": GUEST, "name": "web-1"}
+    shares: dict[str, int | float] = {"value_count": value, "leased_count": 0}
+    return [
+        Sample("vm", tags, {"state_code": 1, **limits}, at_ns),
+        Sample("knob", {**tags, "knob": "cpu_shares"}, shares, at_ns),
+    ]
 
 
 def test_what_nobody_commanded_is_somebody_elses_doing(site: Site) -> None:
@@ -136,6 +141,40 @@ def test_a_change_that_was_told_is_not_found_again_in_the_samples(site: Site) ->
     site.desk.see(knob(1024))
     site.desk.flush(NOW)
     assert site.event().numbers == {"cpu_shares": 1024}
+
+
+def test_a_limit_that_no_event_tells_of_is_found_when_it_is_read(site: Site) -> None:
+    limit = {"net_receive_limit_bytes_per_second": 1e6}
+    for limits in ({}, {}, limit, limit, {"memory_hard_limit_bytes": 2e9}):
+        site.desk.see(knob(1024, **limits))
+    site.desk.flush(NOW)
+    assert [(event.detail, event.numbers) for event in site.heard()] == [
+        ("seen", limit),
+        ("seen no-net_receive_limit_bytes_per_second", {"memory_hard_limit_bytes": 2e9}),
+    ]
+
+
+def test_limits_that_were_not_read_yet_are_no_news(site: Site) -> None:
+    tags = {"host": "h1", "vm": GUEST, "name": "web-1"}
+    site.desk.see([Sample("vm", tags, {"state_code": 1}, NOW)])
+    site.desk.see(knob(1024, cpu_limit_ratio=0.5))
+    site.desk.flush(NOW)
+    assert site.heard() == []
+
+
+def test_a_limit_that_an_event_told_of_in_its_own_words_is_not_found_again(site: Site) -> None:
+    site.desk.see(knob(1024))
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", vcpu_quota=50_000))
+    site.desk.see(knob(1024, NOW + SECOND, cpu_limit_ratio=0.5))
+    site.desk.flush(NOW)
+    assert site.event().numbers == {"vcpu_quota": 50_000}
+    site.desk.see(knob(1024, NOW + 100 * SECOND, cpu_limit_ratio=0.7))
+    site.desk.flush(NOW)
+    assert site.event().numbers == {"cpu_limit_ratio": 0.7}
+
+
+def test_every_limit_that_is_watched_is_a_field() -> None:
+    assert {("vm", name) for name in _LIMITS} <= FIELDS.keys()
 
 
 def test_a_guest_that_starts_has_its_own_values_again(site: Site) -> None:

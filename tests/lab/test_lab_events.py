@@ -101,6 +101,16 @@ def test_each_act_by_hand_is_told(heard: Heard) -> None:
     assert heard.after(guest, "started", lambda: virsh("start", guest)).detail == "booted"
 
 
+def test_a_limit_that_libvirt_tells_nobody_of_is_found_all_the_same(heard: Heard) -> None:
+    guest, virsh = "web-2", heard.lab.hosts["host-2"].virsh
+    nic = virsh("domiflist", guest).split()[0]
+    since = heard.listen()
+    virsh("domiftune", guest, nic, "--inbound", "1000", "--live")
+    assert until(lambda: heard.of(guest, "knob_changed", since), 90, 0.5)
+    (seen,) = heard.of(guest, "knob_changed", since)
+    assert (seen.detail, seen.numbers) == ("seen", {"net_receive_limit_bytes_per_second": 1_024_000})
+
+
 def test_a_migration_by_hand_is_told_while_it_runs_and_at_its_end(heard: Heard) -> None:
     lab, guest = heard.lab, "web-1"
     source = lab.where(guest)
