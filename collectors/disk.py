@@ -62,15 +62,15 @@ def collect(look: Look) -> Found:
         disk.update(own)
         if _STACKED.fullmatch(name):
             continue
-        _add(fields, {f"disk_{rate}": value for rate, value in own.items() if rate.endswith("_per_second")})
-        _add(fields, {"disk_in_flight_count": disk.get("in_flight_count", 0)})
+        _add(fields, {f"disks_{rate}": value for rate, value in own.items() if rate.endswith("_per_second")})
+        _add(fields, {"disks_in_flight_count": disk.get("in_flight_count", 0)})
         if "utilisation_ratio" in own:
-            busiest = max(fields.get("disk_utilisation_ratio", 0.0), own["utilisation_ratio"])
-            fields["disk_utilisation_ratio"] = busiest
+            busiest = max(fields.get("disks_utilisation_ratio", 0.0), own["utilisation_ratio"])
+            fields["disks_utilisation_ratio"] = busiest
         for kind in sums:
             sums[kind] += _both(increases, kind)
     if sums["requests"] > 0:
-        fields["disk_latency_seconds"] = sums["seconds"] / sums["requests"]
+        fields["disks_latency_seconds"] = sums["seconds"] / sums["requests"]
     return Found(fields, [Device("host_disk", "disk", name, disk) for name, disk in disks])
 
 

@@ -208,12 +208,12 @@ def _disk(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
     prefix = f"block.{index}."
     label = _label(stats, prefix, index)
     times = (
-        Time(prefix + spent, prefix + requests, field, f"disk_{field}")
+        Time(prefix + spent, prefix + requests, field, f"disks_{field}")
         for (spent, requests), field in _DISK_TIMES.items()
         if prefix + spent in stats and prefix + requests in stats
     )
     return _part(stats, "vm_disk", prefix, {**own, "disk": label}, _DISK)._replace(
-        label=label, rates=tuple(_rates(stats, prefix, _DISK_RATES, "disk")), times=tuple(times)
+        label=label, rates=tuple(_rates(stats, prefix, _DISK_RATES, "disks")), times=tuple(times)
     )
 
 
@@ -221,7 +221,7 @@ def _nic(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
     prefix = f"net.{index}."
     label = _label(stats, prefix, index)
     return _part(stats, "vm_net", prefix, {**own, "nic": label}, _NET)._replace(
-        label=label, rates=tuple(_rates(stats, prefix, _NET_RATES, "net"))
+        label=label, rates=tuple(_rates(stats, prefix, _NET_RATES, "nics"))
     )
 
 

@@ -34,21 +34,21 @@ def used(fields: Numbers) -> Fields:
 
 def disks(devices: Sequence[Numbers]) -> Fields:
     """Return a guest's limits over all of its disks, and the use of the most used one."""
-    found = _most_used(devices, "disk_limit_used_ratio")
+    found = _most_used(devices, "disks_limit_used_ratio")
     for what in ("bytes", "requests"):
         own = [_either_way(device, what) for device in devices]
         if all(own):
-            found[f"disk_limit_{what}_per_second"] = sum(own)
+            found[f"disks_limit_{what}_per_second"] = sum(own)
     return found
 
 
 def nics(devices: Sequence[Numbers]) -> Fields:
     """Return a guest's limits over all of its NICs, and the use of the most used one."""
-    found = _most_used(devices, "net_limit_used_ratio")
+    found = _most_used(devices, "nics_limit_used_ratio")
     for way in ("receive", "transmit"):
         own = [device.get(f"{way}_limit_bytes_per_second", 0) for device in devices]
         if all(own):
-            found[f"net_{way}_limit_bytes_per_second"] = sum(own)
+            found[f"nics_{way}_limit_bytes_per_second"] = sum(own)
     return found
 
 

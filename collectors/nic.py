@@ -117,6 +117,6 @@ def _add(fields: Fields, nic: Fields) -> None:
     """Add one NIC to the host's fields."""
     for name, value in nic.items():
         if name.endswith("_per_second") and name != "link_speed_bytes_per_second":
-            fields[f"net_{name}"] = fields.get(f"net_{name}", 0) + value
+            fields[f"nics_{name}"] = fields.get(f"nics_{name}", 0) + value
     if "utilisation_ratio" in nic:
-        fields["net_utilisation_ratio"] = max(fields.get("net_utilisation_ratio", 0.0), nic["utilisation_ratio"])
+        fields["nics_utilisation_ratio"] = max(fields.get("nics_utilisation_ratio", 0.0), nic["utilisation_ratio"])

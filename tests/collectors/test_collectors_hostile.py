@@ -51,8 +51,8 @@ UNBOUND: Final = {
     ("host", "cpu_overcommit_ratio"),
     ("host", "memory_overcommit_ratio"),
     ("vm", "cpu_limit_ratio"),
-    ("vm", "disk_limit_used_ratio"),
-    ("vm", "net_limit_used_ratio"),
+    ("vm", "disks_limit_used_ratio"),
+    ("vm", "nics_limit_used_ratio"),
     ("vm_disk", "limit_used_ratio"),
     ("vm_net", "limit_used_ratio"),
 }

@@ -69,6 +69,6 @@ def test_every_field_told_is_declared_and_every_declared_one_is_told() -> None:
         for sample in played(json.loads(file.read_text()))
         for field in sample.fields
     }
-    # hosts and control groups have cases of their own, jobs are told by events
-    elsewhere = {("vm", field.name) for field in GROUP_FIELDS}
+    # hosts and control groups have cases of their own, jobs are told by events, intervals by the agent
+    elsewhere = {("vm", field.name) for field in GROUP_FIELDS} | {("vm", "sample_interval_seconds")}
     assert told == {key for key in FIELDS if not key[0].startswith(("host", "vm_job"))} - elsewhere

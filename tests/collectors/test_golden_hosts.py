@@ -21,6 +21,8 @@ OF_THE_AGENT: Final = {
     "guests_running_count",
     "guests_defined_count",
     "guests_skipped_total",
+    "guests_fast_count",
+    "guests_calm_count",
     "vcpus_allocated_count",
     "memory_allocated_bytes",
     "cpu_overcommit_ratio",

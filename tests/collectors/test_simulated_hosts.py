@@ -36,10 +36,10 @@ def measured(fleet: Fleet, host: str) -> list[Sample]:
 @pytest.mark.parametrize(
     ("of_host", "of_device", "measurement"),
     [
-        ("disk_read_bytes_per_second", "read_bytes_per_second", "vm_disk"),
-        ("disk_write_bytes_per_second", "write_bytes_per_second", "vm_disk"),
-        ("net_receive_bytes_per_second", "receive_bytes_per_second", "vm_net"),
-        ("net_transmit_bytes_per_second", "transmit_bytes_per_second", "vm_net"),
+        ("disks_read_bytes_per_second", "read_bytes_per_second", "vm_disk"),
+        ("disks_write_bytes_per_second", "write_bytes_per_second", "vm_disk"),
+        ("nics_receive_bytes_per_second", "receive_bytes_per_second", "vm_net"),
+        ("nics_transmit_bytes_per_second", "transmit_bytes_per_second", "vm_net"),
     ],
 )
 def test_what_passes_through_a_host_is_what_its_guests_move(of_host: str, of_device: str, measurement: str) -> None:
@@ -54,7 +54,7 @@ def test_its_disk_and_its_nic_are_as_full_as_the_scenario_makes_them() -> None:
     fleet = Fleet(scenario.load(DEMO))
     host, disk, nic, *_guests = measured(fleet, fleet.hosts[0])
     assert (disk.tags, nic.tags) == ({"host": fleet.hosts[0], "disk": "sda"}, {"host": fleet.hosts[0], "nic": "eth0"})
-    for sample, of_host in ((disk, "disk_utilisation_ratio"), (nic, "net_utilisation_ratio")):
+    for sample, of_host in ((disk, "disks_utilisation_ratio"), (nic, "nics_utilisation_ratio")):
         assert 0 < sample.fields["utilisation_ratio"] < 1
         assert host.fields[of_host] == sample.fields["utilisation_ratio"]
     assert (

@@ -157,7 +157,7 @@ def test_everything_a_guest_can_have_is_told_and_declared(lab: Lab, machines: Li
     virsh("perf", "inside", "--enable", "task_clock,page_faults,context_switches", "--live")
     virsh("iothreadadd", "inside", "1", "--live")
     virsh("domblkthreshold", "inside", "vda", "12345")
-    samples = measured(machines, "disk_read_bytes_per_second")
+    samples = measured(machines, "disks_read_bytes_per_second")
     kinds = {sample.measurement: sample.fields for sample in samples}
     assert kinds.keys() == {"host", "vm", "vm_vcpu", "vm_disk", "vm_net", "vm_perf", "vm_iothread", "knob"} | (
         kinds.keys() & {"vm_filesystem"}
