@@ -34,7 +34,7 @@ from virtpilot.rules.language.units import duration_ns
 from virtpilot.rules.language.wording import Wording
 
 _WITHIN: Final = re.compile(r"\bwithin\b")
-MAX_RULES: Final = 5_000
+MAX_RULES: Final = 2_000
 MAX_REMEDIES: Final = 8
 RULE_KEYS: Final = [
     "name",

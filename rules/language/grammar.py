@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import lark
@@ -57,6 +58,14 @@ def tree_of(text: str) -> Tree:
     """Return the tree of an expression, bounded in size, its parts with their places; raises ExpressionError."""
     if len(text) > MAX_LENGTH:
         raise ExpressionError(0, f"longer than {MAX_LENGTH} characters")
+    # Before the work of reading it: so many signs make more parts than are allowed.
+    if sum(map(text.count, "()<>=+-*/,")) > 2 * MAX_NODES or len(text.split()) > 3 * MAX_NODES:
+        raise ExpressionError(0, f"more than {MAX_NODES} parts")
+    return _tree_of(text)
+
+
+@lru_cache(maxsize=4_096)
+def _tree_of(text: str) -> Tree:
     try:
         tree = _PARSER.parse(text)
     except lark.UnexpectedInput as error:

@@ -13,7 +13,7 @@ import ruamel.yaml
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from virtpilot.errors import Problem, RuleError
-from virtpilot.rules.language.load import compose, read
+from virtpilot.rules.language.safe_yaml import compose, read
 
 _TRIES: Final = 5
 _WIDTH: Final = 1_000_000

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
-
-import ruamel.yaml
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
-from ruamel.yaml.nodes import Node
-from ruamel.yaml.reader import ReaderError
 
 from virtpilot.errors import Problem, RuleError
 from virtpilot.rules.language.document import Reader
 from virtpilot.rules.language.links import Mention, broken
 from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.language.safe_yaml import MAX_BYTES, compose, read
 
-MAX_BYTES: Final = 1024 * 1024
-MAX_DEPTH: Final = 12
-MAX_PARTS: Final = 200_000
 MAX_PROBLEMS: Final = 200
+MAX_ALL_BYTES: Final = 4 * 1024 * 1024
+# Each keeps a past of every guest or host.
+MAX_WINDOWS: Final = 200
 _SUFFIX: Final = "rule files are named *.yaml: this one would not be read"
 
 
@@ -35,7 +30,10 @@ def load(paths: Iterable[Path]) -> RuleSet:
     mentions: list[Mention] = []
     names: set[str] = set()
     seen: dict[str, str] = {}
-    for file in files(paths, problems):
+    named = list(files(paths, problems))
+    if sum(map(_size, named)) > MAX_ALL_BYTES:
+        raise RuleError([Problem(str(named[0]), 0, 0, f"more than {MAX_ALL_BYTES // 2**20} MiB of rule files in all")])
+    for file in named:
         text = read(file)
         root = text if isinstance(text, Problem) else compose(text, str(file))
         if isinstance(root, Problem):
@@ -53,10 +51,29 @@ def load(paths: Iterable[Path]) -> RuleSet:
         problems += reader.problems
         mentions += reader.mentions
         names |= reader.names
-    problems += broken(rules, mentions, names)
+    problems += broken(rules, mentions, names) + _too_much(rules, seen)
     if problems:
         raise RuleError(_bounded(sorted(problems)))
     return RuleSet(tuple(rules))
+
+
+def _size(file: Path) -> int:
+    try:
+        # One that is too large itself is told of by name.
+        return min(file.stat().st_size, MAX_BYTES)
+    except OSError:
+        return 0
+
+
+def _too_much(rules: list[Rule], seen: Mapping[str, str]) -> list[Problem]:
+    """Return the rule whose windows are more than may be kept."""
+    windows: set[object] = set()
+    for rule in rules:
+        windows |= {key for condition in rule.conditions() for key in condition.reads.every_window}
+        if len(windows) > MAX_WINDOWS:
+            file, _, line = seen[rule.name].rpartition(":")
+            return [Problem(file, int(line), 1, f"more than {MAX_WINDOWS} different windows in all rules")]
+    return []
 
 
 def check(paths: Iterable[Path]) -> list[Problem]:
@@ -104,62 +121,3 @@ def _inside(folder: Path, problems: list[Problem]) -> Iterator[Path]:
 def _hidden(path: Path) -> bool:
     """Tell what editors and mounted volumes keep beside the real files (`.#rules.yaml`, `..data/`)."""
     return any(part.startswith(".") for part in path.parts)
-
-
-def read(file: Path) -> str | Problem:
-    """Return a file's text, bounded in size, or why it is not read."""
-    try:
-        with file.open("rb") as handle:
-            raw = handle.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            return Problem(str(file), 0, 0, f"larger than {MAX_BYTES // 1024} KiB")
-        return raw.decode()
-    except OSError as error:
-        return Problem(str(file), 0, 0, f"cannot be read: {error.strerror}")
-    except UnicodeDecodeError as error:
-        return _placed(str(file), raw[: error.start].decode(), "not UTF-8")
-
-
-def _placed(file: str, before: str, message: str) -> Problem:
-    """Return a problem at the end of the text `before`."""
-    return Problem(file, before.count("\n") + 1, len(before) - before.rfind("\n"), message)
-
-
-def compose(text: str, file: str) -> Node | Problem | None:
-    """Return the root node of YAML text that may be hostile, None where it is empty, or why it is not read."""
-    try:
-        return _unsafe(text, file) or _yaml().compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        return Problem(file, line, column, f"not YAML: {error.problem or error.context}")
-    except ReaderError as error:
-        return _placed(file, text[: error.position], "not YAML: this character is not allowed in a file of text")
-    except (YAMLError, ValueError) as error:
-        return Problem(file, 0, 0, f"not YAML: {str(error).splitlines()[0]}")
-
-
-def _yaml() -> ruamel.yaml.YAML:
-    return ruamel.yaml.YAML(typ="safe", pure=True)
-
-
-def _unsafe(text: str, file: str) -> Problem | None:
-    """Look at the stream of events before any tree is built: no aliases, tags, second document or deep nesting."""
-    depth = documents = 0
-    for count, event in enumerate(_yaml().parse(text)):
-        message = f"more than {MAX_PARTS} parts" if count > MAX_PARTS else ""
-        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
-            message = "anchors and aliases are not used in rule files"
-        elif getattr(event, "tag", None):
-            message = "tags (!…) are not used in rule files"
-        elif isinstance(event, CollectionStartEvent):
-            depth += 1
-            message = f"nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else ""
-        elif isinstance(event, CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, DocumentStartEvent):
-            documents += 1
-            message = "more than one document in the file" if documents > 1 else ""
-        if message:
-            return Problem(file, event.start_mark.line + 1, event.start_mark.column + 1, message)
-    return None

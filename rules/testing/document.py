@@ -14,9 +14,9 @@ from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import Problem
 from virtpilot.fields import FIELDS, names
 from virtpilot.model import Kind, Mode, Result, SignalState
-from virtpilot.rules.language.load import compose, read
 from virtpilot.rules.language.nodes import Getter, NodeReader, near
 from virtpilot.rules.language.records import KNOBS
+from virtpilot.rules.language.safe_yaml import compose, read
 from virtpilot.rules.testing.records import NONE, WHATS, Actor, Answer, Expectation, Measured, RuleTest, TestFile
 from virtpilot.rules.testing.series import Series, SeriesError, series
 

@@ -12,9 +12,10 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from virtpilot.errors import Problem
 from virtpilot.rules.decisions.want import PLACEMENT, knob_of
 from virtpilot.rules.language.expression import Condition
-from virtpilot.rules.language.load import compose, files, read
+from virtpilot.rules.language.load import files
 from virtpilot.rules.language.reach import possible, terms
 from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.language.safe_yaml import compose, read
 from virtpilot.rules.testing.document import SUFFIX, load_tests
 
 Places = Mapping[str, Problem]

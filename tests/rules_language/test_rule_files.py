@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from virtpilot.errors import RuleError
 from virtpilot.rules.language import MigrateRemedy, Rule, SetRemedy, check, load
-from virtpilot.rules.language.load import MAX_BYTES, MAX_PROBLEMS
+from virtpilot.rules.language.load import MAX_PROBLEMS
 from virtpilot.rules.language.records import Expect
+from virtpilot.rules.language.safe_yaml import MAX_BYTES
 
 HERE = Path(__file__).parent
 GOOD = sorted((HERE / "good").glob("*.yaml"))
@@ -94,14 +96,49 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "large.yaml"
     file.write_bytes(b"#" * (MAX_BYTES + 1))
     assert [p.message for p in check([file])] == ["larger than 1024 KiB"]
-    file.write_text(rules("a").ljust(MAX_BYTES, "\n"))
+    file.write_text(rules("a") + "#".ljust(MAX_BYTES - len(rules("a")), "-"))
     assert check([file]) == []
 
 
-def test_more_rules_than_a_file_may_have_are_refused(tmp_path: Path) -> None:
+_HEAD = "virtpilot: 1\nrules:"
+_BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghi"))
+_TOO_MUCH = {
+    "10 MB": ("#" * 10_000_000, ":0:0: larger than 1024 KiB"),
+    "100,000 rules": (rules(*(f"r{number}" for number in range(100_000))), ":0:0: larger than 1024 KiB"),
+    "100,000 entries": (_HEAD + "\n- x" * 100_000, ":0:0: more than 40000 lines"),
+    "entries in one line": (_HEAD + " [" + "a," * 100_000 + "]", ":2:4009: more than 2000 entries in one list"),
+    "keys in one line": ("{" + "".join(f"k{n}: 1, " for n in range(50_000)) + "}", ": more than 2000 entries"),
+    "parts": (_HEAD + " [" + "[[a],[a],[a]]," * 30_000 + "]", ": more than 2000 entries in one list"),
+    "deep": ("[" * 100_000, ":1:13: nested more than 12 deep"),
+    "brackets": (f"{_HEAD} [{{name: a, on: vm, when: '{'(' * 1900}'}}]", ":2:34: more than 200 parts"),
+    "words": (f"{_HEAD} [{{name: a, on: vm, when: '{'x or ' * 390}x'}}]", ":2:34: more than 200 parts"),
+    "bomb": (_BOMB, ":1:4: anchors and aliases are not used in rule files"),
+}
+
+
+@pytest.mark.parametrize("name", _TOO_MUCH)
+def test_too_much_is_refused_by_a_limit_before_it_is_read(name: str, tmp_path: Path) -> None:
+    text, message = _TOO_MUCH[name]
     file = tmp_path / "many.yaml"
-    file.write_text("virtpilot: 1\nrules: [" + "a," * 5001 + "]\n")
-    assert [str(p).rpartition("/")[2] for p in check([file])] == ["many.yaml:2:8: more than 5000 rules in one file"]
+    file.write_text(text)
+    (problem,) = check([file])
+    assert message in str(problem)
+
+
+def test_more_than_all_rule_files_may_hold_is_refused(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.yaml").write_text("#" * 1_000_000)
+    (problem,) = check([tmp_path])
+    assert problem.message == "more than 4 MiB of rule files in all"
+
+
+def test_more_windows_than_may_be_kept_are_refused(tmp_path: Path) -> None:
+    text = "virtpilot: 1\nrules:\n"
+    for number in range(201):
+        text += f"  - {{name: r{number}, on: vm, when: 'avg(cpu_steal_ratio, {number + 10}s) > 10%'}}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    (problem,) = check([tmp_path])
+    assert (problem.line, problem.message) == (203, "more than 200 different windows in all rules")
 
 
 def test_countless_mistakes_are_cut_with_a_word(tmp_path: Path) -> None:
