@@ -164,7 +164,7 @@ class Agent:
         match sample.measurement:
             case "host":
                 counts = {"guests_fast_count": len(self.cadence.fast), "guests_calm_count": len(self.cadence.calm)}
-                own = {**self.uplink.fields(), **counts}
+                own = {**self.uplink.fields(), **counts, **self.desk.fields(sample.time_ns)}
             case "vm":
                 own = {"sample_interval_seconds": self.cadence.interval_s(sample.tags["vm"])}
             case _:

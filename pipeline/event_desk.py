@@ -44,6 +44,7 @@ _LIMITS: Final = frozenset(
     }
 )
 _JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})
+_SILENT_NS: Final = seconds(10)
 _OF_A_MOVE: Final = LIFECYCLE | _JOBS | {EventKind.MIGRATION_ITERATION}
 log = structlog.get_logger(__name__)
 
@@ -157,6 +158,7 @@ class EventDesk:
         self._waiting: deque[Event] = deque()
         self._sending: dict[str, tuple[Event, Future[None]]] = {}
         self._lost = 0
+        self._running: dict[str, int] = {}
         self._not_before_ns = 0
 
     def own(self, outcomes: Iterable[Outcome], now_ns: int) -> None:
@@ -178,7 +180,18 @@ class EventDesk:
                 samples.append(sample)
         return samples
 
+    def fields(self, now_ns: int) -> dict[str, int]:
+        """Return how many guests have a job running, where anybody tells of jobs; one that fell silent is over."""
+        if self._source is None:
+            return {}
+        self._running = {guest: at_ns for guest, at_ns in self._running.items() if now_ns - at_ns < _SILENT_NS}
+        return {"jobs_running_count": len(self._running)}
+
     def _job(self, event: GuestEvent) -> Sample | None:
+        if event.kind is EventKind.JOB_PROGRESS:
+            self._running[event.guest] = event.at_ns
+        else:
+            self._running.pop(event.guest, None)
         fields = {name: value for name, value in event.numbers.items() if ("vm_job", name) in FIELDS}
         fields["running_count"] = int(event.kind is EventKind.JOB_PROGRESS)
         tags = {**self._tags, "vm": event.guest, "name": event.name}

@@ -141,6 +141,7 @@ HOST_FIELDS: Final = [
             "balloon of the running guests / physical memory; above 1: more than there is",
             _STATS,
         ),
+        ("jobs_running_count", Unit.COUNT, _G, "guests with a job running: migrations, backups, dumps", "agent"),
         ("guests_fast_count", Unit.COUNT, _G, "guests that are sampled faster than by the tick", "agent"),
         ("guests_calm_count", Unit.COUNT, _G, "guests that are told of less often than by the tick", "agent"),
         ("source_failures_total", Unit.COUNT, _C, "readings of a source that failed", "agent"),

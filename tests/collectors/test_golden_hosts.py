@@ -21,6 +21,7 @@ OF_THE_AGENT: Final = {
     "guests_running_count",
     "guests_defined_count",
     "guests_skipped_total",
+    "jobs_running_count",
     "guests_fast_count",
     "guests_calm_count",
     "vcpus_allocated_count",

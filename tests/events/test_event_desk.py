@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from virtpilot.clock import SECOND, VirtualClock
+from virtpilot.clock import SECOND, VirtualClock, seconds
 from virtpilot.events import EventKind
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import GuestEvent
@@ -229,3 +229,16 @@ def test_the_same_event_has_the_same_id_and_another_one_another(site: Site) -> N
     site.told(happened(EventKind.REBOOTED), happened(EventKind.REBOOTED), happened(EventKind.REBOOTED, at_ns=NOW + 1))
     first, again, later = (event.id for event in site.heard())
     assert first == again != later
+
+
+def test_jobs_that_run_are_counted_until_they_end_or_fall_silent(site: Site) -> None:
+    def running(after_s: float) -> int:
+        return site.desk.fields(NOW + seconds(after_s))["jobs_running_count"]
+
+    assert running(0) == 0
+    other = GuestEvent(at_ns=NOW, kind=EventKind.JOB_PROGRESS, guest="another")
+    site.told(happened(EventKind.JOB_PROGRESS), happened(EventKind.JOB_PROGRESS), other)
+    assert running(1) == 2
+    site.told(happened(EventKind.JOB_COMPLETED))
+    assert running(2) == 1
+    assert running(30) == 0
