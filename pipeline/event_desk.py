@@ -37,10 +37,10 @@ _LIMITS: Final = frozenset(
         "memory_soft_limit_bytes",
         "memory_swap_hard_limit_bytes",
         "blkio_weight_count",
-        "disk_limit_bytes_per_second",
-        "disk_limit_requests_per_second",
-        "net_receive_limit_bytes_per_second",
-        "net_transmit_limit_bytes_per_second",
+        "disks_limit_bytes_per_second",
+        "disks_limit_requests_per_second",
+        "nics_receive_limit_bytes_per_second",
+        "nics_transmit_limit_bytes_per_second",
     }
 )
 _JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})

@@ -144,13 +144,13 @@ def test_a_change_that_was_told_is_not_found_again_in_the_samples(site: Site) ->
 
 
 def test_a_limit_that_no_event_tells_of_is_found_when_it_is_read(site: Site) -> None:
-    limit = {"net_receive_limit_bytes_per_second": 1e6}
+    limit = {"nics_receive_limit_bytes_per_second": 1e6}
     for limits in ({}, {}, limit, limit, {"memory_hard_limit_bytes": 2e9}):
         site.desk.see(knob(1024, NOW, **limits))
     site.desk.flush(NOW)
     assert [(event.detail, event.numbers) for event in site.heard()] == [
         ("seen", limit),
-        ("seen no-net_receive_limit_bytes_per_second", {"memory_hard_limit_bytes": 2e9}),
+        ("seen no-nics_receive_limit_bytes_per_second", {"memory_hard_limit_bytes": 2e9}),
     ]
 
 

@@ -108,7 +108,7 @@ def test_a_limit_that_libvirt_tells_nobody_of_is_found_all_the_same(heard: Heard
     virsh("domiftune", guest, nic, "--inbound", "1000", "--live")
     assert until(lambda: heard.of(guest, "knob_changed", since), 90, 0.5)
     (seen,) = heard.of(guest, "knob_changed", since)
-    assert (seen.detail, seen.numbers) == ("seen", {"net_receive_limit_bytes_per_second": 1_024_000})
+    assert (seen.detail, seen.numbers) == ("seen", {"nics_receive_limit_bytes_per_second": 1_024_000})
 
 
 def test_a_migration_by_hand_is_told_while_it_runs_and_at_its_end(heard: Heard) -> None:
