@@ -114,8 +114,8 @@ class DeadLetters:
     def __init__(self, folder: Path) -> None:
         self._path = folder / _NAME
 
-    def keep(self, topic: str, bad: list[tuple[bytes, str]], now_ns: int) -> None:
-        """Put refused lines on disk; a disk that takes nothing is logged and stops nobody."""
+    def keep(self, topic: str, bad: list[tuple[bytes, str]], now_ns: int, *, sync: bool = True) -> None:
+        """Put refused lines on disk, with `sync` through a power cut; a disk that takes nothing stops nobody."""
         rows = [
             DeadLetter(now_ns, topic, reason, line[:_MAX_LINE_CHARS].decode(errors="replace")) for line, reason in bad
         ]
@@ -126,6 +126,7 @@ class DeadLetters:
             with self._path.open("ab") as file:
                 file.write(msgspec.json.Encoder().encode_lines(rows))
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
         except OSError as error:
             log.error("refused lines cannot be kept", lines=len(rows), topic=topic, error=str(error))

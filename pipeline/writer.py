@@ -104,7 +104,8 @@ class Writer:
         """Return the lines of a message but for those of series that its host has too many of."""
         lines, bad = self.series.admit(self._topics.host_of(message.topic), message.payload)
         if bad:
-            self._bury(message.topic, bad)
+            # A flood must not cost the others a disk's answer for each of its messages.
+            self._bury(message.topic, bad, sync=False)
         return lines
 
     def _is_due(self, timeout_s: float) -> bool:
@@ -168,9 +169,9 @@ class Writer:
             self._buried.append(item.message_id)
         self._bury(item.delivery.message.topic, bad)
 
-    def _bury(self, topic: str, bad: list[tuple[bytes, str]]) -> None:
+    def _bury(self, topic: str, bad: list[tuple[bytes, str]], *, sync: bool = True) -> None:
         self.dead_lines += len(bad)
-        self._dead_letters.keep(topic, bad, self._clock.now_ns())
+        self._dead_letters.keep(topic, bad, self._clock.now_ns(), sync=sync)
 
     def _refusal(self, lines: bytes) -> StoreRefused | None:
         if lines:
