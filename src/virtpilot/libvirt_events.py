@@ -105,9 +105,7 @@ class LibvirtEvents:
             return None
         heard = [name for name, telling in TELLINGS.items() if self._register(connection, name, telling)]
         log.info("listening for libvirt's events", kinds=len(heard))
-        if not heard:
-            self._shut(connection)
-        return connection if heard else None
+        return connection
 
     def _register(self, connection: Any, name: str, telling: Callable[..., Told | None]) -> bool:
         """Register for one kind of event; a libvirt or a driver that does not know it goes without."""

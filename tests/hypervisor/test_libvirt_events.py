@@ -102,6 +102,17 @@ def test_a_driver_that_lacks_an_event_is_heard_for_the_others(libvirt: FakeLibvi
     listener.link.close()
 
 
+def test_a_driver_that_tells_of_nothing_is_asked_for_jobs_over_one_connection(libvirt: FakeLibvirt) -> None:
+    libvirt.on["domainEventRegisterAny"] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
+    libvirt.domains[DB].job = dict(RUNNING)
+    listener = Listener(libvirt)
+    assert until(lambda: len(listener.of(EventKind.JOB_PROGRESS)) > 2)
+    assert listener.of(EventKind.EVENTS_LOST) == []
+    assert libvirt.calls["open"] == 2  # one for events, one for the calls about jobs
+    listener.events.close()
+    listener.link.close()
+
+
 def test_a_lost_connection_is_replaced_and_the_gap_is_told(listener: Listener, libvirt: FakeLibvirt) -> None:
     libvirt.on["open"] = fail("Failed to connect socket", times=3)
     libvirt.cut()

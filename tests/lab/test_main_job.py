@@ -66,6 +66,13 @@ def test_what_libvirt_told_of_the_move_is_known_as_ours(played: Played) -> None:
     assert query_most(played.lab, "vm_job_data_processed_bytes") > 0
 
 
+def test_the_starved_guest_was_sampled_each_second(played: Played) -> None:
+    ((_labels, fastest_s),) = scenario.query(
+        played.lab, f'min(min_over_time(vm_sample_interval_seconds{{name="{scenario.GUEST}"}}[1h]))'
+    )
+    assert fastest_s == 1
+
+
 def query_most(lab: Lab, series: str) -> float:
     return max((value for _, value in scenario.query(lab, f"max_over_time({series}[1h])")), default=0.0)
 
