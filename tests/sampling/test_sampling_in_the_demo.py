@@ -1,4 +1,4 @@
-"""The whole loop in virtual time: the guest in trouble comes each second, the calm ones each third tick, hosts always."""
+"""The whole loop in virtual time: who is in trouble comes each second, the calm each third tick, hosts always."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_guest_in_trouble_comes_each_second_until_it_is_well(played: Played)
     fast = [sample for sample in samples if sample.fields["sample_interval_seconds"] == 1]
     assert len(fast) > 100
     assert max(gaps(samples)) <= 2 * TICK_S
-    assert played.demo.trails()[0].helped
+    assert any(trail.helped for trail in played.demo.trails() if trail.name == "web-1")
 
 
 def test_calm_guests_come_each_third_tick_and_none_is_ever_silent_for_long(played: Played) -> None:
@@ -67,7 +67,7 @@ def test_calm_guests_come_each_third_tick_and_none_is_ever_silent_for_long(playe
 
 def test_hosts_come_with_every_tick(played: Played) -> None:
     for samples in played.hosts.values():
-        assert set(gaps(samples)) == {TICK_S}
+        assert set(gaps(samples)[1:]) == {TICK_S}
     fast = [sample.fields["guests_fast_count"] for samples in played.hosts.values() for sample in samples]
     assert max(fast) == 1
     assert all(samples[-1].fields["guests_calm_count"] > 0 for samples in played.hosts.values())
