@@ -79,6 +79,7 @@ class Uplink:
         self._generation = 0
         self._reported_ns = -1
         self._dropped = 0
+        self._unsent = 0
         self._disk_fails = False
         self._backlog.update((entry.key, 0) for entry in spool.pending())
 
@@ -99,8 +100,8 @@ class Uplink:
 
     @property
     def dropped(self) -> int:
-        """Messages that had to go because the spool was full."""
-        return self._spool.dropped
+        """Messages that had to go because the spool was full, or never came into it and could not be sent either."""
+        return self._spool.dropped + self._unsent
 
     @property
     def keeps_all(self) -> bool:
@@ -114,7 +115,7 @@ class Uplink:
             "spool_messages_count": len(self._spool),
             "spool_size_bytes": size,
             "spool_used_ratio": round(size / self.limit_bytes, 6),
-            "spool_dropped_total": self._spool.dropped,
+            "spool_dropped_total": self.dropped,
             "spool_unspooled_total": self.unspooled,
         }
 
@@ -242,8 +243,12 @@ class Uplink:
         if not self._disk_fails:
             self._disk_fails = True
             log.error("measurements are published without a spool", error=str(error))
+        if not (self._is_connected() and self._room(_MAX_SENDING)):
+            # Neither on disk nor on its way: kept in memory it would soon take all of it.
+            self._unsent += 1
+            return
         self.unspooled += 1
-        self._bus.publish(Message(self._topic, payload))
+        self._sending["", self.unspooled] = self._bus.publish(Message(self._topic, payload))
         self.published += 1
 
     def _disk_works(self) -> None:

@@ -183,6 +183,23 @@ def test_a_refused_publish_stays_in_the_spool_and_is_not_repeated_in_a_rush(tmp_
     assert 4 <= bus.tries <= 8
 
 
+def test_without_a_disk_and_without_a_broker_it_is_counted_and_memory_does_not_fill(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(payload: bytes, time_ns: int = 0) -> None:
+        raise StateError("disk full")
+
+    monkeypatch.setattr(world.spool, "append", full)
+    world.broker.down()
+    world.send(500)
+    assert (world.uplink.unspooled, world.uplink.dropped) == (0, 500)
+    world.broker.up()
+    assert world.deliveries() == []
+    world.send(1)
+    assert len(world.deliveries()) == 1
+    assert world.uplink.fields()["spool_dropped_total"] == 500
+
+
 def test_without_a_disk_it_is_still_sent_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(payload: bytes, time_ns: int = 0) -> None:
         raise StateError("disk full")
