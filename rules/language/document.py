@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from virtpilot.calendar import Calendar
-from virtpilot.errors import Problem
 from virtpilot.fields import Unit
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.attributes import AttributeReader
 from virtpilot.rules.language.expression import Condition, ExpressionError, Formula, condition, formula
 from virtpilot.rules.language.links import Mention
-from virtpilot.rules.language.nodes import MAX_NAMES, MAX_PROBLEMS, Getter, Mistake
+from virtpilot.rules.language.nodes import MAX_NAMES, Getter, Mistake
 from virtpilot.rules.language.records import (
     KNOBS,
     Cooldown,
@@ -34,10 +33,11 @@ from virtpilot.rules.language.units import duration_ns
 from virtpilot.rules.language.wording import Wording
 
 _WITHIN: Final = re.compile(r"\bwithin\b")
-MAX_RULES: Final = 2_000
 MAX_REMEDIES: Final = 8
 RULE_KEYS: Final = [
     "name",
+    "template",
+    "with",
     "about",
     "on",
     "where",
@@ -59,7 +59,6 @@ RULE_KEYS: Final = [
     "annotations",
 ]
 # Words of the whole language that this version of it does not have yet.
-_LATER: Final = frozenset({"groups"})
 _LATER_ACTIONS: Final = frozenset({"resume", "run", "shutdown", "start", "suspend", "webhook"})
 
 AT_LEAST: Final = re.compile(r"^at least ([1-9][0-9]{0,5}) of (vms|hosts)(?: within (\S{1,20}))?$")
@@ -71,7 +70,7 @@ T = TypeVar("T")
 
 
 class Reader(AttributeReader):
-    """Reads one rule file's root node; `names` has each rule's, `mentions` the signals that they read."""
+    """Reads one file's rules; `names` has each rule's, `mentions` the signals that they read."""
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
@@ -79,43 +78,8 @@ class Reader(AttributeReader):
         self.mentions: list[Mention] = []
         self._rule_name = ""
 
-    def rules(self, root: Node | None) -> list[tuple[Rule, Node]]:
-        """Return the rules that are right, each with its name's node."""
-        if root is None:
-            self.problems.append(Problem(self._file, 1, 1, "the file is empty: `virtpilot: 1` and `rules:` are needed"))
-            return []
-        top = self._mapping(root, ("virtpilot", "rules"), "the file")
-        if top is None:
-            return []
-        self._version(root, top)
-        listed = top.get("rules")
-        if listed is None:
-            self._note(root, "`rules` is missing")
-            return []
-        if not isinstance(listed, SequenceNode):
-            self._note(listed, "`rules` is a list")
-            return []
-        if len(listed.value) > MAX_RULES:
-            self._note(listed, f"more than {MAX_RULES} rules in one file")
-            return []
-        return list(self._each(listed.value))
-
-    def _each(self, nodes: Sequence[Node]) -> Iterator[tuple[Rule, Node]]:
-        for node in nodes:
-            if len(self.problems) >= MAX_PROBLEMS:
-                return
-            found = self._rule(node)
-            if found is not None:
-                yield found
-
-    def _version(self, root: Node, top: Mapping[str, Node]) -> None:
-        node = top.get("virtpilot")
-        if node is None:
-            self._note(root, "`virtpilot: 1` is missing: the version of the format")
-        elif not (isinstance(node, ScalarNode) and node.value == "1"):
-            self._note(node, "this version of the format is not known; write `virtpilot: 1`")
-
-    def _rule(self, node: Node) -> tuple[Rule, Node] | None:
+    def rule(self, node: Node) -> tuple[Rule, Node] | None:
+        """Return a rule with its name's node, None where it has mistakes."""
         before = len(self.problems)
         keys = self._mapping(node, RULE_KEYS, "a rule")
         if keys is None:
@@ -196,7 +160,7 @@ class Reader(AttributeReader):
         return get("set", lambda n: self._set(n, on, lease_ns, expect), None)
 
     def _stranger(self, name: str, known: Sequence[str], what: str) -> str:
-        if name in _LATER or (name in _LATER_ACTIONS and what == "a remedy"):
+        if name in _LATER_ACTIONS and what == "a remedy":
             return f"`{name}` is not part of this version of the language"
         return super()._stranger(name, known, what)
 

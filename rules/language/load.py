@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from virtpilot.errors import Problem, RuleError
-from virtpilot.rules.language.document import Reader
-from virtpilot.rules.language.links import Mention, broken
-from virtpilot.rules.language.records import Rule, RuleSet
-from virtpilot.rules.language.safe_yaml import MAX_BYTES, compose, read
+from virtpilot.rules.language.book import Book
+from virtpilot.rules.language.links import broken
+from virtpilot.rules.language.records import RuleSet
+from virtpilot.rules.language.safe_yaml import MAX_BYTES
 
 MAX_PROBLEMS: Final = 200
 MAX_ALL_BYTES: Final = 4 * 1024 * 1024
@@ -25,36 +25,17 @@ def load(paths: Iterable[Path]) -> RuleSet:
 
     A file named twice is read once. Hidden files and folders are passed over, `*.test.yaml` too.
     """
-    rules: list[Rule] = []
     problems: list[Problem] = []
-    mentions: list[Mention] = []
-    names: set[str] = set()
-    seen: dict[str, str] = {}
     named = list(files(paths, problems))
     if sum(map(_size, named)) > MAX_ALL_BYTES:
         raise RuleError([Problem(str(named[0]), 0, 0, f"more than {MAX_ALL_BYTES // 2**20} MiB of rule files in all")])
+    book = Book()
     for file in named:
-        text = read(file)
-        root = text if isinstance(text, Problem) else compose(text, str(file))
-        if isinstance(root, Problem):
-            problems.append(root)
-            continue
-        reader = Reader(str(file))
-        for rule, node in reader.rules(root):
-            mark = node.start_mark
-            if rule.name in seen:
-                message = f"a rule named `{rule.name}` stands already at {seen[rule.name]}"
-                problems.append(Problem(str(file), mark.line + 1, mark.column + 1, message))
-            else:
-                seen[rule.name] = f"{file}:{mark.line + 1}"
-                rules.append(rule)
-        problems += reader.problems
-        mentions += reader.mentions
-        names |= reader.names
-    problems += broken(rules, mentions, names) + _too_much(rules, seen)
+        book.read(file)
+    problems += book.problems + broken(book.rules, book.mentions, book.names) + _too_much(book)
     if problems:
         raise RuleError(_bounded(sorted(problems)))
-    return RuleSet(tuple(rules))
+    return RuleSet(tuple(book.rules))
 
 
 def _size(file: Path) -> int:
@@ -65,14 +46,15 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _too_much(rules: list[Rule], seen: Mapping[str, str]) -> list[Problem]:
+def _too_much(book: Book) -> list[Problem]:
     """Return the rule whose windows are more than may be kept."""
     windows: set[object] = set()
-    for rule in rules:
+    for rule in book.rules:
         windows |= {key for condition in rule.conditions() for key in condition.reads.every_window}
         if len(windows) > MAX_WINDOWS:
-            file, _, line = seen[rule.name].rpartition(":")
-            return [Problem(file, int(line), 1, f"more than {MAX_WINDOWS} different windows in all rules")]
+            place = book.places[rule.name]
+            message = f"more than {MAX_WINDOWS} different windows in all rules"
+            return [Problem(place.file, place.line, place.column, message)]
     return []
 
 

@@ -106,7 +106,7 @@ class NodeReader:
         mark = node.start_mark
         line, column = mark.line + 1, mark.column + 1
         # Within a value on one line the mistake's own column is known; in a folded one only where it begins.
-        if isinstance(node, ScalarNode) and node.end_mark.line == mark.line:
+        if type(node) is ScalarNode and node.end_mark.line == mark.line:
             quotes = 1 if node.style in {'"', "'"} else 0
             # An escape in a quoted value makes it longer in the file than it is: then only its start is known.
             if not quotes or node.end_mark.column - mark.column == len(node.value) + 2:

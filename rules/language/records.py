@@ -89,6 +89,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     when: Condition
     digest: str
     about: str = ""
+    group: str = ""
     where: Condition | None = None
     unless: Condition | None = None
     for_ns: int = 0

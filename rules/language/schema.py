@@ -11,8 +11,18 @@ from typing import Any, Final
 from virtpilot.calendar import MAX_CHARS
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.attributes import BUDGET, BUDGET_SCOPES, MAX_ANNOTATIONS, MAX_CALENDARS, MAX_WORDING
-from virtpilot.rules.language.document import AT_LEAST, MAX_REMEDIES, MAX_RULES
+from virtpilot.rules.language.document import AT_LEAST, MAX_REMEDIES, RULE_KEYS
 from virtpilot.rules.language.nodes import MAX_ABOUT, MAX_NAMES, NAME
+from virtpilot.rules.language.outline import (
+    FILE_KEYS,
+    MAX_GROUPS,
+    MAX_INCLUDES,
+    MAX_PARAMETERS,
+    MAX_RULES,
+    MAX_TEMPLATES,
+    OWN,
+    PARAMETER,
+)
 from virtpilot.rules.language.records import KNOBS, NoData, Severity
 
 Schema = dict[str, Any]
@@ -86,12 +96,15 @@ def _budget() -> Schema:
 
 
 def _rule() -> Schema:
-    return _object(_signal() | _action(), ["name", "on", "when"])
+    whole = _object(_signal() | _action(), ["name"])
+    return whole | {"anyOf": [{"required": ["on", "when"]}, {"required": ["template"]}]}
 
 
 def _signal() -> Schema:
     return {
         "name": {"type": "string", "pattern": _NAME, "description": "Unlike any other rule's."},
+        "template": {"type": "string", "pattern": _NAME, "description": "The template that has the other keys."},
+        "with": {"type": "object", "description": "What fills the template's gaps."},
         "about": {"type": ["string", "null"], "maxLength": MAX_ABOUT, "description": "A sentence for people."},
         "on": _words(Kind, "Whom the rule is about: each has a signal of its own."),
         "where": _condition("Only those for which this holds."),
@@ -157,18 +170,59 @@ def _migrate() -> Schema:
     return _object({"migrate": to, "expect": _EXPECT}, ["migrate"])
 
 
+def _group() -> Schema:
+    grouped = _object(_signal() | _action(), ["name"])
+    defaults = {name: value for name, value in (_signal() | _action()).items() if name not in OWN}
+    name = {"type": "string", "pattern": _NAME}
+    return _object(
+        {
+            "name": name,
+            "about": {"type": ["string", "null"]},
+            "defaults": _object(defaults, [], "What its rules have in common; a rule's own keys go before."),
+            "rules": {"type": "array", "maxItems": MAX_RULES, "items": grouped},
+        },
+        ["name", "rules"],
+        "Rules that have something in common.",
+    )
+
+
+def _templates() -> Schema:
+    # What stands in a template may have gaps, and only filled it is a rule.
+    rule = _object({name: {} for name in RULE_KEYS if name not in OWN}, [], "A rule's keys, with gaps `{{ limit }}`.")
+    value = {"type": ["string", "number", "boolean", "null"]}
+    parameters = {
+        "type": "object",
+        "propertyNames": {"pattern": f"^{PARAMETER.pattern}$"},
+        "additionalProperties": value,
+        "maxProperties": MAX_PARAMETERS,
+        "description": "What fills the gaps where a rule does not; nothing: the rule must.",
+    }
+    return {
+        "type": "object",
+        "propertyNames": {"pattern": _NAME},
+        "additionalProperties": _object({"parameters": parameters, "rule": rule}, ["rule"]),
+        "maxProperties": MAX_TEMPLATES,
+        "description": "Rules with gaps, by name.",
+    }
+
+
 def rule_schema() -> Schema:
     """Return the schema of a rule file."""
+    include = {"type": "array", "items": {"type": "string", "pattern": r"\.yaml$"}, "maxItems": MAX_INCLUDES}
     top = _object(
         {
             "virtpilot": {"const": 1, "description": "The version of the format."},
+            "include": include | {"description": "Files below this one's folder, read first, templates too."},
+            "templates": _templates(),
+            "groups": {"type": "array", "maxItems": MAX_GROUPS, "items": _group()},
             "rules": {"type": "array", "maxItems": MAX_RULES, "items": {"$ref": "#/$defs/rule"}},
         },
-        ["virtpilot", "rules"],
+        ["virtpilot"],
         "A rule file of virtpilot.",
     )
+    some = {"anyOf": [{"required": [key]} for key in FILE_KEYS[1:]]}
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "https://virtpilot.dev/schema/rules-1.json",
     }
-    return head | {"title": "virtpilot rules"} | top | {"$defs": {"rule": _rule()}}
+    return head | {"title": "virtpilot rules"} | top | some | {"$defs": {"rule": _rule()}}

@@ -28,6 +28,8 @@ def rules(*names: str) -> str:
 def lines(rule: Rule) -> Iterator[str]:
     """What a rule means, for a person to compare with its file."""
     yield f"{rule.name}: on {rule.on}, {rule.mode}, {rule.severity}, priority {rule.priority}, no data: {rule.no_data}"
+    if rule.group:
+        yield f"  in {rule.group}"
     yield f"  about {rule.about!r}, notify {list(rule.notify)}"
     yield f"  when {rule.when.text!r} for {rule.for_ns / 1e9:g} s"
     clear = rule.clear.text if rule.clear else None
