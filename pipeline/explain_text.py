@@ -22,8 +22,13 @@ def lines(answer: Answer) -> Iterator[str]:
     yield f"{subject.name or subject.id} ({subject.kind} {subject.id}{where}) at {shown(answer.at_ns)}"
     if not answer.rules:
         yield "no rule is about it"
+    quiet = [one.rule for one in answer.rules if one.seen is None and not one.happened]
     for one in answer.rules:
-        yield from _rule(one)
+        if one.rule not in quiet:
+            yield from _rule(one)
+    if quiet:
+        yield ""
+        yield f"no comparison of these has held, nothing is kept of them (a history would tell): {', '.join(quiet)}"
 
 
 def _rule(answer: RuleAnswer) -> Iterator[str]:
@@ -44,7 +49,7 @@ def _seen(seen: Evaluation) -> Iterator[str]:
     )
     width = max((len(clause.text) for clause in seen.clauses), default=0)
     for clause in seen.clauses:
-        yield f"    {clause.key:<5} {clause.text:<{width}}  {_HELD[clause.held]}"
+        yield f"    {clause.key:<6} {clause.text:<{width}}  {_HELD[clause.held]}"
 
 
 def told(record: Record) -> str:

@@ -57,7 +57,8 @@ def told(record: Record, names: Mapping[str, str]) -> str:
 
 def _table(document: Mapping[str, Any]) -> Iterator[str]:
     letters = [letter for letter in "ab" if letter in document]
-    names = list(dict.fromkeys(name for letter in letters for name in document[letter]["rules"]))
+    every = list(dict.fromkeys(name for letter in letters for name in document[letter]["rules"]))
+    names = [name for name in every if any(any(document[each]["rules"].get(name, {}).values()) for each in letters)]
     width = max(map(len, [*names, "rule"]))
     columns = [figure.replace("_in_violation", "") for figure in _FIGURES]
     two = len(letters) > 1
@@ -67,6 +68,8 @@ def _table(document: Mapping[str, Any]) -> Iterator[str]:
         own = [document[letter]["rules"].get(name, {}) for letter in letters]
         cells = [_cell([figures.get(figure) for figures in own]) for figure in _FIGURES]
         yield name.ljust(width) + "".join(f"{cell:>20}" for cell in cells)
+    if len(names) < len(every):
+        yield f"nothing of {len(every) - len(names)} more rules"
     for total in _TOTALS:
         yield f"{total.replace('_', ' ')}: {_cell([document[letter][total] for letter in letters])}"
 
