@@ -142,7 +142,7 @@ def _stats(counters: Mapping[str, int], rng: random.Random) -> dict[str, Any]:
         "balloon.current": _KIB_8G, "balloon.maximum": _KIB_8G, "balloon.available": _KIB_8G - 65_536,
         "balloon.usable": usable, "balloon.unused": usable // 2, "balloon.rss": _KIB_8G - usable,
         "block.count": 1, "block.0.name": "vda", "block.0.allocation": 10 * 2**30, "block.0.capacity": 20 * 2**30,
-        "block.0.physical": 10 * 2**30, "net.count": 1, "net.0.name": f"vnet{rng.randrange(50)}",
+        "block.0.physical": 10 * 2**30, "net.count": 1, "net.0.name": "vnet0",
         **{f"vcpu.{index}.state": 1 for index in range(_VCPUS)},
     }  # fmt: skip
     return {**gauges, **counters}
