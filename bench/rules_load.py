@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -62,9 +62,24 @@ def fleet(hosts: int, guests: int, *, hot_guests: int = 2, seed: int = 1) -> lis
 
 
 def _host(name: str, number: int, guests: int, hot_guests: int, rng: random.Random) -> LoadedHost:
-    named = [(f"{number:08x}-{uuid.UUID(int=rng.getrandbits(128))!s:.27}", f"{name}-web-{n:02}") for n in range(guests)]
+    named = [
+        _Named(f"{number:08x}-{uuid.UUID(int=rng.getrandbits(128))!s:.27}", f"{name}-web-{n:02}", _counted(rng))
+        for n in range(guests)
+    ]
     calm = (_face(name, named, 0, rng), _face(name, named, 0, rng))
     return LoadedHost(name, calm, _face(name, named, hot_guests, rng), guests)
+
+
+class _Named(NamedTuple):
+    """A guest and where its counters stand, in all faces alike: nothing runs backwards."""
+
+    id: str
+    name: str
+    counters: dict[str, int]
+
+
+def _counted(rng: random.Random) -> dict[str, int]:
+    return {key: rng.randrange(10**12, 10**13) for key in _COUNTERS}
 
 
 def _renamed(host: LoadedHost, old: int, new: int) -> LoadedHost:
@@ -80,11 +95,11 @@ def _renamed(host: LoadedHost, old: int, new: int) -> LoadedHost:
     return LoadedHost(f"h{new:03}", (other(host.calm[0]), other(host.calm[1])), other(host.hot), host.guests)
 
 
-def _face(name: str, named: list[tuple[str, str]], hot_guests: int, rng: random.Random) -> Face:
+def _face(name: str, named: list[_Named], hot_guests: int, rng: random.Random) -> Face:
     tags = {"cluster": CLUSTER, "host": name}
     samples = [Sample("host", tags, _host_fields(hot_guests > 0, rng), STAND_IN_NS)]
-    for number, (guest, label) in enumerate(named):
-        samples += _guest(guest, label, tags, starved=number < hot_guests, rng=rng)
+    for number, guest in enumerate(named):
+        samples += _guest(guest, tags, starved=number < hot_guests, rng=rng)
     return Face(_split(samples))
 
 
@@ -113,19 +128,25 @@ def _host_fields(hot: bool, rng: random.Random) -> dict[str, int | float]:
     }  # fmt: skip
 
 
-def _guest(guest: str, label: str, tags: Mapping[str, str], *, starved: bool, rng: random.Random) -> list[Sample]:
+def _guest(guest: _Named, tags: Mapping[str, str], *, starved: bool, rng: random.Random) -> list[Sample]:
     """Return a running guest's samples at the second of two moments, so that its rates are known."""
-    meter = domain.Meter(tags)
-    before = {key: rng.randrange(10**9, 10**12) for key in _COUNTERS}
-    first = GuestStats(guest, label, _stats(before, rng), {"cpu_shares": 1024}, {"tier": "web"})
-    meter.samples(first, {}, STAND_IN_NS - _TICK_NS)
-    delay = int(0.3 * _TICK_NS) if starved else rng.randrange(10**7)
-    after = {key: value + rng.randrange(10**9) for key, value in before.items()}
-    after |= {key: before[key] + delay for key in before if key.endswith(".delay")}
-    second = GuestStats(guest, label, _stats(after, rng), {"cpu_shares": 1024}, {"tier": "web"})
-    return meter.samples(second, {}, STAND_IN_NS)
+    meter, after = domain.Meter(tags), guest.counters
+    samples: list[Sample] = []
+    before = {key: value - rng.randrange(_MOST_GROWN[key.rpartition(".")[2]]) for key, value in after.items()}
+    if starved:
+        before |= {key: value - int(0.3 * _TICK_NS) for key, value in after.items() if key.endswith(".delay")}
+    for counters, time_ns in ((before, STAND_IN_NS - _TICK_NS), (after, STAND_IN_NS)):
+        stats = GuestStats(guest.id, guest.name, _stats(counters, rng), {"cpu_shares": 1024}, {"tier": "web"}, run=1)
+        samples = meter.samples(stats, {}, time_ns)
+    return samples
 
 
+# What a calm guest's counters grow by in a tick, at most.
+_MOST_GROWN: Final = {
+    **dict.fromkeys(("time", "user", "system"), 8 * 10**9), **dict.fromkeys(("wait", "delay"), 10**8),
+    **dict.fromkeys(("swap_in", "swap_out", "errs", "drop", "major_fault"), 1),
+    **dict.fromkeys(("reqs", "pkts"), 1000), "bytes": 10**8, "times": 10**9,
+}  # fmt: skip
 _COUNTERS: Final = (
     "cpu.time", "cpu.user", "cpu.system", "balloon.swap_in", "balloon.swap_out", "balloon.major_fault",
     *(f"vcpu.{index}.{name}" for index in range(_VCPUS) for name in ("time", "wait", "delay")),
