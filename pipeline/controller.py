@@ -27,7 +27,7 @@ from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostSta
 from virtpilot.pipeline import foreign
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.evaluations import Tracer
-from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Small
+from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Small
 from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
@@ -136,7 +136,7 @@ class Controller:
 
     def restore(self, document: dict[str, Any]) -> None:
         """Take up where an earlier run ended; its commands that were not sent go out now, if still in time."""
-        self.rulebook.evaluator.restore(document["signals"])
+        self.rulebook.evaluator.restore({**document["signals"], "windows": document["windows"]})
         self.rulebook.evaluator.resume(document["turns"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])
@@ -150,6 +150,7 @@ class Controller:
         return {
             "epoch": Small(lambda: self.pilot.epoch),
             "signals": self.rulebook,
+            "windows": Sliced(lambda: self.rulebook.evaluator.saved_windows()),  # noqa: PLW0108 - a reload replaces it
             "turns": self._turns,
             "decisions": self.pilot.decider,
             "guards": Small(self.pilot.guards.snapshot),
@@ -174,6 +175,7 @@ class Controller:
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
             delivery = self.bus.receive(0)
+        self._keeper.work()
         if not timeout_s:
             self._keeper.settle()
         self._outbox.send(self._keeper, self._clock.now_ns())

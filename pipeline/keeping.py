@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -27,6 +27,21 @@ class Part(Protocol):
 
     def changes(self) -> Iterable[Change]:
         """Return what has changed since the last call, by its place in the state."""
+
+
+class Sliced(Generic[V]):
+    """A large part, made slice by slice; what changes between whole saves is lost, or told by another part."""
+
+    def __init__(self, slices: Callable[[], Iterator[V]]) -> None:
+        self.slices = slices
+
+    def saved(self) -> object:
+        """Return all slices."""
+        return list(self.slices())
+
+    def changes(self) -> tuple[()]:
+        """Return nothing."""
+        return ()
 
 
 class Entries(Generic[K, V]):
@@ -103,29 +118,62 @@ class Keeper:
         self._every_ns = every_ns
         self._due_ns: int | None = None
         self._safe = True
-
-    def whole(self) -> dict[str, Any]:
-        """Return the whole state."""
-        return {name: part.saved() for name, part in self._parts.items()}
+        self._making: Iterator[tuple[str, bytes]] | None = None
+        self._made: dict[str, bytes] = {}
 
     def save_all_soon(self) -> None:
         """Let the next save be a whole one: more has changed than parts tell."""
         self._due_ns = None
 
     def tick(self) -> None:
-        """Save: the whole when it is due, else what has changed."""
-        if self._due_ns is not None and self._clock.monotonic_ns() >= self._due_ns:
-            self._do(lambda file: self._begin_anew(file, wait=False))
+        """Save; where the whole is due, begin to make it."""
         self.save()
+        if self._making is None and self._due_ns is not None and self._clock.monotonic_ns() >= self._due_ns:
+            self._do(self._begin)
 
     def save(self) -> None:
         """Save what has changed."""
         if self._due_ns is None:
-            self._do(lambda file: self._begin_anew(file, wait=True))
+            self._do(self._replace)
             return
         changes = [((name, *place), value) for name, part in self._parts.items() for place, value in part.changes()]
         if changes:
             self._do(lambda file: file.commit(changes))
+
+    def work(self) -> None:
+        """Make the next piece of the whole, where one is being made: so that nothing waits for all of it."""
+        if self._making is None:
+            return
+        # What a piece takes up is told by no part again: it must be in the journal until the whole is in place.
+        self.save()
+        piece = next(self._making, None) if self._making is not None else None
+        if piece is not None:
+            self._made[piece[0]] = piece[1]
+        elif self._making is not None:
+            self._making = None
+            self._do(lambda file: file.finish(self._made))
+
+    def _begin(self, file: StateLog) -> None:
+        if file.begin():
+            self._making, self._made = self._pieces(), {}
+            self._due_ns = self._clock.monotonic_ns() + self._every_ns
+
+    def _replace(self, file: StateLog) -> None:
+        self._making = None
+        file.replace(lambda: dict(self._pieces()))
+        self._due_ns = self._clock.monotonic_ns() + self._every_ns
+
+    def _pieces(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the parts as JSON, nothing where only a slice has been made."""
+        for name, part in self._parts.items():
+            if isinstance(part, Sliced):
+                slices = []
+                for slice_ in part.slices():
+                    slices.append(msgspec.json.encode(slice_))
+                    yield name, b"[]"
+                yield name, b"[%b]" % b",".join(slices)
+            else:
+                yield name, msgspec.json.encode(part.saved())
 
     def mark(self) -> int:
         """Return a number for all that was saved so far, for `reached`."""
@@ -136,13 +184,11 @@ class Keeper:
         return self._file is None or (self._safe and self._file.synced >= mark)
 
     def settle(self) -> None:
-        """Wait for the disk."""
+        """Finish what is being made, and wait for the disk."""
+        while self._making is not None:
+            self.work()
         if self._file is not None and not self.reached(self.mark()):
             self._file.settle()
-
-    def _begin_anew(self, file: StateLog, *, wait: bool) -> None:
-        if file.replace(self.whole, wait=wait):
-            self._due_ns = self._clock.monotonic_ns() + self._every_ns
 
     def _do(self, act: Callable[[StateLog], None]) -> None:
         if self._file is None:
@@ -153,7 +199,7 @@ class Keeper:
             self._safe = True
         except StateError as error:
             # What the parts gave is not on disk and will not be given again: only the whole can mend that.
-            self._due_ns, self._safe = None, False
+            self._due_ns, self._safe, self._making = None, False, None
             self.failures += 1
             log.error("state not saved", error=str(error))
 

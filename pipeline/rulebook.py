@@ -73,8 +73,8 @@ class Rulebook:
         return wanted
 
     def saved(self) -> object:
-        """Return the signals' state."""
-        return self.evaluator.saved()
+        """Return the signals' state but for the windows', which is large."""
+        return self.evaluator.saved(windows=False)
 
     def changes(self) -> tuple[()]:
         """Return nothing: what changes with each sample is saved whole, transitions are kept by who takes them."""

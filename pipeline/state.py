@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +54,7 @@ class _Journal:
 
 
 class StateLog:
-    """Keeps one document; call `replace` first.
+    """Keeps one document of named parts; call `replace` first. Raises StateError when the disk does not take something.
 
     What is committed survives the end of this process at once, and the machine's when `synced` has come up to it.
     """
@@ -72,29 +72,38 @@ class StateLog:
         self._writing: Future[None] | None = None
         self._failure: OSError | None = None
 
-    def replace(self, whole: Callable[[], dict[str, Any]], *, wait: bool) -> bool:
-        """Begin anew with the whole document, on disk when this returns if `wait`; raises StateError.
+    def begin(self) -> bool:
+        """Begin a new document: what is committed from here on changes it; False while the last is being written.
 
-        Without `wait` it is made and encoded at once and written by a thread; False, and it is not asked for, while the
-        last one is still being written.
+        Its pieces may be made one after the other while changes go on: the journal holds whatever they missed.
         """
         if self._writing is not None:
-            if not wait and not self._writing.done():
+            if not self._writing.done():
                 return False
             writing, self._writing = self._writing, None
-            failure = writing.exception()
-            if failure is not None and not wait:
+            if (failure := writing.exception()) is not None:
                 raise self._error(failure)
-        number = self._number + 1
         try:
-            raw = msgspec.json.encode({_NUMBER: number, **whole()})
-            self._open(number)
+            self._open(self._number + 1)
         except OSError as error:
             raise self._error(error) from error
-        self._writing = self._writer.submit(self._write, number, raw, self.written)
+        return True
+
+    def finish(self, pieces: Mapping[str, bytes], *, wait: bool = False) -> None:
+        """Put the new document in place, given its parts as JSON: by a thread; on disk when this returns if `wait`."""
+        parts = {_NUMBER: str(self._number).encode(), **pieces}
+        self._writing = self._writer.submit(self._write, self._number, parts, self.written)
         if wait and (failure := self._writing.exception()) is not None:
             raise self._error(failure)
-        return True
+
+    def replace(self, pieces: Callable[[], Mapping[str, bytes]]) -> None:
+        """Replace the document; it is on disk when this returns."""
+        if self._writing is not None:
+            # Whatever became of it: what comes now is newer.
+            self._writing.exception()
+            self._writing = None
+        self.begin()
+        self.finish(pieces(), wait=True)
 
     def commit(self, changes: Iterable[Change]) -> None:
         """Append changes, all or none of them; raises StateError."""
@@ -147,9 +156,9 @@ class StateLog:
         else:
             self.synced = max(self.synced, last)
 
-    def _write(self, number: int, raw: bytes, commits: int) -> None:
+    def _write(self, number: int, parts: Mapping[str, bytes], commits: int) -> None:
         """Put a document with so many commits in place, and make what the next one needs; runs in a thread."""
-        replace_file(self._path, raw)
+        replace_file(self._path, b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), raw) for name, raw in parts.items()))
         self.synced = max(self.synced, commits)
         for former in _numbers(self._path):
             if former < number:

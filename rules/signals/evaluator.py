@@ -14,7 +14,7 @@ from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.intake import Entries, Intake, Segment, Tolerance
 from virtpilot.rules.signals.machine import INACTIVE, STATES
-from virtpilot.rules.signals.saved import VERSION, Saved, Turn, checked, checked_turns
+from virtpilot.rules.signals.saved import VERSION, Saved, SavedHistory, Turn, checked, checked_turns
 from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.world import World
 
@@ -206,14 +206,18 @@ class Evaluator:
             if subject is not None:
                 yield rule, subject
 
-    def saved(self) -> Saved:
-        """Return the whole state, as msgspec writes it."""
+    def saved_windows(self) -> Iterator[SavedHistory]:
+        """Yield the windows' state, as msgspec writes it, one by one: each is large."""
+        yield from self._world.windows.dump()
+
+    def saved(self, *, windows: bool = True) -> Saved:
+        """Return the whole state, as msgspec writes it; without `windows` all but theirs."""
         return Saved(
             VERSION,
             {kind: table.dump() for kind, table in self._tables.items()},
             [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
             self._bank.dump(),
-            self._world.windows.dump(),
+            list(self.saved_windows()) if windows else [],
             self._world.cluster,
         )
 

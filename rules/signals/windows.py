@@ -84,16 +84,15 @@ class Windows:
             for values in kept.values.values():
                 values[row] = np.nan
 
-    def dump(self) -> list[SavedHistory]:
-        """Return all histories as they are saved."""
-        found = []
+    def dump(self) -> Iterator[SavedHistory]:
+        """Yield all histories as they are saved."""
         for (kind, series, merge, span_ns), kept in self._kept.items():
             table = self._tables[kind]
             ids = list(table.row_of)
             rows = np.fromiter(table.row_of.values(), np.int64, len(ids))
             points = kept.history.points(rows, table.time[rows])
             counts = np.count_nonzero(points.valid, axis=1)
-            saved = SavedHistory(
+            yield SavedHistory(
                 kind,
                 series,
                 merge,
@@ -103,8 +102,6 @@ class Windows:
                 points.value[points.valid].tobytes(),
                 points.weight[points.valid].tobytes(),
             )
-            found.append(saved)
-        return found
 
     def load(self, saved: Iterable[SavedHistory]) -> None:
         """Take up histories that `dump` gave; those that no rule reads any more are left out."""
