@@ -7,6 +7,7 @@ decisions are made, commands obeyed and effects measured all the time. The first
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,8 @@ def measure(runs: int) -> dict[str, Figure]:
         ratios, rss, seen = _watched(controller, broker.port, runs)
         for name in ("virtpilot_controller_samples_total", "virtpilot_signals_total", "virtpilot_commands_total"):
             say(f"{name} {controller.number(name):.0f}")
-        controller.terminate()
+        controller.signal(signal.SIGTERM)
+        controller.ended(30.0)
     return _figures(ratios, rss, seen)
 
 
