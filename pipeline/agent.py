@@ -129,23 +129,19 @@ class Agent:
 
     def tick(self, now_ns: int) -> None:
         """Measure once and hand the samples to the uplink."""
-        began_ns = self._clock.monotonic_ns()
-        self.cadence.expire(began_ns)
+        self.cadence.expire(self._clock.monotonic_ns())
         self.cadence.beat()
         samples = self._measure(now_ns, None)
         self.ticks += 1
         self._send(self.cadence.told(samples), now_ns)
-        self._paced(began_ns)
+        self.cadence.sampled(self._clock.monotonic_ns(), 0.0)
 
     def _look_closer(self, now_ns: int) -> None:
         """Measure the guests that are sampled faster, between two ticks."""
         began_ns = self._clock.monotonic_ns()
         self._send(self._measure(now_ns, self.cadence.fast), now_ns)
-        self._paced(began_ns)
-
-    def _paced(self, began_ns: int) -> None:
-        now_ns = self._clock.monotonic_ns()
-        self.cadence.sampled(now_ns, (now_ns - began_ns) / SECOND)
+        ended_ns = self._clock.monotonic_ns()
+        self.cadence.sampled(ended_ns, (ended_ns - began_ns) / SECOND)
 
     def _measure(self, now_ns: int, only: frozenset[str] | None) -> list[Sample]:
         samples = [self._with_own(sample) for sample in self.collector.collect(now_ns, only)]

@@ -83,6 +83,8 @@ class Cadence:
         self._every = max(min(int(ticks), options.slowest_ticks), 1)
         self.calm = frozenset(order.calm if self._every > 1 else ()) - self.fast
         self._next_ns = min(self._next_ns or monotonic_ns, monotonic_ns + seconds(self._fast_s))
+        if not (self.fast or self.calm):
+            self._ends_ns = self._next_ns = 0
 
     def _check(self, order: Sampling, now_ns: int) -> int:
         """Return how long an order holds still; raises ValueError where it is not to be obeyed."""
@@ -113,7 +115,7 @@ class Cadence:
         return bool(self.fast) and monotonic_ns >= self._next_ns
 
     def sampled(self, monotonic_ns: int, took_s: float) -> None:
-        """Note that the fast guests were sampled, alone or in a tick; what takes long comes less often."""
+        """Note that the fast guests were sampled, in so many seconds of their own; what takes long comes less often."""
         self._next_ns = monotonic_ns + seconds(
             max(self._fast_s - took_s, took_s / self._options.busy_ratio - took_s, 0)
         )

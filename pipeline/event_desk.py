@@ -26,23 +26,7 @@ _MAX_SENDING: Final = 64
 _REFUSED_NS: Final = seconds(5)
 # How long after a change of ours its echo may come.
 _ECHO_NS: Final = seconds(60)
-# What somebody sets on a guest, beyond its knobs (the field table tells where each is read).
-_LIMITS: Final = frozenset(
-    {
-        "cpu_limit_ratio",
-        "cpu_guest_limit_count",
-        "cpu_emulator_limit_count",
-        "cpu_iothread_limit_count",
-        "memory_hard_limit_bytes",
-        "memory_soft_limit_bytes",
-        "memory_swap_hard_limit_bytes",
-        "blkio_weight_count",
-        "disks_limit_bytes_per_second",
-        "disks_limit_requests_per_second",
-        "nics_receive_limit_bytes_per_second",
-        "nics_transmit_limit_bytes_per_second",
-    }
-)
+_BALLOON: Final = "memory_balloon"
 _JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})
 _SILENT_NS: Final = seconds(10)
 _OF_A_MOVE: Final = LIFECYCLE | _JOBS | {EventKind.MIGRATION_ITERATION}
@@ -84,48 +68,47 @@ class KnobWatch:
     def __init__(self) -> None:
         self._read: dict[str, dict[str, float]] = {}
         self._told: dict[tuple[str, str], float] = {}
-        self._told_ns: dict[str, int] = {}
+        self._ballooned_ns: dict[str, int] = {}
 
     def told(self, event: GuestEvent) -> None:
         """Take note of what the hypervisor told by itself."""
         if event.kind is EventKind.KNOB_CHANGED:
             self._told |= {(event.guest, knob): value for knob, value in event.numbers.items()}
-            self._told_ns[event.guest] = event.at_ns
+        elif event.kind is EventKind.BALLOON_CHANGED:
+            self._ballooned_ns[event.guest] = event.at_ns
         elif event.kind in {EventKind.STARTED, EventKind.STOPPED, EventKind.UNDEFINED}:
             # A guest that starts has its own values again: nobody changed them.
             self._read.pop(event.guest, None)
-            self._told_ns.pop(event.guest, None)
+            self._ballooned_ns.pop(event.guest, None)
             self._told = {key: value for key, value in self._told.items() if key[0] != event.guest}
 
     def see(self, samples: Iterable[Sample]) -> list[GuestEvent]:
         """Return the changes that these samples show and nobody has told of."""
-        knobs: dict[str, dict[str, float]] = {}
-        guests: dict[str, Sample] = {}
+        guests: dict[str, tuple[Sample, dict[str, float]]] = {}
         for sample in samples:
-            if sample.measurement == "vm":
-                guests[sample.tags["vm"]] = sample
-            elif sample.measurement == "knob" and "value_count" in sample.fields:
-                knobs.setdefault(sample.tags["vm"], {})[sample.tags["knob"]] = float(sample.fields["value_count"])
-        # Of a guest without knobs its limits are not known either: it is off, or was not asked yet.
-        found = [self._compare(guests[guest], values) for guest, values in knobs.items() if guest in guests]
+            if sample.measurement == "knob" and "value_count" in sample.fields:
+                _first, knobs = guests.setdefault(sample.tags["vm"], (sample, {}))
+                knobs[sample.tags["knob"]] = float(sample.fields["value_count"])
+        found = [self._compare(sample, knobs) for sample, knobs in guests.values()]
         return [event for event in found if event is not None]
 
     def _compare(self, sample: Sample, knobs: dict[str, float]) -> GuestEvent | None:
         guest = sample.tags["vm"]
-        limits = {name: float(sample.fields[name]) for name in _LIMITS & sample.fields.keys()}
-        former, now = self._read.get(guest), knobs | limits
-        self._read[guest] = now
+        if 0 <= sample.time_ns - self._ballooned_ns.get(guest, -_ECHO_NS) < _ECHO_NS:
+            # It moves in steps, of which an event tells each.
+            knobs.pop(_BALLOON, None)
+        former = self._read.get(guest)
+        self._read[guest] = knobs
         if former is None:
             return None
-        # An event speaks of limits in libvirt's names: what is read just after it is what it told.
-        known = 0 <= sample.time_ns - self._told_ns.get(guest, -_ECHO_NS) < _ECHO_NS
-        changed = {name: value for name, value in now.items() if former.get(name) != value}
         changed = {
             name: value
-            for name, value in changed.items()
-            if (self._told.get((guest, name)) != value if name in knobs else not known)
+            for name, value in knobs.items()
+            if former.get(name) != value != self._told.get((guest, name)) and (name != _BALLOON or name in former)
         }
-        gone = [] if known else sorted(former.keys() - now.keys())
+        gone = [
+            name for name in sorted(former.keys() - knobs.keys() - {_BALLOON}) if self._is_news(guest, name, former)
+        ]
         if not changed and not gone:
             return None
         self._told |= {(guest, name): value for name, value in changed.items()}
@@ -137,6 +120,10 @@ class KnobWatch:
             detail=" ".join(["seen", *(f"no-{name}" for name in gone)]),
             numbers=changed,
         )
+
+    def _is_news(self, guest: str, name: str, former: dict[str, float]) -> bool:
+        """Tell whether nobody has said that a limit is gone: libvirt tells of 0 or -1 then."""
+        return self._told.get((guest, name), former[name]) == former[name]
 
 
 class EventDesk:

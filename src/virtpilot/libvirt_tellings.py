@@ -73,14 +73,16 @@ def lifecycle(event: int, detail: int) -> Told | None:
 
 
 def tunable(parameters: Mapping[str, Any]) -> Told | None:
-    """Return the knobs that somebody set: `cputune.cpu_shares` becomes the group cputune and the number cpu_shares."""
-    groups = sorted({name.partition(".")[0] for name in parameters if type(name) is str})
+    """Return the knobs that somebody set, named as they are when they are read: `cpu_shares`, `vda.total_iops_sec`."""
     disk = parameters.get("blkdeviotune.disk")
-    detail = " ".join([*groups, *([disk] if isinstance(disk, str) else [])])
-    numbers = {text(name.partition(".")[2] or name): number(value) for name, value in parameters.items()}
-    return Told(
-        EventKind.KNOB_CHANGED, text(detail), {name: told for name, told in numbers.items() if told is not None}
-    )
+    groups, numbers = set(), {}
+    for name, value in parameters.items():
+        group, _, knob = str(name).rpartition(".")
+        groups.add(group)
+        if (told := number(value)) is not None:
+            numbers[text(f"{disk}.{knob}" if group == "blkdeviotune" and isinstance(disk, str) else knob)] = told
+    detail = " ".join([*sorted(filter(None, groups)), *([disk] if isinstance(disk, str) else [])])
+    return Told(EventKind.KNOB_CHANGED, text(detail), numbers)
 
 
 def balloon(kib: int) -> Told | None:

@@ -9,11 +9,10 @@ import pytest
 
 from virtpilot.clock import SECOND, VirtualClock, seconds
 from virtpilot.events import EventKind
-from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import GuestEvent
 from virtpilot.model import By, Event, Outcome, Result, Sample
 from virtpilot.pipeline.bus.memory import MemoryBroker
-from virtpilot.pipeline.event_desk import _LIMITS, MAX_WAITING, EventDesk
+from virtpilot.pipeline.event_desk import MAX_WAITING, EventDesk
 from virtpilot.topics import Topics
 
 GUEST = "5f0a1b5e-0000-4000-8000-000000000001"
@@ -83,12 +82,12 @@ def done(action: str, result: Result = Result.DONE, **after: float) -> Outcome:
     )  # fmt: skip
 
 
-def knob(value: int, at_ns: int = NOW, **limits: float) -> Sequence[Sample]:
+def knob(value: int, at_ns: int = NOW, **more: float) -> Sequence[Sample]:
     tags = {"host": "h1", "vm": GUEST, "name": "web-1"}
-    shares: dict[str, int | float] = {"value_count": value, "leased_count": 0}
+    knobs = {"cpu_shares": value, **more}
     return [
-        Sample("vm", tags, {"state_code": 1, **limits}, at_ns),
-        Sample("knob", {**tags, "knob": "cpu_shares"}, shares, at_ns),
+        Sample("knob", {**tags, "knob": name}, {"value_count": number, "leased_count": 0}, at_ns)
+        for name, number in knobs.items()
     ]
 
 
@@ -144,37 +143,35 @@ def test_a_change_that_was_told_is_not_found_again_in_the_samples(site: Site) ->
 
 
 def test_a_limit_that_no_event_tells_of_is_found_when_it_is_read(site: Site) -> None:
-    limit = {"nics_receive_limit_bytes_per_second": 1e6}
-    for limits in ({}, {}, limit, limit, {"memory_hard_limit_bytes": 2e9}):
+    limit = {"vnet0.inbound_average": 1e6}
+    for limits in ({}, {}, limit, limit, {"memory_hard_limit": 2e9}):
         site.desk.see(knob(1024, NOW, **limits))
     site.desk.flush(NOW)
     assert [(event.detail, event.numbers) for event in site.heard()] == [
         ("seen", limit),
-        ("seen no-nics_receive_limit_bytes_per_second", {"memory_hard_limit_bytes": 2e9}),
+        ("seen no-vnet0.inbound_average", {"memory_hard_limit": 2e9}),
     ]
 
 
-def test_limits_that_were_not_read_yet_are_no_news(site: Site) -> None:
-    tags = {"host": "h1", "vm": GUEST, "name": "web-1"}
-    site.desk.see([Sample("vm", tags, {"state_code": 1}, NOW)])
-    site.desk.see(knob(1024, cpu_limit_ratio=0.5))
-    site.desk.flush(NOW)
-    assert site.heard() == []
-
-
-def test_a_limit_that_an_event_told_of_in_its_own_words_is_not_found_again(site: Site) -> None:
+def test_a_limit_whose_end_was_told_is_not_missed_again(site: Site) -> None:
+    site.desk.see(knob(1024, vcpu_quota=50_000))
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", vcpu_quota=-1))
     site.desk.see(knob(1024))
-    site.told(happened(EventKind.KNOB_CHANGED, "cputune", vcpu_quota=50_000))
-    site.desk.see(knob(1024, NOW + SECOND, cpu_limit_ratio=0.5))
     site.desk.flush(NOW)
-    assert site.event().numbers == {"vcpu_quota": 50_000}
-    site.desk.see(knob(1024, NOW + 100 * SECOND, cpu_limit_ratio=0.7))
-    site.desk.flush(NOW)
-    assert site.event().numbers == {"cpu_limit_ratio": 0.7}
+    assert site.event().numbers == {"vcpu_quota": -1}
 
 
-def test_every_limit_that_is_watched_is_a_field() -> None:
-    assert {("vm", name) for name in _LIMITS} <= FIELDS.keys()
+def test_a_balloon_that_is_told_of_step_by_step_is_not_found_again(site: Site) -> None:
+    site.desk.see(knob(1024, memory_balloon=1000))
+    site.told(happened(EventKind.BALLOON_CHANGED, memory_balloon_bytes=900))
+    site.desk.see(knob(1024, NOW + SECOND, memory_balloon=950))
+    site.desk.see(knob(1024, NOW + 100 * SECOND, memory_balloon=800))
+    site.desk.flush(NOW)
+    assert [event.kind for event in site.heard()] == ["balloon_changed"]
+    # Where no event tells of it (LXC), it is found like any other.
+    site.desk.see(knob(1024, NOW + 200 * SECOND, memory_balloon=700))
+    site.desk.flush(NOW)
+    assert site.event().numbers == {"memory_balloon": 700}
 
 
 def test_a_guest_that_starts_has_its_own_values_again(site: Site) -> None:

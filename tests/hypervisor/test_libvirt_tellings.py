@@ -31,7 +31,7 @@ EXAMPLES: list[tuple[str, tuple[Any, ...], Told | None]] = [
     (
         "TUNABLE",
         ({"blkdeviotune.disk": "vda", "blkdeviotune.total_iops_sec": 50},),
-        Told(EventKind.KNOB_CHANGED, "blkdeviotune vda", {"total_iops_sec": 50}),
+        Told(EventKind.KNOB_CHANGED, "blkdeviotune vda", {"vda.total_iops_sec": 50}),
     ),
     ("AGENT_LIFECYCLE", (1, 2), Told(EventKind.GUEST_AGENT, "connected: channel event")),
     ("MIGRATION_ITERATION", (3,), Told(EventKind.MIGRATION_ITERATION, "", {"iterations_count": 3})),

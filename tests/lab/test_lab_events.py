@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -16,9 +17,10 @@ from deploy.lab.pilot import CLUSTER, LabPilot
 from deploy.lab.scenario import query
 from tests.lab.lab_process import need_a_lab
 from tests.services import lack, until
+from virtpilot.actuators.command import Signer, load_private
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.libvirt_host import LibvirtHypervisor
-from virtpilot.model import By, Event
+from virtpilot.model import By, Command, Event, Message, Migrate, Sampling, SetKnob, record_id
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 
@@ -31,11 +33,26 @@ log = structlog.get_logger(__name__)
 class Heard:
     """All events of the lab's hosts, with when each came."""
 
-    def __init__(self, lab: Lab, bus: MqttBus) -> None:
+    def __init__(self, lab: Lab, bus: MqttBus, keys: Path) -> None:
         self.lab = lab
+        self._signer = Signer(load_private(keys / "controller.key"))
         self.all: list[tuple[int, Event]] = []
         self._bus = bus
         self._clock = SystemClock()
+
+    def command(self, host: str, action: SetKnob | Migrate) -> str:
+        """Give a host a command as the controller does, and return its id."""
+        now_ns = self._clock.now_ns()
+        command = Command(
+            id=record_id("cm", now_ns), cause="dc-test", host=host, action=action, rule="test", issued_ns=now_ns,
+            not_after_ns=now_ns + 60 * SECOND, epoch=now_ns // SECOND,
+        )  # fmt: skip
+        self.publish("commands", host, self._signer.seal(command))
+        return command.id
+
+    def publish(self, family: str, host: str, payload: bytes) -> None:
+        """Publish on a host's topic."""
+        self._bus.publish(Message(f"virtpilot/{CLUSTER}/{family}/{host}", payload)).result(10)
 
     def of(self, guest: str, kind: str, since: int = 0) -> list[Event]:
         """Return a guest's events of a kind, those from the place `since` on."""
@@ -72,12 +89,13 @@ def heard() -> Iterator[Heard]:
     """A lab whose agents run, and somebody who listens to their events."""
     need_a_lab()
     with lab_module.bring_up(NAME) as lab:
-        LabPilot(lab).start()
+        pilot = LabPilot(lab)
+        pilot.start()
         options = MqttOptions(host=lab.broker_host, port=lab.broker_port)
         with closing(MqttBus(options, "listener")) as bus:
             bus.subscribe(f"virtpilot/{CLUSTER}/events/+")
             assert until(lambda: len(query(lab, "count by (host) (host_cpu_usage_ratio)")) == 2, 60)
-            yield Heard(lab, bus)
+            yield Heard(lab, bus, pilot.folder / "keys")
     assert lab_module.leftovers(NAME) == []
 
 
@@ -94,7 +112,7 @@ def test_each_act_by_hand_is_told(heard: Heard) -> None:
     disks = virsh("domblklist", guest).split()
     if disks:
         tuned = heard.after(guest, "knob_changed", lambda: virsh("blkdeviotune", guest, disks[0], *throttle))
-        assert tuned.numbers["total_iops_sec"] == 50
+        assert tuned.numbers[f"{disks[0]}.total_iops_sec"] == 50
     heard.after(guest, "metadata_changed", lambda: virsh("desc", guest, "--live", "changed"), "description")
     heard.after(guest, "rebooted", lambda: virsh("reset", guest))
     assert heard.after(guest, "stopped", lambda: virsh("destroy", guest)).detail == "destroyed"
@@ -103,12 +121,11 @@ def test_each_act_by_hand_is_told(heard: Heard) -> None:
 
 def test_a_limit_that_libvirt_tells_nobody_of_is_found_all_the_same(heard: Heard) -> None:
     guest, virsh = "web-2", heard.lab.hosts["host-2"].virsh
-    nic = virsh("domiflist", guest).split()[0]
     since = heard.listen()
-    virsh("domiftune", guest, nic, "--inbound", "1000", "--live")
+    virsh("memtune", guest, "--hard-limit", "600000", "--live")
     assert until(lambda: heard.of(guest, "knob_changed", since), 90, 0.5)
     (seen,) = heard.of(guest, "knob_changed", since)
-    assert (seen.detail, seen.numbers) == ("seen", {"nics_receive_limit_bytes_per_second": 1_024_000})
+    assert (seen.detail, seen.numbers) == ("seen", {"memory_hard_limit": 600_000 * 1024})
 
 
 def test_a_migration_by_hand_is_told_while_it_runs_and_at_its_end(heard: Heard) -> None:
@@ -129,6 +146,35 @@ def test_a_migration_by_hand_is_told_while_it_runs_and_at_its_end(heard: Heard) 
     assert until(lambda: [e for e in heard.of(guest, "started", since) if e.detail == "migrated"], 15)
     stored = f'vm_job_data_processed_bytes{{name="{guest}",host="{source}"}}'
     assert until(lambda: query(lab, f"max_over_time({stored}[1h])"), 30, 0.5)
+
+
+def test_what_a_command_did_is_told_as_virtpilots_own(heard: Heard) -> None:
+    lab, guest = heard.lab, "web-1"
+    host, uuid = lab.where(guest), lab.guest(guest).uuid
+    target = "host-2" if host == "host-1" else "host-1"
+    since = heard.listen()
+    raised = heard.command(host, SetKnob(guest=uuid, knob="cpu_shares", value=1500, expected=1024, lease_s=600))
+    assert until(lambda: len(heard.of(guest, "knob_changed", since)) == 1, 30)
+    moved = heard.command(host, Migrate(guest=uuid, target=target, uri=lab.hosts[target].uri))
+    assert until(lambda: [e for e in heard.of(guest, "stopped", since) if e.host == host], 90)
+    own = [event for _at, event in heard.all[since:] if event.host == host and event.guest == uuid]
+    assert {event.by for event in own} == {By.VIRTPILOT}
+    knobs = [(event.numbers, event.cause) for event in own if event.kind == "knob_changed"]
+    # Raised, and given back before the guest leaves.
+    assert knobs == [({"cpu_shares": 1500}, raised), ({"cpu_shares": 1024}, raised)]
+    assert {event.cause for event in own if event.kind != "knob_changed"} == {moved}
+    assert {"job_progress", "job_completed", "suspended", "stopped"} <= {event.kind for event in own}
+
+
+def test_a_real_guest_is_sampled_each_second_for_as_long_as_somebody_asks(heard: Heard) -> None:
+    lab, clock = heard.lab, SystemClock()
+    guest = lab.guest("web-2")
+    now_ns = clock.now_ns()
+    order = Sampling(host="host-2", at_ns=now_ns, until_ns=now_ns + 15 * SECOND, fast=[guest.uuid])
+    heard.publish("sampling", "host-2", msgspec.json.encode(order))
+    series = 'vm_sample_interval_seconds{name="web-2",host="host-2"}'
+    assert until(lambda: [value for _, value in query(lab, f"min_over_time({series}[20s])")] == [1], 30, 0.5)
+    assert until(lambda: [value for _, value in query(lab, f"min_over_time({series}[6s])")] == [2], 60, 0.5)
 
 
 def test_events_are_heard_again_when_libvirtd_was_killed(heard: Heard) -> None:
