@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from virtpilot.lineprotocol import parse
-from virtpilot.model import Sample
+from virtpilot.model import Decision, Sample
 from virtpilot.pipeline.demo import Demo
 
 HOUR_S = 3600
@@ -16,6 +16,11 @@ HOUR_S = 3600
 
 def stored(demo: Demo) -> dict[str, list[Sample]]:
     return {message_id: parse(lines).samples for message_id, lines in demo.store.read()}
+
+
+def acted_on(demo: Demo) -> set[str]:
+    decisions = [entry.record for entry in demo.controller.records.entries() if isinstance(entry.record, Decision)]
+    return {decision.subject.id for decision in decisions if decision.accepted}
 
 
 @pytest.mark.parametrize("by_s", [-HOUR_S, HOUR_S])
@@ -26,14 +31,14 @@ def test_the_whole_chain_takes_no_harm(tmp_path: Path, by_s: float) -> None:
             demo.clock.step(by_s if second == 50 else -by_s)
         demo.step()
         even.step()
-    assert demo.controller.counters.accepted <= even.controller.counters.accepted, "nothing is done on old samples"
+    assert acted_on(demo) <= acted_on(even), "only a guest that needs it is helped, whatever the clock says"
     demo.close()
     even.close()
     agents = {agent.host: agent for agent in demo.agents}
     messages = stored(demo)
     numbers = Counter(message_id.partition("/")[0] for message_id in messages)
     assert numbers == {host: agent.uplink.spooled for host, agent in agents.items()}
-    assert all(agent.uplink.spooled == agent.ticks == 31 for agent in agents.values()), "the beat is kept"
+    assert all(agent.uplink.spooled >= agent.ticks == 31 for agent in agents.values()), "the beat is kept"
     assert [agent.uplink.resent for agent in agents.values()] == [0] * len(agents)
     assert all(agent.uplink.pending <= 1 for agent in agents.values()), "all but the last is reported"
     samples = [sample for found in messages.values() for sample in found]
