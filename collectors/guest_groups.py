@@ -7,7 +7,7 @@ from typing import Final
 
 from virtpilot.clock import seconds
 from virtpilot.collectors.cgroup import REFRESH_NS, Group
-from virtpilot.collectors.hierarchy import find_groups, parse_mounts
+from virtpilot.collectors.hierarchy import find_groups, find_mounts
 from virtpilot.collectors.source import Fields
 from virtpilot.collectors.tree import Tree
 
@@ -47,7 +47,6 @@ class GuestGroups:
         return fields or {}
 
     def _look(self) -> None:
-        mounts = parse_mounts(self._tree.read("proc/self/mountinfo"))
-        for run, paths in find_groups(self._tree, mounts).items():
+        for run, paths in find_groups(self._tree, find_mounts(self._tree)).items():
             if run not in self._groups:
                 self._groups[run] = Group(self._tree, paths, run * _STEP_NS % REFRESH_NS)

@@ -19,8 +19,8 @@ _SCOPE: Final = re.compile(r"machine-(?:qemu|lxc)\\x2d([0-9]{1,10})(?:\\x2d.*)?\
 _PLAIN: Final = re.compile(r"(qemu|lxc)-([0-9]{1,10})(?:-.*)?\.libvirt-\1", re.DOTALL)
 
 
-def parse_mounts(text: str) -> dict[str, str]:
-    """Return where each hierarchy of a /proc/self/mountinfo is mounted, by its controller or as `unified`.
+def parse_mounts(text: str) -> list[tuple[str, str]]:
+    """Return each (hierarchy, folder) in a /proc/self/mountinfo, by its controller or as `unified`, in order.
 
     Of several mounts on one folder the last one is seen; a folder with blanks in its name is none of a hierarchy.
     """
@@ -30,13 +30,31 @@ def parse_mounts(text: str) -> dict[str, str]:
         place, kind = left.split(), right.split()
         if separator and len(place) >= 5 and len(kind) >= 3 and "\\" not in place[4]:
             seen[place[4].lstrip("/")] = (kind[0], kind[2].split(","))
-    found: dict[str, str] = {}
+    found = []
     for folder, (kind_name, options) in seen.items():
         if kind_name == "cgroup2":
-            found[UNIFIED] = folder
+            found.append((UNIFIED, folder))
         elif kind_name == "cgroup":
-            found |= {controller: folder for controller in V1 if controller in options}
+            found += [(controller, folder) for controller in V1 if controller in options]
     return found
+
+
+def find_mounts(tree: Tree) -> dict[str, str]:
+    """Return where each hierarchy is, from the tree's root; raises OSError.
+
+    A container that has the host's root mounted sees its own hierarchies, the host's, and both under the names that
+    they have in the container: only what is there from the host's root on is meant.
+    """
+    mounted = parse_mounts(tree.read("proc/self/mountinfo"))
+    return {hierarchy: folder for hierarchy, folder in mounted if _is_folder(tree, folder)}
+
+
+def _is_folder(tree: Tree, path: str) -> bool:
+    try:
+        tree.names(path)
+    except OSError:
+        return False
+    return True
 
 
 def group_id(name: str) -> int | None:

@@ -9,7 +9,11 @@ from virtpilot.simulator.cgroup import FOLDER, MOUNTS, GroupFile, group_names
 from virtpilot.simulator.proc import DISK, NIC, proc_text
 from virtpilot.simulator.world import World
 
-_FOLDERS: Final = {"sys/block": (DISK,), f"sys/class/net/{NIC}": ("device", "speed")}
+_FOLDERS: Final = {
+    "sys/block": (DISK,),
+    f"sys/class/net/{NIC}": ("device", "speed"),
+    "sys/fs/cgroup": ("machine.slice",),
+}
 
 
 class Moment(NamedTuple):

@@ -52,6 +52,15 @@ def test_every_field_is_in_some_case() -> None:
     assert worked_out == {field.name for field in GROUP_FIELDS}
 
 
+def test_a_container_that_has_the_hosts_root_mounted_finds_the_hosts_groups(tmp_path: Path) -> None:
+    inside = "40 1 0:26 /docker/1 {} rw - cgroup2 cgroup2 rw\n"
+    mounts = inside.format("/sys/fs/cgroup") + inside.format(f"{tmp_path}/sys/fs/cgroup")
+    for path, text in (("proc/self/mountinfo", mounts), (f"{scope(1)}/memory.current", "7")):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+    assert GuestGroups(FileTree(tmp_path)).collect(1, START_NS) == {"cgroup_memory_bytes": 7}
+
+
 def test_groups_are_looked_for_once_a_tick_and_only_while_one_is_unknown() -> None:
     tree = TextTree({"proc/self/mountinfo": MOUNT, f"{scope(1)}/memory.current": "1"})
     groups = GuestGroups(tree)
@@ -171,7 +180,7 @@ def test_no_file_can_say_what_a_parser_does_not_take(text: str) -> None:
         assert all(0 <= value < 2**70 for value in file.parse(text).values())
     counts = throttle.parse(text)
     assert counts is None or all(value >= 0 for value in counts)
-    assert all(not path.startswith("/") for path in parse_mounts(text).values())
+    assert all(not path.startswith("/") for _hierarchy, path in parse_mounts(text))
     number = group_id(text)
     assert number is None or 0 <= number < 10**10
 

@@ -18,7 +18,7 @@ from tests.lab.lab_process import ROOT, need_a_lab
 from tests.services import until
 from virtpilot.clock import SystemClock, seconds
 from virtpilot.collectors.guest_groups import GuestGroups
-from virtpilot.collectors.hierarchy import UNIFIED, parse_mounts
+from virtpilot.collectors.hierarchy import UNIFIED, find_mounts
 from virtpilot.collectors.tree import FileTree
 
 NAME: Final = "groups"
@@ -57,7 +57,7 @@ class Below(FileTree):
 @pytest.fixture
 def unified() -> Iterator[Path]:
     """A group of this test's own in this machine's v2 hierarchy."""
-    folder = parse_mounts(Path("/proc/self/mountinfo").read_text()).get(UNIFIED)
+    folder = find_mounts(FileTree()).get(UNIFIED)
     if folder is None or os.geteuid() or not (Path("/") / folder / "cgroup.procs").exists():
         pytest.skip("no cgroup v2 that this user may write to")
     group = Path("/") / folder / f"virtpilot-test-{os.getpid()}"
