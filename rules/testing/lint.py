@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-
 from virtpilot.errors import Problem
 from virtpilot.rules.decisions.want import PLACEMENT, knob_of
+from virtpilot.rules.language.book import Book
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.load import files
 from virtpilot.rules.language.reach import possible, terms
 from virtpilot.rules.language.records import Rule, RuleSet
-from virtpilot.rules.language.safe_yaml import compose, read
 from virtpilot.rules.testing.document import SUFFIX, load_tests
 
 Places = Mapping[str, Problem]
@@ -38,28 +36,10 @@ def at(places: Places, rule: str, message: str) -> Problem:
 
 def places_of(paths: Sequence[Path]) -> Places:
     """Return where each rule's name stands."""
-    found: dict[str, Problem] = {}
+    book = Book()
     for file in files(paths, []):
-        text = read(file)
-        root = compose(text, str(file)) if isinstance(text, str) else None
-        for name in _names(root) if isinstance(root, Node) else ():
-            mark = name.start_mark
-            found.setdefault(name.value, Problem(str(file), mark.line + 1, mark.column + 1, ""))
-    return found
-
-
-def _names(root: Node) -> Iterator[ScalarNode]:
-    """Yield the `name` of every mapping in a list of a file, however rules are grouped in it."""
-    match root:
-        case MappingNode():
-            for _key, value in root.value:
-                yield from _names(value)
-        case SequenceNode():
-            for item in root.value:
-                if isinstance(item, MappingNode):
-                    own = [value for key, value in item.value if key.value == "name" and isinstance(value, ScalarNode)]
-                    yield from own
-                yield from _names(item)
+        book.read(file)
+    return book.places
 
 
 def _unreachable(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:

@@ -111,3 +111,15 @@ def test_thresholds_that_chatter_on_a_history_are_found(tmp_path: Path) -> None:
     ((rule, told),) = chatter(load([file]), str(history))
     assert rule == "nervous"
     assert told.startswith("fired 10 times within an hour on h1 in this history")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((HERE.parents[1] / "rules_language" / "good").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_whatever_the_language_has_is_looked_at_and_placed(file: Path) -> None:
+    """Rules of templates, groups and included files too."""
+    ruleset = load([file])
+    warnings = lint(ruleset, [file])
+    assert all(warning.line > 0 and warning.file for warning in warnings)
+    untested = {warning.message.split(": ")[1] for warning in warnings if "no test expects" in warning.message}
+    assert untested == {rule.name for rule in ruleset.rules}
