@@ -31,7 +31,7 @@ from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Sm
 from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
-from virtpilot.pipeline.rulebook import Rulebook
+from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
 from virtpilot.pipeline.steering import Steering, SteeringOptions
 from virtpilot.rules.language.records import RuleSet
@@ -140,7 +140,9 @@ class Controller:
         self.rulebook.evaluator.resume(document["turns"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])
-        self._alerts.resume(msgspec.convert(list(document["alerts"].values()), list[Signal]))
+        firing = msgspec.convert(list(document["alerts"].values()), list[Signal])
+        self._alerts.resume(firing)
+        self.rulebook.told_refused = any(signal.rule == REFUSED for signal in firing)
         for status in msgspec.convert(list(document["statuses"].values()), list[HostStatus]):
             self.pilot.fleet.on_status(status)
         self._outbox.restore(msgspec.convert(document["outbox"], dict[str, Command]))
@@ -186,6 +188,7 @@ class Controller:
             self.reload_asked.clear()
             self.rulebook.reload()
         self.rulebook.watch(now_ns)
+        self._on_signals(self.rulebook.news(now_ns, self._topics.cluster))
         self._on_signals(self.rulebook.evaluator.tick(now_ns))
         self.tracer.tick(now_ns)
         self._advance(now_ns)

@@ -11,14 +11,16 @@ import structlog
 
 from virtpilot.clock import seconds
 from virtpilot.errors import RuleError
-from virtpilot.model import Mode
+from virtpilot.model import Kind, Mode, Signal, SignalState, Subject, record_id
 from virtpilot.pipeline.measured_fleet import ALSO
-from virtpilot.rules.language import RuleSet, load
+from virtpilot.rules.language import RuleSet, Severity, load
 from virtpilot.rules.signals.evaluator import Evaluator
 
 log = structlog.get_logger(__name__)
 
 LIBRARY: Final = Path(__file__).resolve().parent.parent / "rules" / "library"
+REFUSED: Final = "virtpilot-rules-refused"
+_TOLD: Final = 5
 _WATCH_NS: Final = seconds(2)
 
 
@@ -52,6 +54,8 @@ class Rulebook:
         self._next_look_ns = 0
         self.refusals = 0
         self.problems: tuple[str, ...] = ()
+        self.told_refused = False
+        """Whether the signal that tells of refused rules fires."""
         self.ruleset = self._load()
         self.evaluator = Evaluator(self.ruleset, also=ALSO)
         self.wanted = self._wanted()
@@ -101,6 +105,28 @@ class Rulebook:
         if stamp != self._stamp:
             self._stamp = stamp
             self.reload()
+
+    def news(self, now_ns: int, cluster: str) -> list[Signal]:
+        """Return the signal that rule files are refused, or that they no longer are, when it changes."""
+        refused = bool(self.problems)
+        if refused is self.told_refused:
+            return []
+        self.told_refused = refused
+        previous, state = SignalState.INACTIVE, SignalState.FIRING
+        return [
+            Signal(
+                id=record_id("sg", REFUSED, cluster, refused, now_ns),
+                cause=f"tick/{now_ns}",
+                rule=REFUSED,
+                subject=Subject(Kind.CLUSTER, cluster, cluster),
+                previous=previous if refused else state,
+                state=state if refused else previous,
+                at_ns=now_ns,
+                severity=Severity.CRITICAL,
+                about="Rule files have mistakes; the last good ones stay in force.",
+                annotations={"problems": "\n".join(self.problems[:_TOLD])} if refused else {},
+            )
+        ]
 
     def reload(self) -> None:
         """Load again; the signals of unchanged rules keep their state."""

@@ -6,7 +6,7 @@ import pytest
 
 from virtpilot.clock import seconds
 from virtpilot.errors import RuleError
-from virtpilot.model import Kind, Mode, Sample
+from virtpilot.model import Kind, Mode, Sample, SignalState
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 
 GOOD = "virtpilot: 1\nrules:\n  - {name: busy, on: host, when: cpu_usage_ratio > 90%}\n"
@@ -39,9 +39,20 @@ def test_a_bad_file_is_refused_whole_with_all_its_errors_and_the_last_good_one_s
     book.watch(seconds(100))
     assert len(book.ruleset.rules) == 2
     assert (book.refusals, len(book.problems)) == (1, 2)
+    (alarm,) = book.news(seconds(100), "c")
+    assert (alarm.rule, alarm.subject.kind, alarm.state, alarm.severity) == (
+        "virtpilot-rules-refused",
+        Kind.CLUSTER,
+        SignalState.FIRING,
+        "critical",
+    )
+    assert alarm.annotations["problems"].splitlines() == list(book.problems)
+    assert book.news(seconds(101), "c") == []
     file.write_text(GOOD)
     book.watch(seconds(200))
     assert (len(book.ruleset.rules), book.problems) == (1, ())
+    assert [signal.state for signal in book.news(seconds(200), "c")] == [SignalState.INACTIVE]
+    assert book.news(seconds(201), "c") == []
 
 
 def test_a_mode_in_the_options_stands_in_for_the_rules_own(tmp_path: Path) -> None:

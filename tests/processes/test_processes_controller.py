@@ -181,10 +181,13 @@ def test_broken_rules_change_nothing_and_mended_ones_come_into_force(site: Site,
     assert controller.health() == (503, {"bus": True, "rules": False})
     host.busy(4, 6, 8, 10, 12, 14, 16, 18, 20)
     assert until(lambda: (SignalState.FIRING, 20.0) in host.states("busy"), 5.0), "the last good ones stay in force"
+    assert [state for state, _at in host.states("virtpilot-rules-refused")] == [SignalState.FIRING]
 
     rules.write_text(BUSY + IDLE)
     controller.reaches("virtpilot_rules_count", 2)
     assert controller.health() == (200, {"bus": True, "rules": True})
+    assert until(lambda: len(host.states("virtpilot-rules-refused")) == 2, 5.0)
+    assert host.states("virtpilot-rules-refused")[1][0] is SignalState.INACTIVE
     assert len(host.states("busy")) == 2, "an unchanged rule's signal goes on"
     controller.terminate()
 
