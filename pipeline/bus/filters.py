@@ -33,6 +33,12 @@ def check_message(message: Message) -> str:
     return ""
 
 
+def packet_bytes(message: Message) -> int:
+    """Return how large a message is on its way, a little more rather than less."""
+    properties = sum(5 + len(key.encode()) + len(value.encode()) for key, value in message.properties.items())
+    return 32 + len(message.topic.encode()) + properties + len(message.payload)
+
+
 def matches(pattern: str, topic: str) -> bool:
     """Return whether the filter takes the topic; wildcards never take topics that begin with `$`."""
     wanted, levels = pattern.split("/"), topic.split("/")

@@ -23,15 +23,17 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from virtpilot.clock import SystemClock
 from virtpilot.errors import BusError
 from virtpilot.model import Message
-from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, shared
+from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, packet_bytes, shared
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
 from virtpilot.pipeline.bus.reconnect import Reconnect
+from virtpilot.topics import MAX_METRICS_BYTES
 
 __all__ = ["MqttBus", "MqttDelivery", "MqttOptions"]
 
 _QOS: Final = 1
 _LOOP_S: Final = 1.0
 _SUBSCRIBE_S: Final = 5.0
+_NO_LIMIT: Final = 1 << 28  # of MQTT itself
 _TAKEN_OVER: Final = 0x8E  # MQTT 5's reason "session taken over"
 _log = structlog.get_logger(__name__)
 
@@ -74,6 +76,7 @@ class MqttBus:
         self._asked: dict[int, str] = {}
         self._confirmed: set[str] = set()
         self._sent: dict[int, Future[None]] = {}
+        self._max_packet = _NO_LIMIT
         self._reconnect = Reconnect(options, SystemClock())
         self._log = _log.bind(client=client_id, broker=f"{options.host}:{options.port}")
         self._client = self._dressed(new_client(options, client_id))
@@ -106,7 +109,7 @@ class MqttBus:
     def publish(self, message: Message) -> Future[None]:
         """Send; the future is done when the broker has it, or fails with BusError."""
         mine = _future()
-        reason = "the connection is closed" if self._closing.is_set() else check_message(message)
+        reason = self._why_not(message)
         if not reason:
             info = self._client.publish(
                 message.topic, message.payload, _QOS, message.retain, _properties(message, PacketTypes.PUBLISH)
@@ -116,6 +119,14 @@ class MqttBus:
             reason = f"{self._options.max_outgoing} messages are waiting for the broker already"
         mine.set_exception(BusError(reason))
         return mine
+
+    def _why_not(self, message: Message) -> str:
+        if self._closing.is_set():
+            return "the connection is closed"
+        if packet_bytes(message) > self._max_packet:
+            # Sent, it would end this connection and, sent again, each one after it.
+            return f"the broker takes packets of {self._max_packet} bytes at most"
+        return check_message(message)
 
     def _awaiting(self, mid: int, mine: Future[None]) -> Future[None]:
         """Return the future of a message; the broker's answer may have been here first."""
@@ -216,6 +227,7 @@ class MqttBus:
             if flags.session_present:
                 # The broker gives these again.
                 self._received.clear()
+            self._max_packet = getattr(properties, "MaximumPacketSize", _NO_LIMIT)
             self._reconnect.connected()
             self._connections += 1
             self._line = self._connections
@@ -230,6 +242,8 @@ class MqttBus:
         if allowed < self._options.max_inflight:
             # paho does not heed it, and a broker may close the connection over it.
             self._log.warning("broker takes fewer messages at once: lower max_inflight", allowed=allowed)
+        if self._max_packet < MAX_METRICS_BYTES + 4096:
+            self._log.warning("broker takes small packets only: raise its limit", bytes=self._max_packet)
 
     def _on_subscribe(
         self, _client: Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Properties | None

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import MakeMosquitto
 from tests.services import until
+from virtpilot.errors import BusError
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
 
@@ -43,6 +44,26 @@ def test_a_subscription_that_the_broker_forgot_with_the_session_at_hand_is_made_
     finally:
         listener.close()
         sender.close()
+
+
+def test_what_is_too_large_for_the_broker_is_refused_here_and_costs_no_connection(
+    make_mosquitto: MakeMosquitto,
+) -> None:
+    """Sent, it would end each connection anew, and nothing else would ever go out."""
+    broker = make_mosquitto(extra="max_packet_size 20000")
+    bus = MqttBus(MqttOptions(port=broker.port, reconnect_min_s=0.1, reconnect_max_s=0.2), "sender")
+    try:
+        assert until(lambda: bus.generation)
+        bus.subscribe("large/+")
+        with pytest.raises(BusError, match="20000 bytes at most"):
+            bus.publish(Message("large/one", bytes(19_990))).result(5)
+        bus.publish(Message("large/two", bytes(19_000))).result(5)
+        delivery = bus.receive(5)
+        assert delivery is not None
+        assert delivery.message.topic == "large/two"
+        assert bus.generation == 1
+    finally:
+        bus.close()
 
 
 def test_retained_messages_come_once_to_each_start_of_a_client_and_not_after_a_reconnect(
