@@ -13,6 +13,8 @@ from bench.measure import MIN_RUNS, Figure, say
 
 # Where each figure is measured; a module measures its figures together.
 BENCHES: Final[dict[str, str]] = {
+    "writer_vs_raw_http": "bench.writing",
+    "writer_vs_points": "bench.writing",
     "encode_vs_point": "bench.encoding",
     "parse_vs_c_parser": "bench.parsing",
     "parse_lines_per_s": "bench.parsing",
