@@ -18,23 +18,17 @@ import stat
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
 
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, ConfigError, Problem
 from virtpilot.model import Command, Migrate, ReleaseKnob, SetKnob
+
+if TYPE_CHECKING:
+    # 7 MB of memory, which an agent without keys has no use for: imported where a key is at hand.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 MAX_PAYLOAD_BYTES: Final = 64 * 1024
 MAX_VALIDITY_S: Final = 3600.0
@@ -105,6 +99,8 @@ class Verifier:
         key = self._keys.get(envelope.key)
         if key is None:
             raise CommandRefused("key", f"no public key {envelope.key[:32]!r} here")
+        from cryptography.exceptions import InvalidSignature
+
         try:
             signature = base64.b64decode(envelope.signature.encode(), validate=True)
             key.verify(signature, _PREFIX + inner)
@@ -188,6 +184,9 @@ def _check_set(action: SetKnob) -> None:
 
 def generate(folder: Path) -> tuple[Path, Path]:
     """Make a key pair in `folder`, return the private and the public file; raises ConfigError, overwrites nothing."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
     private, public = folder / PRIVATE_NAME, folder / PUBLIC_NAME
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -213,6 +212,10 @@ def _create(path: Path, content: bytes, mode: int) -> None:
 
 def load_private(path: Path) -> Ed25519PrivateKey:
     """Return the private key in a PEM file; raises ConfigError, also when others than its owner can read it."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -245,6 +248,10 @@ def load_public(paths: Iterable[Path]) -> dict[str, Ed25519PublicKey]:
 
 
 def _load_public(path: Path) -> Ed25519PublicKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
     try:
         with path.open("rb") as file:
             key = load_pem_public_key(file.read(MAX_PAYLOAD_BYTES))

@@ -23,7 +23,7 @@ from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.errors import CommandRefused, HypervisorError
 from virtpilot.hypervisor import EventSource, HostFacts, Hypervisor
-from virtpilot.lineprotocol import encode_lines
+from virtpilot.lineencoding import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample, Stored
 from virtpilot.pipeline.cadence import Cadence, CadenceOptions
 from virtpilot.pipeline.event_desk import EventDesk

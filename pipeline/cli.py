@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from virtpilot import __version__
 from virtpilot.clock import SystemClock
-from virtpilot.errors import InputError, VirtpilotError
 from virtpilot.model import Mode
 from virtpilot.pipeline import rules_cli, spool_cli
 from virtpilot.pipeline.moment import moment, moment_meant
 from virtpilot.pipeline.output import print_json, quiet_logs
-from virtpilot.rules.language.units import duration_ns
+from virtpilot.pipeline.status import status_of
 
 app = typer.Typer(
     help="The automatic pilot for plain libvirt hosts.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -62,9 +61,9 @@ def demo(
 @app.command()
 def agent(config: ConfigFile = Path("/etc/virtpilot/agent.toml")) -> None:
     """Run the agent of this host."""
-    from virtpilot.pipeline import serve
+    from virtpilot.pipeline import agent_process
 
-    serve.agent(config)
+    agent_process.become(config)
 
 
 @app.command()
@@ -131,6 +130,7 @@ def explain(
 ) -> None:
     """Tell why rules fired on a host or guest, why not, and which guard stopped them."""
     from virtpilot.pipeline import explain, explain_text
+    from virtpilot.rules.language.units import duration_ns
 
     quiet_logs()
     now_ns = SystemClock().now_ns()
@@ -191,20 +191,6 @@ def _process_type(name: str) -> type[Any]:
     return PROCESSES[name]
 
 
-def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(message, err=True)
-    sys.exit(status)
-
-
 def main() -> None:
     """Run a command and turn what went wrong into a message and an exit status."""
-    try:
-        app()
-    except InputError as error:
-        _fail(str(error), 2)
-    except VirtpilotError as error:
-        _fail(f"virtpilot: {error}", 1)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing left to say, and no traceback at exit.
-        sys.stderr.close()
-        sys.exit(1)
+    sys.exit(status_of(app))

@@ -17,7 +17,7 @@ from virtpilot.actuators.guard import GuardOptions
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND, Clock, VirtualClock
 from virtpilot.model import Mode
-from virtpilot.pipeline import assembly, trail
+from virtpilot.pipeline import agent_assembly, assembly, trail
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.memory import MemoryBroker
@@ -145,7 +145,7 @@ def simulated_agent(
     verifier: Verifier,
 ) -> Agent:
     """Put the agent of a simulated host together: only its hypervisor and its files are not real."""
-    return assembly.agent(
+    return agent_assembly.agent(
         cluster=cluster,
         host=host,
         boot=boot,

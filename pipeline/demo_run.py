@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.live import Live
 
 from virtpilot.clock import SystemClock
-from virtpilot.pipeline.config import LogOptions
 from virtpilot.pipeline.demo import Demo
-from virtpilot.pipeline.process import set_up_logs, stopping
+from virtpilot.pipeline.process import LogOptions, set_up_logs, stopping
 from virtpilot.pipeline.screen import line, screen
 from virtpilot.pipeline.trail import Trail
 

@@ -15,7 +15,6 @@ def print_json(document: Any) -> None:
 
 def quiet_logs() -> None:
     """Let only errors be logged: what a command that answers and ends has to say is its answer."""
-    from virtpilot.pipeline.config import LogOptions
-    from virtpilot.pipeline.process import set_up_logs
+    from virtpilot.pipeline.process import LogOptions, set_up_logs
 
     set_up_logs(LogOptions(level="error"))

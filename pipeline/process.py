@@ -14,17 +14,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Annotated, Final, Literal
 
+import msgspec
 import structlog
+from msgspec import Meta
 
 from virtpilot.clock import SECOND, SystemClock, seconds
 from virtpilot.errors import StateError
-from virtpilot.pipeline.config import LogOptions
 
 STOP_S: Final = 4.5
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 log = structlog.get_logger(__name__)
+
+
+class LogOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is written to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="The least level shown.")] = "info"
+    json: Annotated[bool, Meta(description="One JSON object a line, for log shippers.")] = False
 
 
 def set_up_logs(options: LogOptions) -> None:

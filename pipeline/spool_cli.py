@@ -135,8 +135,9 @@ def spool_replay(
 
 def _over_the_bus(spool: Path | None, file: Path, host: str, within_s: float) -> list[Any]:
     from virtpilot.clock import SystemClock
-    from virtpilot.pipeline import assembly, replaying, settings
-    from virtpilot.pipeline.config import AgentConfig
+    from virtpilot.pipeline import replaying, settings
+    from virtpilot.pipeline.agent_config import AgentConfig
+    from virtpilot.pipeline.bus.mqtt import MqttBus
     from virtpilot.topics import Topics
 
     if spool is None:
@@ -145,7 +146,7 @@ def _over_the_bus(spool: Path | None, file: Path, host: str, within_s: float) ->
     name = host or config.host or socket.gethostname()
     # A session of its own that ends with it: the agent's waits for the agent.
     options = msgspec.structs.replace(config.bus, session_expiry_s=0)
-    bus = assembly.mqtt(options, f"virtpilot-{config.cluster}-replay-{name}")
+    bus = MqttBus(options, f"virtpilot-{config.cluster}-replay-{name}")
     try:
         return [replaying.to_bus(spool, bus, Topics(config.cluster), name, SystemClock(), within_s)]
     finally:

@@ -30,11 +30,6 @@ def test_each_module_of_the_table_measures(module: str) -> None:
     assert callable(importlib.import_module(module).measure)
 
 
-def test_a_module_without_an_entry_is_none() -> None:
-    parts = {f"bench.{path.stem}" for path in (ROOT / "bench").glob("*.py") if "def measure(" in path.read_text()}
-    assert parts == set(BENCHES.values())
-
-
 def test_one_figure_alone_is_one_document_on_standard_output() -> None:
     done = run("encode_vs_point")
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ Source: virDomainGetXMLDesc, virDomainGetSchedulerParametersFlags, virDomainGetM
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -27,8 +28,8 @@ _RUNNING: Final = 1
 _NOTHING: Final = Configured({}, GuestDetails(), agent=False)
 
 
-# A guest's XML with its scheduler parameters.
-_Told = tuple[str, Mapping[str, Any]]
+# A hash of a guest's XML, for descriptions are long, with its scheduler parameters.
+_Told = tuple[bytes, Mapping[str, Any]]
 
 
 class _Known(msgspec.Struct):
@@ -37,7 +38,7 @@ class _Known(msgspec.Struct):
     run: int
     configured: Configured = _NOTHING
     knobs_ns: int | None = None
-    told: _Told = ("", {})
+    told: _Told = (b"", {})
     tags: Mapping[str, str] = {}
     tags_ns: int | None = None
 
@@ -135,9 +136,13 @@ class Details:
 
     def _ask(self, connection: Any, uuid: str, knobs: bool, tags: bool, before: _Told) -> _Answer:
         domain = connection.lookupByUUIDString(uuid)
-        told = (domain.XMLDesc(), read_schedule(self._link.binding, connection, domain)) if knobs else None
-        # Reading XML is dear, and it seldom changes.
-        configured = None if told is None or told == before else read_configured(*told)
+        told: _Told | None = None
+        configured = None
+        if knobs:
+            description, schedule = domain.XMLDesc(), read_schedule(self._link.binding, connection, domain)
+            told = (blake2b(description.encode(errors="replace"), digest_size=16).digest(), schedule)
+            # Reading XML is dear, and it seldom changes.
+            configured = None if told == before else read_configured(description, schedule)
         return _Answer(told, configured, self._read_tags(connection, domain) if tags else None)
 
     def _read_tags(self, connection: Any, domain: Any) -> dict[str, str]:

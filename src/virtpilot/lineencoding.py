@@ -77,7 +77,7 @@ def _line(sample: Sample, latest: dict[str, _Layout]) -> bytes:
     layout = latest.get(sample.measurement)
     if layout is None or layout.names != names or layout.types != types:
         layout = latest[sample.measurement] = _layout(names, types)
-    head = _raw_head(sample.measurement, tuple(sample.tags.items()))
+    head = _raw_head(sample.measurement, tuple(sample.tags), tuple(sample.tags.values()))
     pieces = layout.pieces.copy()
     if head is None or not pieces or not _INT64_MIN <= sample.time_ns <= _INT64_MAX:
         return _line_of_any(sample)
@@ -111,9 +111,9 @@ def _layout(names: tuple[str, ...], types: tuple[type, ...]) -> _Layout:
 
 
 @lru_cache(maxsize=16_384)
-def _raw_head(measurement: str, tags: tuple[tuple[str, str], ...]) -> msgspec.Raw | None:
+def _raw_head(measurement: str, keys: tuple[str, ...], values: tuple[str, ...]) -> msgspec.Raw | None:
     """Return a line up to its fields: the same few come with each tick."""
-    return _raw(_head(measurement, tags))
+    return _raw(_head(measurement, zip(keys, values, strict=True)))
 
 
 def _raw(text: str) -> msgspec.Raw | None:

@@ -17,8 +17,7 @@ from virtpilot.clock import SECOND, SystemClock, seconds
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Sample, Stored
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
-from virtpilot.pipeline.config import LogOptions
-from virtpilot.pipeline.process import boot_id, set_up_logs
+from virtpilot.pipeline.process import LogOptions, boot_id, set_up_logs
 from virtpilot.pipeline.spool import Spool, SpoolOptions
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics

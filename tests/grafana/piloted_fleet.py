@@ -16,7 +16,7 @@ from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.actuators.guard import GuardOptions
 from virtpilot.clock import SystemClock, VirtualClock, seconds
 from virtpilot.model import Mode, Outcome, Store
-from virtpilot.pipeline import assembly, serve
+from virtpilot.pipeline import agent_service, assembly, serve
 from virtpilot.pipeline.agent import Agent
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.memory import MemoryBroker
@@ -96,7 +96,9 @@ class PilotedFleet:
             serve.watch_controller(Exporter(ExporterOptions(port=port())), self.controller),
             serve.watch_writer(Exporter(ExporterOptions(port=port())), self.writer),
         ]
-        return made + [serve.watch_agent(Exporter(ExporterOptions(port=port())), agent) for agent in self.agents]
+        return made + [
+            agent_service.watch_agent(Exporter(ExporterOptions(port=port())), agent) for agent in self.agents
+        ]
 
     def _agent(self, host: str, folder: Path, verifier: Verifier) -> Agent:
         made = simulated_agent(

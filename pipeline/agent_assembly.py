@@ -1,0 +1,103 @@
+"""How an agent is put together from its options: the wiring, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from virtpilot.actuators.command import Verifier, load_public
+from virtpilot.actuators.executor import Executor
+from virtpilot.actuators.journal import Journal
+from virtpilot.actuators.knob import Caps
+from virtpilot.clock import Clock
+from virtpilot.collectors.collector import HostCollector
+from virtpilot.collectors.tree import FileTree, Tree
+from virtpilot.hypervisor import Hypervisor
+from virtpilot.model import Bus
+from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
+from virtpilot.pipeline.agent_config import AgentConfig
+from virtpilot.pipeline.bus.mqtt import MqttBus
+from virtpilot.pipeline.cadence import CadenceOptions
+from virtpilot.pipeline.process import boot_id
+from virtpilot.pipeline.spool import Spool, SpoolOptions
+from virtpilot.pipeline.uplink import Uplink
+from virtpilot.topics import Topics
+
+
+def agent(
+    *,
+    cluster: str,
+    host: str,
+    boot: str,
+    bus: Callable[[], Bus],
+    clock: Clock,
+    hypervisor: Hypervisor,
+    tree: Tree,
+    cpus: frozenset[int],
+    folder: Path,
+    verifier: Verifier,
+    migration_uri: str,
+    timing: AgentTiming,
+    sampling: CadenceOptions,
+    spool: SpoolOptions,
+    caps: Caps,
+) -> Agent:
+    """Put an agent together; the bus comes last: a start that fails must not take the place of one that runs."""
+    topics = Topics(cluster)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
+    tags, now, leased = {"cluster": cluster, "host": host}, clock.monotonic_ns, executor.leased
+    collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=timing.budget_s)
+    spooled, session = Spool(folder / "spool", boot, spool), bus()
+    return Agent(
+        host=host,
+        boot=boot,
+        topics=topics,
+        bus=session,
+        uplink=Uplink(session, spooled, topics, host, clock),
+        collector=collector,
+        hypervisor=hypervisor,
+        executor=executor,
+        verifier=verifier,
+        clock=clock,
+        migration_uri=migration_uri,
+        timing=timing,
+        sampling=sampling,
+    )
+
+
+def agent_from(config: AgentConfig, clock: Clock) -> Agent:
+    """Put the agent of this machine together; raises InputError for what the config names and is not there."""
+    from virtpilot.libvirt_host import LibvirtHypervisor  # the libvirt extra: only a real agent needs it
+
+    host = config.host or socket.gethostname()
+    boot = boot_id()
+    topics = Topics(config.cluster)
+    will = last_will(topics, host, boot, clock.now_ns())
+    options = config.hypervisor
+    return agent(
+        cluster=config.cluster,
+        host=host,
+        boot=boot,
+        bus=lambda: MqttBus(config.bus, f"virtpilot-{config.cluster}-agent-{host}", will),
+        clock=clock,
+        hypervisor=LibvirtHypervisor(
+            options.uri,
+            clock=clock,
+            deadline_s=options.deadline_s,
+            tag_names=frozenset(options.tags),
+            dirty_rate_every_s=options.dirty_rate_every_s,
+            guest_agent_every_s=options.guest_agent_every_s,
+        ),
+        tree=FileTree(Path(config.root_folder)),
+        cpus=frozenset(os.sched_getaffinity(0)),
+        folder=Path(config.state_folder),
+        verifier=Verifier(load_public(map(Path, config.commands.public_key_files)), host),
+        migration_uri=options.migration_uri,
+        timing=config.timing,
+        sampling=config.sampling,
+        spool=config.spool,
+        caps=config.caps,
+    )
