@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +71,7 @@ class Writer:
         self._hand: deque[_Item] = deque()
         self._buried: list[str] = []
         self._not_before_ns = 0
+        self._together = _MAX_BATCH
         self._backoff = Backoff(0.2, 10.0)
         bus.subscribe(topics.metrics("+"), group=group)
 
@@ -119,32 +121,37 @@ class Writer:
         """Store and acknowledge what is in hand; what the store does not take now stays in it."""
         before = len(self._hand)
         try:
-            self._store_together()
             while self._hand:
-                self._store_one(self._hand[0])
-                self._done()
+                for _ in range(self._store_together()):
+                    self._store_one(self._hand[0])
+                    self._done()
+                self._together = min(self._together * 2, _MAX_BATCH)
             self._backoff.reset()
             self.store_takes = True
         except StoreUnavailable as error:
             self.retries += 1
             self.store_takes = False
+            # It may have been too much for the time it is given: what is asked for again and again is never through.
+            self._together = max(self._together // 2, 1)
             pause_s = max(self._backoff.next_s(), error.retry_after_s)
             self._not_before_ns = self._clock.monotonic_ns() + seconds(pause_s)
             log.warning("store does not take it now", error=str(error), again_in_s=round(pause_s, 1))
         return before - len(self._hand)
 
-    def _store_together(self) -> None:
-        """Store all that is in hand in one write, where the store can and nothing in it is refused."""
-        if len(self._hand) < 2 or not isinstance(self._store, BatchStore):
-            return
+    def _store_together(self) -> int:
+        """Store the first ones in hand in one write; return how many are to be stored each for itself instead."""
+        count = min(self._together, len(self._hand))
+        if count < 2 or not isinstance(self._store, BatchStore):
+            return count
         try:
-            self._store.write_all([(item.message_id, item.lines) for item in self._hand])
+            self._store.write_all([(item.message_id, item.lines) for item in islice(self._hand, count)])
         except StoreRefused as refused:
             log.info("a batch is refused: each message for itself", reason=str(refused))
-            return
+            return count
         self.batches += 1
-        while self._hand:
+        for _ in range(count):
             self._done()
+        return 0
 
     def _store_one(self, item: _Item) -> None:
         try:

@@ -268,6 +268,36 @@ def test_many_waiting_messages_go_in_few_writes_and_are_reported_on_the_way(worl
     assert world.file.samples == 500
 
 
+def test_a_store_that_is_too_slow_for_a_large_batch_gets_smaller_ones(world: World) -> None:
+    """Asked for the same again, it would never be through."""
+    sizes: list[int] = []
+    real = world.file.write_all
+
+    def slow(messages: Sequence[tuple[str, bytes]]) -> None:
+        sizes.append(len(messages))
+        if len(messages) > 10:
+            raise StoreUnavailable("timed out")
+        real(messages)
+
+    world.file.write_all = slow  # type: ignore[method-assign]
+    writer = world.writer()
+    for seq in range(1, 65):
+        world.send(seq, b"m f=1 %d\n" % seq)
+    for _ in range(100):
+        writer.step(0)
+        world.clock.advance(5)
+    assert world.file.samples == 64
+    assert sizes[:4] == [64, 32, 16, 8]
+    world.file.write_all = real  # type: ignore[method-assign]
+    for seq in range(65, 329):
+        world.send(seq, b"m f=1 %d\n" % seq)
+    before = writer.batches
+    for _ in range(3):
+        writer.step(0)
+    assert world.file.samples == 328
+    assert writer.batches - before <= 9, "and large ones again once it takes them"
+
+
 def test_writers_share_the_load_and_one_takes_over(world: World) -> None:
     first, first_bus = world.writer(name="w1"), world.bus
     second = world.writer(name="w2")
