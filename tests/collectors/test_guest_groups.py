@@ -86,6 +86,24 @@ def test_a_group_that_goes_is_no_more_told_and_found_again_when_it_is_back() -> 
     assert groups.collect(1, START_NS + seconds(20)) == {"cgroup_memory_bytes": 1}
 
 
+def test_what_is_read_seldom_is_read_of_some_guests_in_each_tick() -> None:
+    runs = range(1, 31)
+    tree = TextTree({"proc/self/mountinfo": MOUNT})
+    for run in runs:
+        tree.files |= {f"{scope(run)}/memory.current": "1", f"{scope(run)}/memory.peak": "2"}
+    groups = GuestGroups(tree)
+    read = []
+    for tick in range(12):
+        tree.reads.clear()
+        groups.begin()
+        told = [groups.collect(run, START_NS + seconds(10 * tick))["cgroup_memory_peak_bytes"] for run in runs]
+        assert told == [2] * len(runs)
+        read.append(sum(path.endswith("memory.peak") for path in tree.reads))
+    assert read[0] == len(runs)
+    assert sum(read[1:7]) == sum(read[6:12]) == len(runs)
+    assert max(read[1:]) < len(runs) / 2
+
+
 QUOTA: Final = "nr_periods {}\nnr_throttled {}\nthrottled_usec 0\n"
 
 

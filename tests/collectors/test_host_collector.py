@@ -244,6 +244,24 @@ def test_what_hardly_changes_is_read_seldom_and_told_again_in_between() -> None:
     assert "ksm_full_scans_total" not in collector.collect(seconds(60))[0].fields
 
 
+def test_what_can_no_more_be_read_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = False
+
+    def collect(_look: Look) -> Found:
+        if broken:
+            raise OSError("gone")
+        return Found({"ksm_run_code": 1})
+
+    monkeypatch.setitem(SOURCES, "ksm", Source(lambda: collect, every_s=30))
+    collector = collector_of(ToldGuests())
+    assert "ksm_run_code" in collector.collect(seconds(0))[0].fields
+    broken = True
+    told = ["ksm_run_code" in collector.collect(seconds(now_s))[0].fields for now_s in (10, 40, 50)]
+    assert told == [True, False, False]
+    broken = False
+    assert "ksm_run_code" in collector.collect(seconds(60))[0].fields
+
+
 def test_every_module_of_a_source_is_in_the_register_and_what_can_wait_comes_last() -> None:
     modules = {path.stem for path in Path(collector_module.__file__).parent.glob("*.py")}
     assert modules - PARTS == set(SOURCES)
