@@ -39,11 +39,15 @@ class Response:
         self._knobs = knobs
         self._guests: dict[str, _Guest] = {}
         self._hosts: dict[str, Fields] = {}
+        self._touched: frozenset[str] = frozenset()
+        self._shared: dict[str, tuple[dict[str, float], float]] = {}
 
     def respond(self, host: str, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
         """Return a host's recorded samples as they would have been, by the host that would have measured them."""
         for sample in samples:
             self._learn(host, sample)
+        self._touched = self._others()
+        self._shared.clear()
         given: dict[str, list[Sample]] = {host: []}
         for sample in samples:
             changed = self._changed(sample)
@@ -77,31 +81,39 @@ class Response:
     def _changed(self, sample: Sample) -> Sample:
         recorded = sample.tags["host"]
         if sample.measurement == "host":
-            fields = self._host_fields(recorded, sample.fields) if self._touched(recorded) else sample.fields
+            fields = self._host_fields(recorded, sample.fields) if recorded in self._touched else sample.fields
             return msgspec.structs.replace(sample, fields=dict(fields))
         guest_id = sample.tags.get("vm", "")
         host = self._places.get(guest_id, recorded)
         fields = sample.fields
-        if sample.measurement == "vm" and (self._touched(host) or host != recorded):
+        if sample.measurement == "vm" and (host in self._touched or host != recorded):
             fields = self._guest_fields(guest_id, host, fields)
         elif sample.measurement == "knob" and "value_count" in fields:
             set_to = self._knobs.get((guest_id, sample.tags.get("knob", "")))
             fields = fields if set_to is None else fields | {"value_count": set_to}
         return Sample(sample.measurement, sample.tags | {"host": host}, dict(fields), sample.time_ns)
 
-    def _touched(self, host: str) -> bool:
-        """Tell whether a host's guests, or their shares, are others than were recorded."""
-        return any(
-            host in {guest.host, self._places.get(guest_id, guest.host)}
-            and (self._places.get(guest_id, guest.host) != guest.host or (guest_id, SHARES) in self._knobs)
-            for guest_id, guest in self._guests.items()
-        )
+    def _others(self) -> frozenset[str]:
+        """Return the hosts whose guests, or their shares, are others than were recorded."""
+        found: set[str] = set()
+        for guest_id in {*self._places, *(name for name, knob in self._knobs if knob == SHARES)}:
+            guest = self._guests.get(guest_id)
+            if guest is not None:
+                place = self._places.get(guest_id, guest.host)
+                if place != guest.host or (guest_id, SHARES) in self._knobs:
+                    found |= {guest.host, place}
+        return frozenset(found)
 
     def _on(self, host: str) -> list[str]:
         return [name for name, guest in self._guests.items() if self._places.get(name, guest.host) == host]
 
     def _cores(self, host: str) -> tuple[dict[str, float], float]:
         """Return what each guest on a host gets, in cores, and what the host itself uses."""
+        if host not in self._shared:
+            self._shared[host] = self._share(host)
+        return self._shared[host]
+
+    def _share(self, host: str) -> tuple[dict[str, float], float]:
         own = self._hosts.get(host, {})
         cpus = float(own.get("cpus_count", 0.0))
         recorded = sum(_used(guest.fields) for guest in self._guests.values() if guest.host == host)
