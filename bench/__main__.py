@@ -19,6 +19,13 @@ BENCHES: Final[dict[str, str]] = {
     "parse_vs_c_parser": "bench.parsing",
     "parse_lines_per_s": "bench.parsing",
     "agent_rss_mb": "bench.memory",
+    "rules_vs_durable": "bench.rules_durable",
+    "eval_vs_durable": "bench.rules_durable",
+    "rule_evals_per_s": "bench.rules_durable",
+    "fleet10k_core_ratio": "bench.rules_fleet",
+    "fleet10k_rss_mb": "bench.rules_fleet",
+    "sample_to_decision_p99_ms": "bench.rules_fleet",
+    "alert_vs_prometheus": "bench.rules_alerting",
 }
 
 

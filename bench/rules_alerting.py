@@ -25,6 +25,8 @@ from virtpilot.clock import SystemClock
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Message, Sample
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
+from virtpilot.pipeline.config import LogOptions
+from virtpilot.pipeline.process import set_up_logs
 from virtpilot.topics import Topics
 
 _CHANGES_A_RUN: Final = 5
@@ -94,6 +96,7 @@ def _firing(document: dict[str, Any]) -> list[str]:
 
 def measure(runs: int) -> dict[str, Figure]:
     """Measure both for five changes a run."""
+    set_up_logs(LogOptions())
     hosts = [f"h{number:03}" for number in range(runs * _CHANGES_A_RUN + 1)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         told = Told(hosts)

@@ -24,6 +24,8 @@ from bench.rules_load import CLUSTER
 from tests.processes.running import Process, Site
 from tests.services import Mosquitto, until
 from virtpilot.clock import SystemClock
+from virtpilot.pipeline.config import LogOptions
+from virtpilot.pipeline.process import set_up_logs
 from virtpilot.pipeline.rulebook import LIBRARY
 
 _WARM_S: Final = 60.0
@@ -41,6 +43,7 @@ class _Usage(msgspec.Struct):
 
 def measure(runs: int) -> dict[str, Figure]:
     """Run the fleet for so many windows of 20 s after the first minute."""
+    set_up_logs(LogOptions())
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         broker = Mosquitto(Path(folder) / "broker")
         broker.start()

@@ -53,7 +53,7 @@ class Evaluator:
         """Take samples (of one message, `cause` is its id) and return the transitions, in order."""
         signals, self._ended = self._ended, []
         for segment in self._intake.segments(samples, cause, self._knob):
-            signals += self._evaluate(segment)
+            signals += self.evaluate(segment)
         return signals
 
     def _knob(self, sample: Sample) -> None:
@@ -64,7 +64,8 @@ class Evaluator:
             if self._intake.timely(sample.time_ns, known[1] if known else 0):
                 self._knobs[guest, knob] = (float(value), sample.time_ns)
 
-    def _evaluate(self, segment: Segment) -> list[Signal]:
+    def evaluate(self, segment: Segment) -> list[Signal]:
+        """Evaluate the rules on samples that are in the tables already; returns the transitions, in order."""
         found: list[tuple[int, int, Signal]] = []
         for kind, entries in segment.items():
             found += self._step(kind, entries)
