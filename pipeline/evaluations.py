@@ -132,9 +132,8 @@ class Tracer:
 
     def _changes(self, rule: str, signals: list[Signal]) -> Iterator[Evaluation]:
         kind = signals[0].subject.kind
-        known = set(self._rules.evaluator.known(kind))
         # Of those that have gone there is nothing left to see.
-        own = [signal for signal in signals if signal.subject.id in known]
+        own = [signal for signal in signals if self._rules.evaluator.knows(kind, signal.subject.id)]
         for signal, held in zip(own, self._held(rule, kind, [one.subject.id for one in own]), strict=True):
             # In a storm of signals, what the condition read must do.
             values = self._values(rule, signal.subject.id) if len(own) <= MAX_CLOSELY else signal.inputs

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import structlog
 
+from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
@@ -19,6 +20,8 @@ from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.world import World
 
 log = structlog.get_logger(__name__)
+
+_KNOBS_NS: Final = seconds(60)
 
 
 class Evaluator:
@@ -38,6 +41,7 @@ class Evaluator:
         self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
         self._ended: list[Signal] = []
         self._ahead_told = 0
+        self._knobs_until_ns = 0
 
     @property
     def late(self) -> int:
@@ -114,13 +118,19 @@ class Evaluator:
             if quiet:
                 signals += self._silent(self._tables[kind], quiet, now_ns)
         signals += self._cluster(now_ns)
-        oldest_ns, newest_ns = now_ns - self._tolerance.forget_ns, now_ns + self._tolerance.ahead_ns
-        if any(not oldest_ns <= at <= newest_ns for _value, at in self._knobs.values()):
-            self._knobs = {k: v for k, v in self._knobs.items() if oldest_ns <= v[1] <= newest_ns}
+        self._forget_knobs(now_ns)
         if self.ahead > 2 * self._ahead_told:
             self._ahead_told = self.ahead
             log.warning("samples from the future are dropped: is a host's clock wrong?", count=self.ahead)
         return signals
+
+    def _forget_knobs(self, now_ns: int) -> None:
+        """Drop the knobs that nobody tells of any more, now and then; soon also when the clock was set back."""
+        if 0 < self._knobs_until_ns - now_ns <= _KNOBS_NS:
+            return
+        self._knobs_until_ns = now_ns + _KNOBS_NS
+        oldest_ns, newest_ns = now_ns - self._tolerance.forget_ns, now_ns + self._tolerance.ahead_ns
+        self._knobs = {key: known for key, known in self._knobs.items() if oldest_ns <= known[1] <= newest_ns}
 
     def _absent(self, table: Table, now_ns: int) -> tuple[list[str], list[str]]:
         """Return the subjects that are silent and those that are gone, by id."""
@@ -159,6 +169,10 @@ class Evaluator:
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
         return self._world.holds(condition, subject_id, after_ns)
+
+    def knows(self, kind: Kind, subject_id: str) -> bool:
+        """Tell whether a subject is measured."""
+        return subject_id in self._tables[kind].row_of
 
     def known(self, kind: Kind) -> list[str]:
         """Return the ids of all subjects of a kind that are measured."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -66,7 +66,6 @@ class Table:
         self.kind = kind
         self.fields = tuple(sorted(fields))
         self.column = {name: index for index, name in enumerate(self.fields)}
-        self._pick: Callable[[Mapping[str, float]], Any] = itemgetter(*self.fields or ("",))
         self.row_of: dict[str, int] = {}
         self.subjects: list[Subject | None] = []
         self.causes: list[str] = []
@@ -150,15 +149,24 @@ class Table:
         if self.fields and len(rows):
             self.values[:, rows] = np.array(self._picked(fields), np.float64).T
 
-    def _picked(self, fields: Sequence[Mapping[str, float]]) -> list[Any]:
-        """Return the wanted fields of each sample in order."""
-        if len(self.fields) > 1:
+    def _picked(self, fields: Sequence[Mapping[str, float]]) -> Any:
+        """Return the wanted fields of each sample in order; the samples of one message mostly have the same ones."""
+        first = fields[0]
+        there = tuple(name for name in self.fields if name in first)
+        if len(there) == len(first) > 1 and all(len(one) == len(first) for one in fields):
+            pick, blank = itemgetter(*there), [np.nan] * (len(self.fields) - len(there))
             try:
-                return list(map(self._pick, fields))
+                return self._spread(there, [(*pick(one), *blank) for one in fields])
             except KeyError:
-                pass  # some sample lacks a field
+                pass  # as many fields, but others
         names = self.fields
         return [[found.get(name, np.nan) for name in names] for found in fields]
+
+    def _spread(self, there: tuple[str, ...], picked: list[Any]) -> Any:
+        """Put the columns of those fields that are there where they belong, those of the others behind them."""
+        order = [*there, *(name for name in self.fields if name not in there)]
+        place = [order.index(name) for name in self.fields]
+        return np.array(picked, np.float64)[:, place]
 
     def declared_ns(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how often (ns) each row is sampled from now on, by its own word; 0 where it does not say.
