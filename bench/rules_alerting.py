@@ -25,8 +25,7 @@ from virtpilot.clock import SystemClock
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Message, Sample
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
-from virtpilot.pipeline.config import LogOptions
-from virtpilot.pipeline.process import set_up_logs
+from virtpilot.pipeline.process import LogOptions, set_up_logs
 from virtpilot.topics import Topics
 
 _CHANGES_A_RUN: Final = 5

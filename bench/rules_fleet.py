@@ -24,8 +24,7 @@ from bench.rules_load import CLUSTER
 from tests.processes.running import Process, Site
 from tests.services import Mosquitto, until
 from virtpilot.clock import SystemClock
-from virtpilot.pipeline.config import LogOptions
-from virtpilot.pipeline.process import set_up_logs
+from virtpilot.pipeline.process import LogOptions, set_up_logs
 from virtpilot.pipeline.rulebook import LIBRARY
 
 _WARM_S: Final = 50.0
