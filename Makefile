@@ -57,3 +57,4 @@ docs:
 	@deploy/bootstrap.sh dev
 	$(BIN)/python -m virtpilot.pipeline.reference docs
 	$(BIN)/python -m deploy.config
+	$(BIN)/python -m deploy.stores
