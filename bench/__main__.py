@@ -18,6 +18,7 @@ BENCHES: Final[dict[str, str]] = {
     "encode_vs_point": "bench.encoding",
     "parse_vs_c_parser": "bench.parsing",
     "parse_lines_per_s": "bench.parsing",
+    "collect_us_per_guest": "bench.collecting",
     "agent_rss_mb": "bench.memory",
     "rules_vs_durable": "bench.rules_durable",
     "eval_vs_durable": "bench.rules_durable",

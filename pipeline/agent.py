@@ -186,7 +186,7 @@ class Agent:
     def _on_stored(self, message: Message) -> None:
         try:
             report = msgspec.json.decode(message.payload, type=Stored)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("report of stored samples is not readable", error=str(error))
             return
         if report.host == self.host:

@@ -69,7 +69,7 @@ class Cadence:
         try:
             order = msgspec.json.decode(payload, type=Sampling)
             left_ns = self._check(order, now_ns)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
             self.refused += 1
             log.warning("order to sample refused", error=str(error))
             return

@@ -266,7 +266,7 @@ class Controller:
     def _decode(self, message: Message, type_: type[T]) -> T | None:
         try:
             return msgspec.json.decode(message.payload, type=type_)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.counters.bad_messages += 1
             log.warning("message is not readable", topic=message.topic, error=str(error))
             return None

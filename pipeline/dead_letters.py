@@ -87,7 +87,7 @@ def read_letters(path: Path) -> tuple[list[DeadLetter], int]:
     for row in rows:
         try:
             letters.append(msgspec.json.decode(row, type=DeadLetter))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             torn += 1
     return letters, torn
 

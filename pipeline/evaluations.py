@@ -94,7 +94,7 @@ def read(path: Path) -> Iterator[Evaluation]:
             for number, line in enumerate(lines, 1):
                 try:
                     yield msgspec.json.decode(line, type=Evaluation)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     log.warning("evaluation log: line left out", path=str(file), line=number, error=str(error))
 
 

@@ -128,7 +128,7 @@ def _of_store(url: str, wanted: Wanted, span: Span) -> Iterator[Sample]:
     for line in _export(url, names, span):
         try:
             series = msgspec.json.decode(line, type=_Series)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise StoreUnavailable(f"{url}: its export is not readable: {error}") from error
         measurement, field = split.get(series.metric.get("__name__", ""), ("", ""))
         if not measurement:

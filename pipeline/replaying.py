@@ -51,7 +51,7 @@ def to_bus(folder: Path, bus: Bus, topics: Topics, host: str, clock: Clock, with
 def _report(payload: bytes) -> Stored | None:
     try:
         return msgspec.json.decode(payload, type=Stored)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
