@@ -193,7 +193,7 @@ def _of_rule(
         rule=name,
         state=state,
         since_ns=changes[-1].at_ns if changes else None,
-        why=_why(state, rule, seen, decisions),
+        why=_why(state, rule, seen, decisions, at_ns),
         guard=guard,
         seen=seen,
         happened=episode,
@@ -227,7 +227,9 @@ def _episode(happened: Sequence[Entry], state: SignalState) -> list[Entry]:
     return list(happened[begun:]) if happened or state is not SignalState.INACTIVE else []
 
 
-def _why(state: SignalState, rule: Rule | None, seen: Evaluation | None, decisions: Sequence[Decision]) -> str:
+def _why(
+    state: SignalState, rule: Rule | None, seen: Evaluation | None, decisions: Sequence[Decision], at_ns: int
+) -> str:
     match state:
         case SignalState.FIRING | SignalState.CLEARING:
             held = (
@@ -244,7 +246,14 @@ def _why(state: SignalState, rule: Rule | None, seen: Evaluation | None, decisio
             needed = f", {rule.for_ns / 1e9:g} s are needed" if rule is not None else ""
             return f"its condition holds, not yet long enough{needed}"
         case SignalState.INACTIVE:
-            return _why_not(seen)
+            return _rests(rule) if rule is not None and not rule.in_time(at_ns) else _why_not(seen)
+
+
+def _rests(rule: Rule) -> str:
+    times = [
+        f"{word} {one.text}" for word, own in (("during", rule.during), ("not during", rule.not_during)) for one in own
+    ]
+    return f"it rests at this time: {'; '.join(times)}"
 
 
 def _why_not(seen: Evaluation | None) -> str:

@@ -65,12 +65,18 @@ def _same_terms(one: Condition, other: Condition) -> bool:
 def _rivals(rules: Sequence[Rule]) -> Iterator[tuple[str, str]]:
     for place, rule in enumerate(rules):
         for other in rules[:place]:
-            if rule.priority != other.priority or rule.on is not other.on:
+            if rule.priority != other.priority or rule.on is not other.on or _at_other_times(rule, other):
                 continue
             knobs = {knob_of(one) for one in rule.remedies} & {knob_of(one) for one in other.remedies}
             if knobs and possible(*_conditions(rule), *_conditions(other)):
                 what = ", ".join("the guest's place" if knob == PLACEMENT else f"`{knob}`" for knob in sorted(knobs))
                 yield rule.name, f"sets {what} as `{other.name}` does, with the same priority {rule.priority}"
+
+
+def _at_other_times(one: Rule, other: Rule) -> bool:
+    """Tell whether both have hours of their own; that these overlap is not known."""
+    own, others = ({calendar.text for calendar in rule.during} for rule in (one, other))
+    return bool(own and others) and own != others
 
 
 def _conditions(rule: Rule) -> list[Condition]:

@@ -108,6 +108,25 @@ def test_what_was_never_near_is_told_from_history(acted: Path) -> None:
     assert answer.subject.host == "host-2"
 
 
+def test_a_rule_that_rests_by_its_calendar_is_told_so(acted: Path, tmp_path: Path) -> None:
+    by_night = (
+        (LIBRARY / "cpu.yaml")
+        .read_text()
+        .replace("    unless: [vm-noisy-neighbour]\n", "    during: 00:00-06:00\n    unless: [vm-noisy-neighbour]\n")
+    )
+    (tmp_path / "cpu.yaml").write_text(by_night)
+    answer = ask(
+        "cache-1",
+        (START_S + 60) * SECOND,
+        config=Path("none.toml"),
+        trail=acted / "controller",
+        rules=[tmp_path / "cpu.yaml"],
+        history=str(acted / "store"),
+        lookback_ns=600 * SECOND,
+    )
+    assert rule(answer).why == "it rests at this time: during 00:00-06:00"
+
+
 def test_history_says_what_the_trail_says(acted: Path) -> None:
     told, replayed = rule(about(acted, "web-1", 60)), rule(about(acted, "web-1", 60, history=True))
     assert (replayed.state, replayed.since_ns) == (told.state, told.since_ns)

@@ -150,6 +150,21 @@ def test_what_falls_silent_has_no_data(tmp_path: Path) -> None:
     assert happened(tested) == []
 
 
+def test_a_test_begins_when_it_says(tmp_path: Path) -> None:
+    """A rule that speaks at night only, by day and by night."""
+    rule = "{name: nightly, on: host, when: cpu_usage_ratio > 50%, during: 20:00-06:00 Europe/Berlin}"
+    (tmp_path / "n.yaml").write_text(f"virtpilot: 1\nrules: [{rule}]\n")
+    busy = "hosts: {h: {series: {cpu_usage_ratio: 90%}}}"
+    tests = [
+        f"  - {{name: {hour}, start: '2026-01-05T{hour}:00:00+01:00', {busy}, "
+        f"expect: [{{signal: nightly, of: h, at: 1m, is: {state}}}]}}"
+        for hour, state in (("14", "inactive"), ("22", "firing"), ("07", "inactive"))
+    ]
+    (tmp_path / "n.test.yaml").write_text("\n".join(["virtpilot: 1", "tests:", *tests]))
+    (tested,) = rule_tests.run([tmp_path], SystemClock())
+    assert happened(tested) == []
+
+
 def test_coverage_tells_what_no_test_has_shown(tmp_path: Path) -> None:
     tested = run(tmp_path, "{signal: starved, of: g1, at: 10s, is: pending}")
     assert list(tested.coverage.gaps()) == [
