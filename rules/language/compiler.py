@@ -123,6 +123,7 @@ class Compiler:
         if self._allow_current or self._inside:
             raise ExpressionError(tree.meta.start_pos, "a signal's past is asked for with `recent(signals.<rule>, 2m)`")
         self.reads.recall({rule: within_ns})
+        self.reads.asked.add(rule)
         self.reads.refers.append((rule, self._on, tree.meta.start_pos))
         self.reads.every |= _samples_of(self._on)
 

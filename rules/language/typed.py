@@ -92,6 +92,8 @@ class Reads(msgspec.Struct):
     tags: set[str] = msgspec.field(default_factory=set)
     signals: dict[str, int] = msgspec.field(default_factory=dict)
     """The span (ns) that each rule's signal is looked for in, 0 for just now."""
+    asked: set[str] = msgspec.field(default_factory=set)
+    """The rules whose signals are asked of the subject itself, not of its members."""
     refers: list[tuple[str, Kind, int]] = msgspec.field(default_factory=list)
     """Each mention of a signal: the rule, about whom it is asked, where in the text."""
 

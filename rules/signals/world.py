@@ -100,7 +100,7 @@ class World:
             for measurement, field in sorted(reads.fields)
         }
         found |= {window.text: columns.window(window) for window in reads.windows.values()}
-        found |= {f"signals.{name}": columns.signal(name, 0) for name in sorted(reads.signals)}
+        found |= {f"signals.{name}": columns.signal(name, 0) for name in sorted(reads.asked)}
         found |= {aggregate.text: columns.aggregate(aggregate) for aggregate in reads.aggregates.values()}
         return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
 

@@ -104,6 +104,8 @@ def test_many_at_once_are_counted_at_the_tick_and_told_up_to_the_cluster() -> No
         message = [host("h1", time_s, 0.1), vm("g1", time_s, level), vm("g2", time_s, level), host("h2", time_s, 0.1)]
         signals += evaluator.feed(message, "m")
         signals += evaluator.tick(at(time_s + 1))
+    fired = next(one for one in signals if one.rule == "many")
+    assert fired.inputs == {"count(vms where recent(signals.starved, 30s))": 2.0}
     assert told(signals, "many", "storm") == [
         ("many", "h1", FIRING, 10),
         ("storm", "c", FIRING, 11),
