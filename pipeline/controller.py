@@ -43,7 +43,7 @@ from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 log = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.2
-_DISK_POLL_S: Final = 0.002
+_DISK_POLL_S: Final = 0.01
 _KINDS: Final = frozenset(EventKind)
 # Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
 _EXPLAINING: Final = LIFECYCLE | {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,83 @@ def test_a_fact_that_stays_while_its_partner_comes_and_goes_does_not_grow(name: 
     before = resident_kib()
     toggle(20_000)
     assert resident_kib() - before < 512
+
+
+THOROUGH = pytest.mark.skipif("VIRTPILOT_THOROUGH" not in os.environ, reason="set VIRTPILOT_THOROUGH=1 for a long run")
+FACTS = [20_000, pytest.param(1_000_000, marks=[THOROUGH, pytest.mark.slow, pytest.mark.timeout(0)])]
+GUESTS = [300, pytest.param(10_000, marks=[THOROUGH, pytest.mark.slow, pytest.mark.timeout(0)])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", FACTS)
+def test_over_so_many_facts_nothing_is_lost_told_twice_or_left_behind(name: Name, count: int) -> None:
+    """Facts come and go at random; what must follow from them is known by counting, whatever the order."""
+    matcher, rng = choose(name), random.Random(count)
+    matcher.load(firing_and_idle(rules=60, rungs=1))
+    holding: set[tuple[int, int]] = set()
+    resting: set[int] = set()
+    due: set[tuple[int, int]] = set()
+    asserted, told, before = 0, 0, 0
+
+    def toggle_firing(rule: int, subject: int) -> int:
+        pair = (rule, subject)
+        if pair in holding:
+            holding.discard(pair)
+            due.discard(pair)
+            matcher.retract_fact(firing(rule, 0, subject))
+            return 0
+        holding.add(pair)
+        due.update({pair} if subject in resting else ())
+        matcher.assert_fact(firing(rule, 0, subject))
+        return 1
+
+    def toggle_idle(subject: int) -> int:
+        own = {pair for pair in holding if pair[1] == subject}
+        if subject in resting:
+            resting.discard(subject)
+            due.difference_update(own)
+            matcher.retract_fact(idle(subject))
+            return 0
+        resting.add(subject)
+        due.update(own)
+        matcher.assert_fact(idle(subject))
+        return 1
+
+    while asserted < count:
+        for _ in range(rng.randrange(1, 20)):
+            subject = rng.randrange(1, 30)
+            asserted += toggle_idle(subject) if rng.random() < 0.4 else toggle_firing(rng.randrange(1, 61), subject)
+        found = [(one.facts[0]["rule"], one.facts[0]["subject"]) for one in matcher.consequences()]
+        assert len(found) == len(due)
+        assert set(found) == due
+        told += len(found)
+        due.clear()
+        if not before and asserted > count // 4:
+            before = resident_kib()
+    assert told > count // 3
+    assert resident_kib() - before < 4_096
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("guests", GUESTS)
+def test_six_hundred_rules_tell_of_every_guest(name: Name, guests: int) -> None:
+    """Far beyond what one ruleset of the C engine bears: 512 conditions. Every guest has three of the rules firing."""
+    matcher, rng = choose(name), random.Random(guests)
+    matcher.load(firing_and_idle(rules=600, rungs=1))
+    wanted = {subject: rng.sample(range(1, 601), 3) for subject in range(1, guests + 1)}
+    for first in range(1, guests + 1, 500):
+        wave = range(first, min(first + 500, guests + 1))
+        for subject in wave:
+            for rule in wanted[subject]:
+                matcher.assert_fact(firing(rule, 0, subject))
+            matcher.assert_fact(idle(subject))
+        told = [(one.facts[0]["rule"], one.facts[0]["subject"]) for one in matcher.consequences()]
+        assert sorted(told) == sorted((rule, subject) for subject in wave for rule in wanted[subject])
+        for subject in wave:
+            matcher.retract_fact(idle(subject))
+            for rule in wanted[subject]:
+                matcher.retract_fact(firing(rule, 0, subject))
+    assert not matcher.consequences()
 
 
 def test_rulesets_are_cut_to_what_the_engine_bears() -> None:
