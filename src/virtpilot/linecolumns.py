@@ -201,7 +201,7 @@ def _pattern(fields: Sequence[tuple[bytes, Any]]) -> bytes:
             skipped.append(name)
             continue
         end = b"," if number < len(fields) else b" "
-        value = rb"(-?[0-9]++)i" if kind is _INT64 else b"([^%b]++)" % end
+        value = rb"(-?[0-9]++)i" if kind is _INT64 else b"([^, ]++)"
         # Atomic: a line that holds a name many times must not be tried in many ways.
         pattern += b"(?>%b%b=)%b%b" % (_jump(skipped), re.escape(name), value, end)
         skipped = []

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from virtpilot import linecolumns
 from virtpilot.lineprotocol import Wanted, encode_lines, parse, parse_wanted
 from virtpilot.model import Sample
 
@@ -162,3 +163,14 @@ def test_it_is_many_times_faster_than_the_full_parser() -> None:
         return best
 
     assert took(5, partial=True) * 3 < took(2, partial=False)
+
+
+def test_a_field_more_behind_the_last_wanted_one_is_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests whose disks rest have no latencies: their lines and the others' come in turn, and none is read slowly."""
+    lines = [
+        f"vm,vm=g{number} cpu_steal_ratio=0.5,cpu_usage_ratio=0.25{',more=1.5' * (number % 2)} 1700000000000000000"
+        for number in range(6)
+    ]
+    monkeypatch.setattr(linecolumns._Reader, "_read_carefully", lambda *_given: pytest.fail("read slowly"))
+    found = parse_wanted("\n".join(lines).encode(), {"vm": {"cpu_steal_ratio", "cpu_usage_ratio"}})
+    assert [one.fields for one in found.samples] == [{"cpu_steal_ratio": 0.5, "cpu_usage_ratio": 0.25}] * 6
