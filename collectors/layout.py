@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from sys import intern
 from typing import Any, Final, NamedTuple
 
 NS: Final = 1e-9
@@ -193,7 +194,10 @@ def _devices(stats: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def _part(stats: Mapping[str, Any], measurement: str, prefix: str, tags: dict[str, str], names: Names) -> Part:
-    there = [(prefix + name, field, factor) for name, (field, factor) in names.items() if prefix + name in stats]
+    # One text for all guests, and the same one that the statistics have.
+    there = [
+        (intern(prefix + name), field, factor) for name, (field, factor) in names.items() if prefix + name in stats
+    ]
     return Part(
         measurement,
         tags,
@@ -208,7 +212,7 @@ def _disk(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
     prefix = f"block.{index}."
     label = _label(stats, prefix, index)
     times = (
-        Time(prefix + spent, prefix + requests, field, f"disks_{field}")
+        Time(intern(prefix + spent), intern(prefix + requests), field, intern(f"disks_{field}"))
         for (spent, requests), field in _DISK_TIMES.items()
         if prefix + spent in stats and prefix + requests in stats
     )
@@ -228,7 +232,7 @@ def _nic(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
 def _rates(stats: Mapping[str, Any], prefix: str, names: Mapping[str, str], kind: str) -> Iterator[Rate]:
     for name, field in names.items():
         if prefix + name in stats:
-            yield Rate(prefix + name, field, f"{kind}_{field}")
+            yield Rate(intern(prefix + name), field, intern(f"{kind}_{field}"))
 
 
 def _label(stats: Mapping[str, Any], prefix: str, index: int) -> str:

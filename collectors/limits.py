@@ -20,15 +20,19 @@ _BOUNDS: Final = {
     )
     for what in ("bytes", "requests")
 }
+_EITHER_WAY: Final = {
+    what: tuple(f"{way}_limit_{what}_per_second" for way in ("total", "read", "write"))
+    for what in ("bytes", "requests")
+}
 
 
 def used(fields: Numbers) -> Fields:
     """Return how much of the most used limit a device uses: absent without a limit, or while a rate is not known."""
-    ratios = [
-        sum(fields[rate] for rate in rates) / fields[limit]
-        for limit, rates in _BOUNDS.items()
-        if fields.get(limit) and all(rate in fields for rate in rates)
-    ]
+    ratios = []
+    for limit in _BOUNDS.keys() & fields.keys():
+        rates = [fields[rate] for rate in _BOUNDS[limit] if rate in fields]
+        if fields[limit] and len(rates) == len(_BOUNDS[limit]):
+            ratios.append(sum(rates) / fields[limit])
     return {"limit_used_ratio": max(ratios)} if ratios else {}
 
 
@@ -54,9 +58,12 @@ def nics(devices: Sequence[Numbers]) -> Fields:
 
 def _either_way(device: Numbers, what: str) -> int | float:
     """Return what a disk may do in all, 0 where one way has no bound."""
-    total = device.get(f"total_limit_{what}_per_second", 0)
-    ways = [device.get(f"{way}_limit_{what}_per_second", 0) for way in ("read", "write")]
-    return total or (sum(ways) if all(ways) else 0)
+    limit, read_limit, write_limit = _EITHER_WAY[what]
+    total = device.get(limit, 0)
+    if total:
+        return total
+    read, write = device.get(read_limit, 0), device.get(write_limit, 0)
+    return read + write if read and write else 0
 
 
 def _most_used(devices: Iterable[Numbers], field: str) -> Fields:
