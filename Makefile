@@ -4,8 +4,9 @@
 # make chaos      whatever link of the chain killed at random for CHAOS_SECONDS (120), every sample counted afterwards
 # make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them)
 # make bench      every figure of docs/performance.md, as one JSON document (BENCH="KEY…" some of them)
+# make fuzz       a minute with each parser of what comes from outside (FUZZ="TARGET…", FUZZ_SECONDS=N)
 # make docs       the manual's generated pages       make dashboards the dashboards' JSON
-.PHONY: demo test test-all check bench chaos lab lab-down format docs dashboards
+.PHONY: demo test test-all check bench fuzz chaos lab lab-down format docs dashboards
 SHELL := /bin/bash
 BIN := .venv/bin
 
@@ -48,6 +49,11 @@ lab-down:
 bench:
 	@deploy/bootstrap.sh bench
 	@exec $(BIN)/python -m bench $(BENCH)
+
+fuzz:
+	@deploy/bootstrap.sh fuzz
+	@for target in $(or $(FUZZ),$(notdir $(wildcard tests/fuzz/corpus/*))); do \
+	  $(BIN)/python -m tests.fuzz $$target $(or $(FUZZ_SECONDS),60) || exit 1; done
 
 dashboards:
 	@deploy/bootstrap.sh dev

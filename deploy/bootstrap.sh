@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# bootstrap.sh run|dev|full|bench: makes .venv ready, installing with apt-get what the system lacks (as root or through sudo).
+# bootstrap.sh run|dev|full|bench|fuzz: makes .venv ready, installing with apt-get what the system lacks (as root or through sudo).
 #   run   what `virtpilot demo` needs: no broker, no database, no hypervisor
 #   dev   run, and the checks and tests
 #   full  dev, and the real servers and libvirt for the tests against them (deploy/packages.txt)
+#   fuzz  dev, and the fuzzer
 #   bench full, and what the benchmarks measure against
 # A second run with nothing changed returns at once. PYTHON names another interpreter, VENV another folder.
 set -euo pipefail
@@ -65,6 +66,7 @@ install() {
   local wanted=(--constraint constraints.txt --editable .)
   pip install --constraint constraints.txt pip
   [ "$profile" = run ] || wanted+=(--group dev)
+  [ "$profile" != fuzz ] || wanted+=(--group fuzz)
   [ "$profile" != bench ] || wanted+=(--group bench)
   pip install "${wanted[@]}"
   if for_servers; then
@@ -81,7 +83,8 @@ stamp() { cat pyproject.toml constraints.txt deploy/packages.txt deploy/bootstra
 python_path=$(command -v "$python" || true)
 if for_servers; then system_for_full; fi
 # A larger set-up serves the smaller profiles too.
-for done_for in bench full dev run; do
+if [ "$profile" = fuzz ]; then serving=(fuzz); else serving=(bench full dev run); fi
+for done_for in "${serving[@]}"; do
   if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.ready-$done_for" 2>/dev/null)" = "$(stamp)" ]; then exit 0; fi
   [ "$done_for" = "$profile" ] && break
 done
