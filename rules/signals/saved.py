@@ -37,19 +37,17 @@ class SavedHistory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times: bytes
     values: bytes
     weights: bytes
+    """How many samples each point is of; empty where each is one sample, as it is in all but long windows."""
 
     def points(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
         """Return the columns."""
-        return (
-            np.frombuffer(self.times, np.int64),
-            np.frombuffer(self.values, np.float64),
-            np.frombuffer(self.weights, np.int64),
-        )
+        times, values = np.frombuffer(self.times, np.int64), np.frombuffer(self.values, np.float64)
+        return times, values, np.frombuffer(self.weights, np.int64) if self.weights else np.ones(len(times), np.int64)
 
     def whole(self) -> bool:
         """Tell whether the columns are as long as the subjects say, and hold what a history can hold."""
         size = 8 * sum(count for _subject, count in self.subjects)
-        if not len(self.times) == len(self.values) == len(self.weights) == size:
+        if not len(self.times) == len(self.values) == size or len(self.weights) not in {0, size}:
             return False
         times, values, weights = self.points()
         return bool((times >= 0).all() and np.isfinite(values).all() and (weights > 0).all())

@@ -100,7 +100,7 @@ class Windows:
                 [(ids[at], int(counts[at])) for at in np.flatnonzero(counts)],
                 points.time[points.valid].tobytes(),
                 points.value[points.valid].tobytes(),
-                points.weight[points.valid].tobytes(),
+                b"" if (points.weight[points.valid] == 1).all() else points.weight[points.valid].tobytes(),
             )
 
     def load(self, saved: Iterable[SavedHistory]) -> None:
