@@ -25,6 +25,7 @@ class RowColumns:
         self._kind = kind
         self._rows = rows
         self._fields: dict[tuple[str, str], Numbers] = {}
+        self._windows: dict[tuple[str, str], Numbers] = {}
         self._tags: dict[str, NDArray[np.object_]] = {}
 
     def field(self, measurement: str, name: str) -> Numbers:
@@ -52,11 +53,12 @@ class RowColumns:
 
     def window(self, window: Window) -> Numbers:
         """Return what a window says of each subject, or of its host, as of the last sample."""
-        values = self._world.windows.value(window)
-        if window.on is self._kind:
-            found: Numbers = values[self._rows]
-            return found
-        return gather(values, self._table.host_row[self._rows])
+        key = (window.on.value, window.text)
+        found = self._windows.get(key)
+        if found is None:
+            rows = self._rows if window.on is self._kind else self._table.host_row[self._rows]
+            found = self._windows[key] = self._world.windows.value(window, rows)
+        return found
 
     def aggregate(self, aggregate: Aggregate) -> Numbers:
         """Return what was said at the last tick of the guests of each subject's host, or of the whole cluster."""

@@ -55,12 +55,16 @@ class Gate:
             )
             for (_key, sign), entries in found.items()
         ]
+        # Fields are there, windows have to be worked out: they are looked at where the fields leave a rule open.
+        self._groups.sort(key=lambda group: isinstance(group.source, Window))
 
     def open(self, columns: Columns) -> list[bool]:
         """Tell of each rule whether it may fire on some row: where not, it fires on none."""
         may = np.ones(self._count, np.bool_)
         extremes: dict[int, tuple[float, float]] = {}
         for group in self._groups:
+            if not may[group.places].any():
+                continue
             known = extremes.get(id(group.source))
             if known is None:
                 values = _read(columns, group.source)

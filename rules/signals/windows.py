@@ -24,6 +24,8 @@ class _Kept:
         self.series = window.series
         self.history = History(window.span_ns, window.merge, capacity)
         self.values: dict[Window, NDArray[np.float64]] = {}
+        self.stale: NDArray[np.bool_] = np.zeros(capacity, np.bool_)
+        """The rows that have had a sample since their values were looked at."""
 
 
 class Windows:
@@ -48,10 +50,18 @@ class Windows:
         """How much memory all histories take."""
         return sum(kept.history.nbytes for kept in self._kept.values())
 
-    def value(self, window: Window) -> NDArray[np.float64]:
-        """Return a window's value of every row, NaN where it is not known."""
+    def value(self, window: Window, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return a window's value of rows, NaN where it is not known and for rows below 0.
+
+        Looked at only now: most windows are read by rules that another condition rules out for a whole message.
+        """
         kept, first = self._of[window.key]
-        return kept.values[first]
+        mine = rows[rows >= 0]
+        stale = np.unique(mine[kept.stale[mine]])
+        if len(stale):
+            with np.errstate(all="ignore"):
+                self._look(kept, stale, self._tables[first.on].time[stale])
+        return gather(kept.values[first], rows)
 
     def take(self, kind: Kind, columns: Columns, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
         """Take a sample of each row of a kind."""
@@ -59,7 +69,7 @@ class Windows:
             with np.errstate(all="ignore"):
                 values = np.asarray(kept.series(columns, np.nan), np.float64)
                 kept.history.push(rows, times, np.broadcast_to(values, len(rows)))
-                self._look(kept, rows, times)
+            kept.stale[rows] = True
 
     def _about(self, kind: Kind) -> Iterator[_Kept]:
         return (kept for key, kept in self._kept.items() if key[0] is kind)
@@ -67,6 +77,7 @@ class Windows:
     @staticmethod
     def _look(kept: _Kept, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
         points = kept.history.points(rows, times)
+        kept.stale[rows] = False
         for window, values in kept.values.items():
             values[rows] = evaluate(window, points, times)
 
@@ -74,6 +85,7 @@ class Windows:
         """Make room for more rows of a kind."""
         for kept in self._about(kind):
             kept.history.grow(capacity)
+            kept.stale = np.pad(kept.stale, (0, capacity - len(kept.stale)))
             for window, values in kept.values.items():
                 kept.values[window] = np.pad(values, (0, capacity - len(values)), constant_values=np.nan)
 
@@ -81,6 +93,7 @@ class Windows:
         """Forget a row of a kind."""
         for kept in self._about(kind):
             kept.history.clear(row)
+            kept.stale[row] = False
             for values in kept.values.values():
                 values[row] = np.nan
 
