@@ -14,9 +14,9 @@ from tests.processes.running import Process, Site
 from tests.services import Mosquitto, until
 from virtpilot.clock import SystemClock, seconds
 from virtpilot.lineprotocol import encode_lines
-from virtpilot.model import Message, Sample, Signal, SignalState
+from virtpilot.model import Message, Outcome, Result, Sample, Signal, SignalState
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
-from virtpilot.topics import Topics
+from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
 pytestmark = pytest.mark.server
 
@@ -75,15 +75,17 @@ class Host:
             sample = Sample("host", tags, {"cpu_usage_ratio": 0.9}, self.begun_ns + seconds(moment_s))
             self._bus.publish(Message(self._topics.metrics("h1"), encode_lines([sample]))).result(10)
 
-    def starving(self) -> None:
-        """Measure now a guest that lacks a CPU, and its shares."""
+    def starving(self, steal: float = 0.5) -> None:
+        """Measure now a guest that lacks a CPU (or not), and its shares."""
         tags = {"cluster": self._topics.cluster, "host": "h1", "vm": GUEST, "name": "web-1"}
         now_ns = SystemClock().now_ns()
         samples = [
-            Sample("vm", tags, {"state_code": 1, "cpu_steal_ratio": 0.5}, now_ns),
+            Sample("vm", tags, {"state_code": 1, "cpu_steal_ratio": steal}, now_ns),
             Sample("knob", tags | {"knob": "cpu_shares"}, {"value_count": 1024}, now_ns),
         ]
-        self._bus.publish(Message(self._topics.metrics("h1"), encode_lines(samples))).result(10)
+        # As an agent's messages are, and not those of somebody else who measures something too.
+        numbers = {BOOT_PROPERTY: "b1", SEQUENCE_PROPERTY: str(now_ns)}
+        self._bus.publish(Message(self._topics.metrics("h1"), encode_lines(samples), numbers)).result(10)
 
     def commanded(self) -> list[str]:
         """Return what commands have been heard so far, whoever understands them."""
@@ -91,6 +93,22 @@ class Host:
             self.commands.append(delivery.message.payload.decode())
             delivery.ack()
         return self.commands
+
+    def obeyed(self) -> None:
+        """Say that the last command that was heard is done."""
+        (command,) = set(re.findall(r"cm-[0-9a-f]{16}", self.commanded()[-1]))
+        done = Outcome(
+            id="oc-1",
+            cause=command,
+            command=command,
+            host="h1",
+            guest=GUEST,
+            result=Result.DONE,
+            at_ns=SystemClock().now_ns(),
+            action="set cpu_shares",
+            rule="starved",
+        )
+        self._bus.publish(Message(self._topics.outcomes("h1"), msgspec.json.encode(done))).result(10)
 
     def states(self, rule: str) -> list[tuple[SignalState, float]]:
         """Return what a rule has said so far: its states with their times in seconds from the beginning."""
@@ -166,6 +184,27 @@ def test_killed_when_its_command_is_heard_it_knows_it_and_gives_no_other(site: S
         controller.reaches("virtpilot_controller_samples_total", 2 * number)
     assert controller.number("virtpilot_commands_total") == 0
     assert len(set(host.commanded())) == 1, "the one that was heard, perhaps again"
+    controller.terminate()
+
+
+def test_killed_in_the_middle_of_a_cooldown_it_goes_on_cooling_down(site: Site, host: Host, rules: Path) -> None:
+    """The guest starves anew, and nothing else keeps the rule from acting again: only that it has just helped."""
+    rules.write_text(STARVED)
+    options = {"timing": {"tick_s": 0.2, "save_s": 3600.0}, "guards": {"warm_up_s": 0.0, "guest_cooldown_s": 0.0}}
+    controller = site.controller(rules, **options).start().up()
+    host.starving()
+    host.starving()
+    assert until(lambda: len(host.commanded()) == 1), controller.output()
+    host.obeyed()
+    controller.reaches('virtpilot_outcomes_total{result="done"}', 1)
+    assert until(lambda: saved(site, "finished"), 10.0)
+    controller.kill()
+    controller.start().up()
+    host.starving(0.0)
+    host.starving()
+    controller.reaches('virtpilot_decisions_refused_total{guard="cooldown"}', 1)
+    assert controller.number("virtpilot_commands_total") == 0
+    assert len(set(host.commanded())) == 1
     controller.terminate()
 
 
