@@ -12,7 +12,7 @@ import pytest
 
 from tests.rules_decisions.matchers import HAS_DURABLE, NAMES, firing, firing_and_idle, idle
 from virtpilot.rules.decisions.durable import REFRESH_AFTER_MATCHES, DurableMatcher, Sequence32, fnv1a
-from virtpilot.rules.decisions.matcher import Name, choose
+from virtpilot.rules.decisions.matcher import Matcher, Name, choose
 from virtpilot.rules.decisions.shard import MAX_CONDITIONS, MAX_CONDITIONS_OF_ONE_KIND, load_engine, pack
 
 needs_durable = pytest.mark.skipif(not HAS_DURABLE, reason="durable-rules does not import here")
@@ -89,50 +89,60 @@ FACTS = [3_000, pytest.param(1_000_000, marks=[THOROUGH, pytest.mark.slow, pytes
 GUESTS = [300, pytest.param(10_000, marks=[THOROUGH, pytest.mark.slow, pytest.mark.timeout(0)])]
 
 
+class Counted:
+    """Lets facts come and go; `due` is what must be told of them, known by counting."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self.due: set[tuple[int, int]] = set()
+        self._matcher = matcher
+        self._holding: set[tuple[int, int]] = set()
+        self._resting: set[int] = set()
+
+    def toggle_firing(self, rule: int, subject: int) -> int:
+        """Assert or retract that a rule fires; return how many facts came."""
+        pair = (rule, subject)
+        if pair in self._holding:
+            self._holding.discard(pair)
+            self.due.discard(pair)
+            self._matcher.retract_fact(firing(rule, 0, subject))
+            return 0
+        self._holding.add(pair)
+        self.due.update({pair} if subject in self._resting else ())
+        self._matcher.assert_fact(firing(rule, 0, subject))
+        return 1
+
+    def toggle_idle(self, subject: int) -> int:
+        """Assert or retract that a subject is idle; return how many facts came."""
+        own = {pair for pair in self._holding if pair[1] == subject}
+        if subject in self._resting:
+            self._resting.discard(subject)
+            self.due.difference_update(own)
+            self._matcher.retract_fact(idle(subject))
+            return 0
+        self._resting.add(subject)
+        self.due.update(own)
+        self._matcher.assert_fact(idle(subject))
+        return 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", FACTS)
 def test_over_so_many_facts_nothing_is_lost_told_twice_or_left_behind(name: Name, count: int) -> None:
     """Facts come and go at random; what must follow from them is known by counting, whatever the order."""
     matcher, rng = choose(name), random.Random(count)
     matcher.load(firing_and_idle(rules=60, rungs=1))
-    holding: set[tuple[int, int]] = set()
-    resting: set[int] = set()
-    due: set[tuple[int, int]] = set()
+    facts = Counted(matcher)
     asserted, told, before = 0, 0, 0
-
-    def toggle_firing(rule: int, subject: int) -> int:
-        pair = (rule, subject)
-        if pair in holding:
-            holding.discard(pair)
-            due.discard(pair)
-            matcher.retract_fact(firing(rule, 0, subject))
-            return 0
-        holding.add(pair)
-        due.update({pair} if subject in resting else ())
-        matcher.assert_fact(firing(rule, 0, subject))
-        return 1
-
-    def toggle_idle(subject: int) -> int:
-        own = {pair for pair in holding if pair[1] == subject}
-        if subject in resting:
-            resting.discard(subject)
-            due.difference_update(own)
-            matcher.retract_fact(idle(subject))
-            return 0
-        resting.add(subject)
-        due.update(own)
-        matcher.assert_fact(idle(subject))
-        return 1
-
     while asserted < count:
         for _ in range(rng.randrange(1, 20)):
             subject = rng.randrange(1, 30)
-            asserted += toggle_idle(subject) if rng.random() < 0.4 else toggle_firing(rng.randrange(1, 61), subject)
+            rests = rng.random() < 0.4
+            asserted += facts.toggle_idle(subject) if rests else facts.toggle_firing(rng.randrange(1, 61), subject)
         found = [(one.facts[0]["rule"], one.facts[0]["subject"]) for one in matcher.consequences()]
-        assert len(found) == len(due)
-        assert set(found) == due
+        assert len(found) == len(facts.due)
+        assert set(found) == facts.due
         told += len(found)
-        due.clear()
+        facts.due.clear()
         if not before and asserted > count // 4:
             before = resident_kib()
     assert told > count // 3
