@@ -115,7 +115,7 @@ class Executor:
             now_ns,
             host=self._host,
             guest=command.action.guest,
-            action=_name(command),
+            action=action_name(command),
             rule=command.rule,
             guard=guard,
             reason=reason,
@@ -224,7 +224,8 @@ class Executor:
         self._journal.close()
 
 
-def _name(command: Command) -> str:
+def action_name(command: Command) -> str:
+    """Return a command's action as outcomes name it."""
     match command.action:
         case SetKnob(knob=knob):
             return f"set {knob}"

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from sys import intern
 from typing import Any, Final, NamedTuple
 
+from virtpilot.guest_fields import PERF_COUNTERS
+
 NS: Final = 1e-9
 KIB: Final = 1024
 _MAX_DEVICES: Final = 512
@@ -78,26 +80,7 @@ _PERF: Final[Names] = {
     "task_clock": ("task_clock_seconds_total", NS),
     "page_faults_min": ("page_faults_minor_total", 1),
     "page_faults_maj": ("page_faults_major_total", 1),
-    **{
-        name: (f"{name}_total", 1.0)
-        for name in (
-            "cpu_cycles",
-            "ref_cpu_cycles",
-            "bus_cycles",
-            "stalled_cycles_frontend",
-            "stalled_cycles_backend",
-            "instructions",
-            "branch_instructions",
-            "branch_misses",
-            "cache_references",
-            "cache_misses",
-            "page_faults",
-            "context_switches",
-            "cpu_migrations",
-            "alignment_faults",
-            "emulation_faults",
-        )
-    },
+    **{name: (f"{name}_total", 1.0) for name in PERF_COUNTERS},
 }
 # libvirt's counter → the field of its rate; the guest's total of it has the prefix of the kind before its name.
 _DISK_RATES: Final = {

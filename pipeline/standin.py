@@ -11,6 +11,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from virtpilot.actuators.command import Verifier
+from virtpilot.actuators.executor import action_name
 from virtpilot.actuators.lifecycle import outcome
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Bus, Command, Message, Migrate, Outcome, ReleaseKnob, Result, SetKnob
@@ -77,7 +78,7 @@ class StandIn:
         if reply.result is None:
             return
         if reply.result is not Result.DONE:
-            self._tell(command, reply.result, now_ns, _name(command), reason=reply.reason)
+            self._tell(command, reply.result, now_ns, action_name(command), reason=reply.reason)
             return
         action = command.action
         match action:
@@ -89,10 +90,10 @@ class StandIn:
                 if lease is not None:
                     self._give_back(key, lease, command, "", now_ns)
                 else:
-                    self._tell(command, Result.REVERTED, now_ns, _name(command), reason="nothing leased")
+                    self._tell(command, Result.REVERTED, now_ns, action_name(command), reason="nothing leased")
             case Migrate():
                 self.places[action.guest] = action.target
-                self._tell(command, Result.DONE, now_ns, _name(command), reason=reply.reason)
+                self._tell(command, Result.DONE, now_ns, action_name(command), reason=reply.reason)
 
     def _set(self, command: Command, action: SetKnob, now_ns: int) -> None:
         key = (action.guest, action.knob)
@@ -105,7 +106,7 @@ class StandIn:
             command,
             Result.DONE,
             now_ns,
-            _name(command),
+            action_name(command),
             before={action.knob: before},
             after={action.knob: action.value},
         )
@@ -141,14 +142,3 @@ class StandIn:
         )
         self.on_done(told, command)
         self._bus.publish(Message(self._topics.outcomes(command.host), msgspec.json.encode(told)))
-
-
-def _name(command: Command) -> str:
-    """Return a command's action as the actuators' own outcomes name it."""
-    match command.action:
-        case SetKnob(knob=knob):
-            return f"set {knob}"
-        case ReleaseKnob(knob=knob):
-            return f"release {knob}"
-        case Migrate():
-            return "migrate"

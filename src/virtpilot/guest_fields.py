@@ -11,6 +11,25 @@ _XML: Final = "virDomainGetXMLDesc"
 _SCHEDULE: Final = "virDomainGetSchedulerParametersFlags"
 _AGENT: Final = "virDomainGetGuestInfo"
 
+PERF_COUNTERS: Final = (
+    "cpu_cycles",
+    "ref_cpu_cycles",
+    "bus_cycles",
+    "stalled_cycles_frontend",
+    "stalled_cycles_backend",
+    "instructions",
+    "branch_instructions",
+    "branch_misses",
+    "cache_references",
+    "cache_misses",
+    "page_faults",
+    "context_switches",
+    "cpu_migrations",
+    "alignment_faults",
+    "emulation_faults",
+)
+"""The performance events whose field is their libvirt name."""
+
 GUEST_FIELDS: Final[list[Field]] = [
     *named(
         "vm",
@@ -179,26 +198,7 @@ GUEST_FIELDS: Final[list[Field]] = [
         ("memory_traffic_local_total", "the same through the local memory controller", "perf.mbml"),
         ("cpu_clock_seconds_total", "CPU clock", "perf.cpu_clock"),
         ("task_clock_seconds_total", "task clock", "perf.task_clock"),
-        *(
-            (f"{name}_total", name.replace("_", " "), f"perf.{name}")
-            for name in (
-                "cpu_cycles",
-                "ref_cpu_cycles",
-                "bus_cycles",
-                "stalled_cycles_frontend",
-                "stalled_cycles_backend",
-                "instructions",
-                "branch_instructions",
-                "branch_misses",
-                "cache_references",
-                "cache_misses",
-                "page_faults",
-                "context_switches",
-                "cpu_migrations",
-                "alignment_faults",
-                "emulation_faults",
-            )
-        ),
+        *((f"{name}_total", name.replace("_", " "), f"perf.{name}") for name in PERF_COUNTERS),
         ("page_faults_minor_total", "minor page faults", "perf.page_faults_min"),
         ("page_faults_major_total", "major page faults", "perf.page_faults_maj"),
     ),
