@@ -174,3 +174,46 @@ def test_a_field_more_behind_the_last_wanted_one_is_another_layout(monkeypatch: 
     monkeypatch.setattr(linecolumns._Reader, "_read_carefully", lambda *_given: pytest.fail("read slowly"))
     found = parse_wanted("\n".join(lines).encode(), {"vm": {"cpu_steal_ratio", "cpu_usage_ratio"}})
     assert [one.fields for one in found.samples] == [{"cpu_steal_ratio": 0.5, "cpu_usage_ratio": 0.25}] * 6
+
+
+def test_lines_of_many_measurements_and_layouts_keep_their_order() -> None:
+    now_ns = 1_700_000_000_000_000_000
+    layouts = [
+        "vm,a=b f=1,x=2",
+        "host,a=b f=2i",
+        "other x=1",
+        "vm,a=b x=3,f=4i",
+        "# said",
+        "vm,f=b x=1,y=2",
+        "vm f=5,x=1,g=6",
+    ]
+    lines = [f"{layouts[number % 7]} {now_ns + number}" for number in range(70)]
+    payload = "\n".join(lines).encode()
+    wanted = {"vm": frozenset({"f", "g"}), "host": frozenset({"f"})}
+    for _ in range(2):
+        parsed = parse_wanted(payload, wanted)
+        assert parsed.samples == only(parse(payload).samples, wanted)
+        assert len(parsed.samples) == 40
+        assert parsed.bad == []
+
+
+@pytest.mark.parametrize("value", ["1 ", "true", "[1]", "1]", "01", "1e999", "", "1\v", "null"])
+def test_a_value_that_is_no_plain_number_costs_its_line_only(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of all lines are read at once: none of them may shift another's."""
+    carefully: list[int] = []
+    read = linecolumns._Reader._read_carefully
+
+    def noted(reader: linecolumns._Reader, place: int, found: dict[int, Sample]) -> None:
+        carefully.append(place)
+        read(reader, place, found)
+
+    monkeypatch.setattr(linecolumns._Reader, "_read_carefully", noted)
+    lines = [f"vm,a=b f={number}.5,x=1,g={number}i,y=1 1700000000000000000" for number in range(20)]
+    lines[13] = lines[13].replace("f=13.5", f"f={value}")
+    payload = "\n".join([*lines, ""]).encode()
+    wanted = {"vm": frozenset({"f", "g"})}
+    parsed = parse_wanted(payload, wanted)
+    full = parse(payload)
+    assert parsed.samples == only(full.samples, wanted)
+    assert [bad.number for bad in parsed.bad] == [bad.number for bad in full.bad]
+    assert carefully == [13]
