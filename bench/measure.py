@@ -12,6 +12,10 @@ import msgspec
 MIN_RUNS: Final = 5
 
 
+class Unmeasured(Exception):
+    """What is needed for a figure is not there, in words."""
+
+
 class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One benchmark's result: `value` is the median of `each`; what it is measured against, and what is asked of it."""
 

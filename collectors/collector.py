@@ -15,7 +15,7 @@ from virtpilot.collectors.guest_groups import GuestGroups
 from virtpilot.collectors.host import Host
 from virtpilot.collectors.rates import Rates
 from virtpilot.collectors.source import Fields, Look
-from virtpilot.collectors.tree import Tree
+from virtpilot.collectors.tree import KeptTree, Tree
 from virtpilot.errors import HypervisorError
 from virtpilot.hypervisor import GuestStats, Hypervisor, Selective
 from virtpilot.model import Sample
@@ -48,7 +48,7 @@ class HostCollector:
         budget_s: float = math.inf,
     ) -> None:
         self._hypervisor = hypervisor
-        self._tree = tree
+        self._tree = KeptTree(tree)
         self._tags = dict(tags)
         self._cpus = cpus
         self._leased = leased

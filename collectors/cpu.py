@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-from virtpilot.collectors.number import count, pairs, renamed
+from virtpilot.collectors.number import count
 from virtpilot.collectors.source import Fields, Found, Look
 
 _MODES: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice")
 _LEAST: Final = 8  # kernels before 2.6.33 know nothing of guests
-_STATES: Final = {"procs_running": "processes_running_count", "procs_blocked": "processes_blocked_count"}
+# The line of the interrupts is longer than all the rest: these are looked for, not all of it read.
+_STATE: Final = re.compile(r"\nprocs_(running|blocked) ([0-9]{1,20})$", re.MULTILINE)
 
 
 def parse(text: str, cpus: frozenset[int]) -> dict[str, int]:
@@ -17,6 +19,8 @@ def parse(text: str, cpus: frozenset[int]) -> dict[str, int]:
     total: list[int] = []
     for line in text.splitlines():
         if not line.startswith("cpu"):
+            if total:
+                break  # they are in one row
             continue
         name, *words = line.split()[: len(_MODES) + 1]
         values = [value for word in words if (value := count(word)) is not None]
@@ -39,7 +43,7 @@ def _apart(modes: dict[str, int]) -> dict[str, int]:
 
 def states(text: str) -> Fields:
     """Return how many processes run and wait for I/O."""
-    return renamed(dict(pairs(text)), _STATES)
+    return {f"processes_{state}_count": int(number) for state, number in _STATE.findall(f"\n{text}")}
 
 
 def collect(look: Look) -> Found:

@@ -39,15 +39,16 @@ class Link(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> dict[str, Fields]:
-    """Return each interface's numbers by its name."""
+    """Return the numbers of the host's own interfaces by their names; a guest's end costs no more than its name."""
     found: dict[str, Fields] = {}
     for line in text.splitlines():
         name, separator, rest = line.rpartition(":")
+        name = name.strip()
+        if not separator or not name or _NOT_OURS.fullmatch(name):
+            continue
         numbers = [count(word) for word in rest.split()]
-        if separator and len(numbers) >= _COLUMNS:
-            found[name.strip()] = {
-                field: value for column, field in _FIELDS.items() if (value := numbers[column]) is not None
-            }
+        if len(numbers) >= _COLUMNS:
+            found[name] = {field: value for column, field in _FIELDS.items() if (value := numbers[column]) is not None}
     return found
 
 
@@ -60,8 +61,7 @@ class Nics:
 
     def __call__(self, look: Look) -> Found:
         """Return each NIC, and of the host what its NICs carry together and how full the fullest is."""
-        given = parse(look.tree.read("proc/net/dev"))
-        nics = {name: fields for name, fields in given.items() if name and not _NOT_OURS.fullmatch(name)}
+        nics = parse(look.tree.read("proc/net/dev"))
         self._refresh(look.tree, nics, look.now_ns)
         physical = any(self._links[name].physical for name in nics)
         fields: Fields = {}

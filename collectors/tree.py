@@ -102,6 +102,34 @@ class Reread:
         """Do nothing: nothing is held."""
 
 
+class KeptTree:
+    """Another tree, of which the files below proc/ that are read again and again stay open."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._kept: dict[str, Kept] = {}
+
+    def read(self, path: str) -> str:
+        """Return a file's text; one that fails is let go of, and opened anew the next time."""
+        if not path.startswith("proc/"):
+            return self._tree.read(path)
+        if path not in self._kept:
+            self._kept[path] = self._tree.keep(path)
+        try:
+            return self._kept[path].read()
+        except OSError:
+            self._kept.pop(path).close()
+            raise
+
+    def names(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        return self._tree.names(path)
+
+    def keep(self, path: str) -> Kept:
+        """Return a file of the caller's own."""
+        return self._tree.keep(path)
+
+
 def _text(descriptor: int) -> str:
     """Return all of a file; the kernel hands long ones out in pieces of its own size."""
     found = os.pread(descriptor, _CHUNK, 0)

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.__main__ import BENCHES
+from bench.__main__ import BENCHES, measured
 from bench.material import FIELDS, WANTED, messages
-from bench.measure import Figure, figure, interleaved
+from bench.measure import Figure, Unmeasured, figure, interleaved
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +40,14 @@ def test_one_figure_alone_is_one_document_on_standard_output() -> None:
     assert found["runs"] == len(found["each"]) >= 5
     assert found["value"] == sorted(found["each"])[len(found["each"]) // 2]
     assert "encode_vs_point" in done.stderr
+
+
+def test_what_this_machine_cannot_give_is_left_out_of_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(runs: int) -> dict[str, Figure]:
+        raise Unmeasured(f"no root for {runs} runs")
+
+    monkeypatch.setattr("bench.collecting_lab.measure", lacking)
+    assert list(measured(["collect_vs_bare", "encode_vs_point"], 5)) == ["encode_vs_point"]
 
 
 @pytest.mark.parametrize(("arguments", "told"), [(["nonsense"], "nonsense"), (["--runs", "4"], "5 runs")])

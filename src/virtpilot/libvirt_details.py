@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -19,8 +19,11 @@ from virtpilot.libvirt_stats import Reading
 from virtpilot.libvirt_tags import TAGS_NAMESPACE, read_tags
 from virtpilot.libvirt_walk import Walk
 
-KNOB_REFRESH_NS: Final = seconds(30)
-TAG_REFRESH_NS: Final = seconds(60)
+# Events tell of most changes at once. These are for the others: a NIC's bandwidth shows in the XML, what somebody
+# writes into a control group only in the schedule, for which libvirtd reads the groups of all of a guest's threads.
+KNOB_REFRESH_NS: Final = seconds(60)
+SCHEDULE_REFRESH_NS: Final = seconds(300)
+TAG_REFRESH_NS: Final = seconds(300)
 _GUEST_PATIENCE_S: Final = 0.5
 # A tick waits so long for details; guests that are left over come next time.
 _BUDGET_S: Final = 0.5
@@ -39,16 +42,25 @@ class _Known(msgspec.Struct):
     configured: Configured = _NOTHING
     knobs_ns: int | None = None
     told: _Told = (b"", {})
+    schedule_ns: int | None = None
     tags: Mapping[str, str] = {}
     tags_ns: int | None = None
 
 
-class _Answer(msgspec.Struct, frozen=True):
-    """What a guest was told with, what that says where it is news, and its tags; None for what was not asked."""
+class _Due(NamedTuple):
+    """What to ask a guest for."""
 
-    told: _Told | None
-    configured: Configured | None
-    tags: dict[str, str] | None
+    knobs: bool
+    schedule: bool
+    tags: bool
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What is news of a guest, and its tags; None for what was not asked or is as before."""
+
+    told: _Told | None = None
+    configured: Configured | None = None
+    tags: dict[str, str] | None = None
 
 
 class Details:
@@ -76,13 +88,13 @@ class Details:
         before = {uuid: self._known[uuid].told for uuid in due}
 
         def ask(connection: Any, uuid: str) -> _Answer:
-            return self._ask(connection, uuid, *due[uuid], before[uuid])
+            return self._ask(connection, uuid, due[uuid], before[uuid])
 
         walked = self._walk.over(longest_ago, ask)
         for uuid, answer in walked.found.items():
             self._take(self._known[uuid], answer)
         for uuid in walked.found.keys() | walked.gone:
-            self._note_asked(self._known[uuid], *due[uuid], now_ns)
+            self._note_asked(self._known[uuid], due[uuid], now_ns)
 
     def knows(self, guest: Reading) -> bool:
         """Return whether a guest was there, in this run, at the last refresh."""
@@ -108,17 +120,18 @@ class Details:
     def forget(self, uuid: str) -> None:
         """Have a guest, or with no UUID every guest, asked for all of this at the next refresh: it has changed."""
         for known in [known for one, known in self._known.items() if uuid in {one, ""}]:
-            known.knobs_ns = known.tags_ns = None
+            known.knobs_ns = known.schedule_ns = known.tags_ns = None
 
     def _of(self, guest: Reading) -> _Known:
         known = self._known.get(guest.uuid)
         return known if known is not None and known.run == guest.run else _Known(guest.run)
 
-    def _due(self, guest: Reading, now_ns: int) -> tuple[bool, bool]:
-        """Return whether to ask for a guest's knobs, and for its tags."""
+    def _due(self, guest: Reading, now_ns: int) -> _Due:
         known = self._known[guest.uuid]
-        return (
-            _runs(guest) and _old(known.knobs_ns, KNOB_REFRESH_NS, now_ns),
+        knobs = _runs(guest) and _old(known.knobs_ns, KNOB_REFRESH_NS, now_ns)
+        return _Due(
+            knobs,
+            knobs and _old(known.schedule_ns, SCHEDULE_REFRESH_NS, now_ns),
             bool(self._tag_names) and _old(known.tags_ns, TAG_REFRESH_NS, now_ns),
         )
 
@@ -128,22 +141,27 @@ class Details:
         if answer.tags is not None:
             known.tags = answer.tags
 
-    def _note_asked(self, known: _Known, knobs: bool, tags: bool, now_ns: int) -> None:
-        if knobs:
+    def _note_asked(self, known: _Known, due: _Due, now_ns: int) -> None:
+        if due.knobs:
             known.knobs_ns = now_ns
-        if tags:
+        if due.schedule:
+            known.schedule_ns = now_ns
+        if due.tags:
             known.tags_ns = now_ns
 
-    def _ask(self, connection: Any, uuid: str, knobs: bool, tags: bool, before: _Told) -> _Answer:
+    def _ask(self, connection: Any, uuid: str, due: _Due, before: _Told) -> _Answer:
         domain = connection.lookupByUUIDString(uuid)
-        told: _Told | None = None
-        configured = None
-        if knobs:
-            description, schedule = domain.XMLDesc(), read_schedule(self._link.binding, connection, domain)
-            told = (blake2b(description.encode(errors="replace"), digest_size=16).digest(), schedule)
-            # Reading XML is dear, and it seldom changes.
-            configured = None if told == before else read_configured(description, schedule)
-        return _Answer(told, configured, self._read_tags(connection, domain) if tags else None)
+        tags = self._read_tags(connection, domain) if due.tags else None
+        if not due.knobs:
+            return _Answer(tags=tags)
+        description = domain.XMLDesc()
+        digest = blake2b(description.encode(errors="replace"), digest_size=16).digest()
+        if digest == before[0] and not due.schedule:
+            return _Answer(tags=tags)
+        schedule = read_schedule(self._link.binding, connection, domain)
+        if (digest, schedule) == before:  # reading XML is dear, and it seldom changes
+            return _Answer(tags=tags)
+        return _Answer((digest, schedule), read_configured(description, schedule), tags)
 
     def _read_tags(self, connection: Any, domain: Any) -> dict[str, str]:
         binding = self._link.binding

@@ -12,9 +12,10 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from enum import StrEnum
 from functools import cache
+from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -94,16 +95,36 @@ class _Task(Future[T]):
     left = False
     over = False
 
+    def ends_within(self, wait_s: float) -> bool:
+        """Wait, and return whether there is a result or an error."""
+        try:
+            self.exception(wait_s)
+        except TimeoutError:
+            return self.done()
+        return True
+
 
 def _wait(task: _Task[T], deadline_s: float, steps: Callable[[], int] | None) -> None:
     """Wait for the task, at most `deadline_s` seconds since its start or since the last step that was seen."""
     seen = 0
-    while not wait([task], deadline_s).done and steps is not None and (taken := steps()) != seen:
+    while not task.ends_within(deadline_s) and steps is not None and (taken := steps()) != seen:
         seen = taken
 
 
+_Inbox = SimpleQueue[Callable[[], bool] | None]
+
+
+def _serve(inbox: _Inbox) -> None:
+    """Work off what comes in, until a call that leaves its thread unfit for another, or None."""
+    while (call := inbox.get()) is not None and call():
+        pass
+
+
 class LibvirtLink:
-    """The calls to the libvirt at `uri`, each in a thread of its own for `deadline_s` seconds at most."""
+    """The calls to the libvirt at `uri`, each with a thread to itself for `deadline_s` seconds at most.
+
+    An idle connection has an idle thread: to start one costs more CPU time than all else in a call.
+    """
 
     def __init__(self, uri: str, *, binding: Any, clock: Clock, deadline_s: float) -> None:
         self.binding = binding
@@ -112,6 +133,7 @@ class LibvirtLink:
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._idle: list[Any] = []
+        self._waiting: list[_Inbox] = []  # threads that have nothing to do
         self._hanging: Counter[Lane] = Counter()
         self._failures = 0
         self._retry_at_ns: int | None = None
@@ -153,6 +175,9 @@ class LibvirtLink:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            for inbox in self._waiting:
+                inbox.put(None)
+            self._waiting.clear()
         closer = threading.Thread(target=self._shut_all, args=(idle,), name="libvirt-close", daemon=True)
         closer.start()
         closer.join(self._deadline_s)  # a stopped libvirtd would hold up a close for ever
@@ -171,11 +196,10 @@ class LibvirtLink:
                 raise HypervisorUnavailable("the connection to libvirt is closed")
             if self._hanging[lane] >= MAX_HANGING[lane]:
                 raise HypervisorTimeout(f"{self._hanging[lane]} calls to libvirt hang already ({lane})")
-        name = f"libvirt-{lane.name.lower()}"
-        try:
-            threading.Thread(target=self._run, args=(task, lane, work, meaning), name=name, daemon=True).start()
-        except RuntimeError as error:  # this machine has no thread to give
-            raise HypervisorUnavailable(f"libvirt cannot be called: {error}") from error
+            inbox = self._waiting.pop() if self._waiting else None
+        if inbox is None:
+            inbox = self._new_thread()
+        inbox.put(lambda: self._run(inbox, task, lane, work, meaning))
         _wait(task, deadline_s, steps)
         with self._lock:
             if not task.over:
@@ -185,7 +209,16 @@ class LibvirtLink:
             raise HypervisorTimeout(f"no answer from libvirt within {deadline_s:g} s ({lane})")
         return task.result()
 
-    def _run(self, task: _Task[T], lane: Lane, work: Callable[[Any], T], meaning: Meaning) -> None:
+    def _new_thread(self) -> _Inbox:
+        inbox: _Inbox = SimpleQueue()
+        try:
+            threading.Thread(target=_serve, args=(inbox,), name="libvirt-call", daemon=True).start()
+        except RuntimeError as error:  # this machine has no thread to give
+            raise HypervisorUnavailable(f"libvirt cannot be called: {error}") from error
+        return inbox
+
+    def _run(self, inbox: _Inbox, task: _Task[T], lane: Lane, work: Callable[[Any], T], meaning: Meaning) -> bool:
+        """Do one call; returns whether the thread may be used again."""
         connection: Any = None
         failure: BaseException | None = None
         try:
@@ -195,15 +228,17 @@ class LibvirtLink:
             failure = self._mapped(error, connection, meaning)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             failure = error
-        kept = self._give_back(task, lane, connection)
+        kept = self._give_back(inbox, task, lane, connection)
         if failure is not None:
             task.set_exception(failure)
         else:
             task.set_result(value)
         if not kept and connection is not None:
             self._shut(connection)
+        return kept
 
-    def _give_back(self, task: _Task[T], lane: Lane, connection: Any) -> bool:
+    def _give_back(self, inbox: _Inbox, task: _Task[T], lane: Lane, connection: Any) -> bool:
+        """Return whether connection and thread are kept: before the result is told, so that the next call has them."""
         with self._lock:
             task.over = True
             if task.left:
@@ -211,6 +246,7 @@ class LibvirtLink:
             usable = connection is not None and not task.left and not self._closed and self._alive(connection)
             if usable and len(self._idle) < _MAX_IDLE:
                 self._idle.append(connection)
+                self._waiting.append(inbox)
                 return True
         return False
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.collectors.trees import TextTree
 from virtpilot.collectors import tree as tree_module
-from virtpilot.collectors.tree import FileTree, OpenFile, Reread
+from virtpilot.collectors.tree import FileTree, Kept, KeptTree, OpenFile, Reread
 
 
 @pytest.fixture
@@ -33,6 +34,33 @@ def test_a_file_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "long").write_bytes(b"x" * 100_000)
     with pytest.raises(OSError, match="too long"):
         FileTree(tmp_path).read("long")
+
+
+class Noting(TextTree):
+    """Notes what is to be kept."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        super().__init__(files)
+        self.kept: list[str] = []
+
+    def keep(self, path: str) -> Kept:
+        self.kept.append(path)
+        return super().keep(path)
+
+
+def test_a_file_of_proc_stays_open_until_it_fails() -> None:
+    texts = Noting({"proc/stat": "one", "sys/speed": "1"})
+    tree = KeptTree(texts)
+    assert (tree.read("proc/stat"), tree.read("sys/speed")) == ("one", "1")
+    texts.files["proc/stat"] = "two"
+    assert tree.read("proc/stat") == "two"
+    assert texts.kept == ["proc/stat"]
+    del texts.files["proc/stat"]
+    with pytest.raises(FileNotFoundError):
+        tree.read("proc/stat")
+    texts.files["proc/stat"] = "three"
+    assert tree.read("proc/stat") == "three"
+    assert texts.kept == ["proc/stat"] * 2
 
 
 @pytest.mark.parametrize("path", ["absent", "absent/file", "file/below"])

@@ -253,14 +253,25 @@ def test_hostile_metadata_gives_no_tags(hypervisor: LibvirtHypervisor, libvirt: 
 def test_knobs_and_tags_are_asked_for_seldom(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
 ) -> None:
-    asked: list[tuple[int, int]] = []
-    for _ in range(13):
+    asked: list[tuple[int, int, int]] = []
+    for _ in range(11):
         hypervisor.guests()
-        asked.append((libvirt.calls["schedulerParametersFlags"], libvirt.calls["metadata"]))
-        clock.advance(10)
-    # Two guests, every 10 s: knobs each 30 s, tags each 60 s.
-    assert [knobs for knobs, _ in asked] == [2, 2, 2, 4, 4, 4, 6, 6, 6, 8, 8, 8, 10]
-    assert [tags for _, tags in asked] == [2] * 6 + [4] * 6 + [6]
+        calls = libvirt.calls
+        asked.append((calls["XMLDesc"], calls["schedulerParametersFlags"], calls["metadata"]))
+        clock.advance(30)
+    # Two guests, every 30 s: limits each minute, what only control groups tell and tags each five minutes.
+    assert [limits for limits, _, _ in asked] == [2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12]
+    assert [(schedules, tags) for _, schedules, tags in asked] == [(2, 2)] * 10 + [(4, 4)]
+
+
+def test_a_changed_description_has_the_schedule_read_again(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
+    hypervisor.guests()
+    libvirt.domains[WEB].xml = libvirt.domains[WEB].xml.replace("<domain", "<domain changed='yes'", 1)
+    clock.advance(60)
+    hypervisor.guests()
+    assert libvirt.calls["schedulerParametersFlags"] == 3
 
 
 def test_many_guests_details_are_spread_over_ticks_those_never_asked_first(
