@@ -2,7 +2,8 @@
 
 `python -m bench.steady_tick PID ROUNDS`: PID is the host's libvirtd, whose CPU time counts as well, for the call's
 work is done there. Between two ticks ten seconds pass for the collector, so that what is asked for once in a while
-only (knobs, limits, NUMA, links) has its part as in an agent.
+only (knobs, limits, NUMA, links) has its part as in an agent; but dirty rates are off, whose calculation takes a second
+of the machine's own time. What the QEMU processes do to answer is the same for both and not counted.
 """
 
 from __future__ import annotations
