@@ -10,6 +10,7 @@ from typing import Final
 from bench.measure import Figure, figure
 from tests.processes.running import Process, toml
 from tests.services import Mosquitto, free_port
+from virtpilot.actuators.command import generate
 
 _GUESTS: Final = 200
 _TICKS: Final = 20
@@ -25,7 +26,8 @@ def measure(runs: int) -> dict[str, Figure]:
         broker = Mosquitto(folder / "broker")
         ends.callback(broker.stop)
         broker.start()
-        agents = [_agent(broker, folder, f"node-{number}") for number in range(runs)]
+        _private, key = generate(folder / "keys")
+        agents = [_agent(broker, folder, f"node-{number}", key) for number in range(runs)]
         for agent in agents:
             ends.callback(agent.kill)
             agent.start(PYTHONPATH=str(_STAND_IN), STAND_IN_GUESTS=str(_GUESTS)).up()
@@ -39,14 +41,14 @@ def measure(runs: int) -> dict[str, Figure]:
         "agent_rss_mb": figure(
             resident,
             "MB",
-            "60 MB for `virtpilot agent` with 200 guests, as the kernel counts it (VmRSS)",
+            "60 MB for `virtpilot agent` with 200 guests and a key for commands, as the kernel counts it (VmRSS)",
             at_most=60,
             measured={"peak_mb": max(peaks), "anonymous_mb": max(own), "samples_per_tick": samples},
         )
     }
 
 
-def _agent(broker: Mosquitto, folder: Path, host: str) -> Process:
+def _agent(broker: Mosquitto, folder: Path, host: str, public_key: Path) -> Process:
     port = free_port()
     config = folder / f"{host}.toml"
     options = {
@@ -56,6 +58,7 @@ def _agent(broker: Mosquitto, folder: Path, host: str) -> Process:
         "timing": {"tick_s": _TICK_S},
         "hypervisor": {"uri": "test:///default"},
         "bus": {"port": broker.port},
+        "commands": {"public_key_files": [str(public_key)]},
         "exporter": {"port": port},
         "log": {"level": "warning"},
     }

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from sys import intern
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from virtpilot.guest_fields import PERF_COUNTERS
 
+One = TypeVar("One")
 NS: Final = 1e-9
 KIB: Final = 1024
 _MAX_DEVICES: Final = 512
 _DEVICE: Final = re.compile(r"(vcpu|block|net|iothread)\.(\d{1,6})\.(.+)")
 
+Plain = tuple[tuple[str, str], ...]
+Scaled = tuple[tuple[str, str, float], ...]
 # libvirt's name → our field and what turns its unit into ours.
 Names = Mapping[str, tuple[str, float]]
 _VM: Final[Names] = {
@@ -130,9 +134,9 @@ class Part(NamedTuple):
     measurement: str
     tags: dict[str, str]
     label: str
-    plain: tuple[tuple[str, str], ...]
-    scaled: tuple[tuple[str, str, float], ...]
-    flags: tuple[tuple[str, str], ...] = ()
+    plain: Plain
+    scaled: Scaled
+    flags: Plain = ()
     rates: tuple[Rate, ...] = ()
     times: tuple[Time, ...] = ()
 
@@ -177,18 +181,29 @@ def _devices(stats: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def _part(stats: Mapping[str, Any], measurement: str, prefix: str, tags: dict[str, str], names: Names) -> Part:
-    # One text for all guests, and the same one that the statistics have.
-    there = [
-        (intern(prefix + name), field, factor) for name, (field, factor) in names.items() if prefix + name in stats
-    ]
-    return Part(
-        measurement,
-        tags,
-        "",
-        tuple((key, field) for key, field, factor in there if factor == 1),
-        tuple(one for one in there if one[2] != 1),
-        ((f"{prefix}halted", "halted_count"),) if names is _VCPU and f"{prefix}halted" in stats else (),
+    there = tuple((name, *names[name]) for name in names if prefix + name in stats)
+    halted = names is _VCPU and f"{prefix}halted" in stats
+    return Part(measurement, tags, "", *_keys(prefix, there, halted))
+
+
+@lru_cache(maxsize=4096)
+def _keys(prefix: str, there: tuple[tuple[str, str, float], ...], halted: bool) -> tuple[Plain, Scaled, Plain]:
+    """Return a part's keys: the same ones for all guests, as texts that the statistics have."""
+    keys = [(intern(prefix + name), field, factor) for name, field, factor in there]
+    return (
+        tuple((key, field) for key, field, factor in keys if factor == 1),
+        tuple(one for one in keys if one[2] != 1),
+        ((f"{prefix}halted", "halted_count"),) if halted else (),
     )
+
+
+def _shared(items: Iterable[One]) -> tuple[One, ...]:
+    return _one_of_equals(tuple(items))
+
+
+@lru_cache(maxsize=4096)
+def _one_of_equals(items: tuple[One, ...]) -> tuple[One, ...]:
+    return items
 
 
 def _disk(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
@@ -200,7 +215,7 @@ def _disk(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
         if prefix + spent in stats and prefix + requests in stats
     )
     return _part(stats, "vm_disk", prefix, {**own, "disk": label}, _DISK)._replace(
-        label=label, rates=tuple(_rates(stats, prefix, _DISK_RATES, "disks")), times=tuple(times)
+        label=label, rates=_shared(_rates(stats, prefix, _DISK_RATES, "disks")), times=_shared(times)
     )
 
 
@@ -208,7 +223,7 @@ def _nic(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
     prefix = f"net.{index}."
     label = _label(stats, prefix, index)
     return _part(stats, "vm_net", prefix, {**own, "nic": label}, _NET)._replace(
-        label=label, rates=tuple(_rates(stats, prefix, _NET_RATES, "nics"))
+        label=label, rates=_shared(_rates(stats, prefix, _NET_RATES, "nics"))
     )
 
 

@@ -9,9 +9,9 @@ import ctypes
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Final, NoReturn
 
+from virtpilot.pipeline.late import import_late
 from virtpilot.pipeline.status import status_of
 
 # glibc's mallopt(3): one arena, for threads of their own make libvirt's calls and each one's arena would keep what was
@@ -20,18 +20,25 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _LARGE_BYTES: Final = 128 * 1024
+# What libraries take in for work that an agent seldom or never has: coroutines, TLS, pages of errors, downloads.
+_LATE: Final = (
+    "ast", "asyncio", "bz2", "calendar", "difflib", "gzip", "html", "ipaddress", "lzma", "mimetypes", "shutil",
+)  # fmt: skip
 
 
 def become(config: Path) -> NoReturn:
     """Turn this process into the agent, under the same process id."""
-    os.execv(sys.executable, [sys.executable, "-m", "virtpilot.pipeline.agent_process", str(config)])  # noqa: S606 # a list of arguments
+    # Without the columns of each instruction, which serve to underline in tracebacks.
+    options = ["-X", "no_debug_ranges", "-m", "virtpilot.pipeline.agent_process"]
+    os.execv(sys.executable, [sys.executable, *options, str(config)])  # noqa: S606 # a list of arguments
 
 
 def main() -> None:
     """Run the agent until it is told to stop."""
-    # structlog takes these in: rich for coloured tracebacks (the agent has plain ones), and asyncio (it has none).
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # the import system's sign for "not there"
-    sys.modules.setdefault("asyncio", ModuleType("asyncio"))
+    # What libraries do as well without: structlog colours no tracebacks then, msgspec takes the standard library's.
+    for name in ("rich", "typing_extensions"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type] # the import system's sign for "not there"
+    import_late(_LATE)
     _keep_little()
     from virtpilot.pipeline import agent_service
 

@@ -8,8 +8,7 @@ no bulk call in this driver, or one guest that fails it: guest by guest, each fo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
-from statistics import median
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import structlog
@@ -41,7 +40,7 @@ class Patience:
 
     def seconds(self) -> float:
         """Return how long the next call may take."""
-        usual_s = _PATIENCE_FACTOR * median(self._took_s) if self._took_s else _FIRST_PATIENCE_S
+        usual_s = _PATIENCE_FACTOR * _median(self._took_s) if self._took_s else _FIRST_PATIENCE_S
         return min(max(usual_s, _LEAST_PATIENCE_S), self._deadline_s)
 
     def note(self, took_s: float) -> None:
@@ -154,6 +153,11 @@ class Reader:
         if not self._held_up:
             log.warning("a guest holds up libvirt's statistics", error=str(error))
         self._held_up = True
+
+
+def _median(times_s: Iterable[float]) -> float:
+    ordered = sorted(times_s)
+    return ordered[len(ordered) // 2]
 
 
 def _listed(connection: Any) -> dict[str, tuple[str, int]]:

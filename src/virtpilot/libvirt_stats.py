@@ -92,7 +92,13 @@ def read_bulk(binding: Any, connection: Any, wanted: int) -> list[Reading]:
     """Return all guests, shut-off ones too; raises libvirt's error."""
     asks_guests = connection.getType() == "QEMU" and bool(wanted & binding.VIR_DOMAIN_STATS_BALLOON)
     found = connection.getAllDomainStats(wanted, binding.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
-    return [reading_of(domain, stats, asks_guests=asks_guests) for domain, stats in found]
+    readings = []
+    found.reverse()
+    while found:
+        # Let go of one by one: the binding's names of all guests' statistics need not be there at once.
+        domain, stats = found.pop()
+        readings.append(reading_of(domain, stats, asks_guests=asks_guests))
+    return readings
 
 
 def read_alone(binding: Any, connection: Any, uuid: str, wanted: int) -> Reading:

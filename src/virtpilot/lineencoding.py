@@ -18,6 +18,7 @@ from virtpilot.model import Sample
 MAX_LINE_CHARS: Final = 64 * 1024
 MAX_SHOWN_CHARS: Final = 200
 
+_MAX_HEADS: Final = 16_384
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 _UINT64_MAX: Final = 2**64 - 1
@@ -58,15 +59,18 @@ def encode(sample: Sample) -> str:
 
 def encode_lines(samples: Iterable[Sample]) -> bytes:
     """Return samples as UTF-8 lines; what cannot be written is left out, item by item, and logged."""
-    lines: list[bytes] = []
+    written = bytearray()
     latest: dict[str, _Layout] = {}
     for sample in samples:
         try:
-            lines.append(_line(sample, latest))
+            written += _line(sample, latest)
+            written += b"\n"
         except LineProtocolError as error:
             _log.warning("left out what line protocol cannot hold", measurement=sample.measurement, reason=str(error))
-            lines.extend(_what_can_be_encoded(sample))
-    return b"\n".join([*lines, b""])
+            for line in _what_can_be_encoded(sample):
+                written += line
+                written += b"\n"
+    return bytes(written)
 
 
 def _line(sample: Sample, latest: dict[str, _Layout]) -> bytes:
@@ -77,7 +81,7 @@ def _line(sample: Sample, latest: dict[str, _Layout]) -> bytes:
     layout = latest.get(sample.measurement)
     if layout is None or layout.names != names or layout.types != types:
         layout = latest[sample.measurement] = _layout(names, types)
-    head = _raw_head(sample.measurement, tuple(sample.tags), tuple(sample.tags.values()))
+    head = _raw_head(sample)
     pieces = layout.pieces.copy()
     if head is None or not pieces or not _INT64_MIN <= sample.time_ns <= _INT64_MAX:
         return _line_of_any(sample)
@@ -110,10 +114,21 @@ def _layout(names: tuple[str, ...], types: tuple[type, ...]) -> _Layout:
     return _Layout(names, types, pieces, packer.pack)
 
 
-@lru_cache(maxsize=16_384)
-def _raw_head(measurement: str, keys: tuple[str, ...], values: tuple[str, ...]) -> msgspec.Raw | None:
+def _raw_head(sample: Sample) -> msgspec.Raw | None:
     """Return a line up to its fields: the same few come with each tick."""
-    return _raw(_head(measurement, zip(keys, values, strict=True)))
+    tags = sample.tags
+    heads, values = _heads(sample.measurement, tuple(tags)), tuple(tags.values())
+    if values not in heads:
+        if len(heads) >= _MAX_HEADS:
+            heads.clear()
+        heads[values] = _raw(_head(sample.measurement, tags.items()))
+    return heads[values]
+
+
+@lru_cache(maxsize=64)
+def _heads(_measurement: str, _keys: tuple[str, ...]) -> dict[tuple[str, ...], msgspec.Raw | None]:
+    """Return the place of the heads of samples that have these tags, by the tags' values."""
+    return {}
 
 
 def _raw(text: str) -> msgspec.Raw | None:
