@@ -157,6 +157,7 @@ def test_what_a_command_did_is_told_as_virtpilots_own(heard: Heard) -> None:
     assert until(lambda: len(heard.of(guest, "knob_changed", since)) == 1, 30)
     moved = heard.command(host, Migrate(guest=uuid, target=target, uri=lab.hosts[target].uri))
     assert until(lambda: [e for e in heard.of(guest, "stopped", since) if e.host == host], 90)
+    assert until(lambda: heard.of(guest, "job_completed", since), 15)  # libvirt tells of it after the stop
     own = [event for _at, event in heard.all[since:] if event.host == host and event.guest == uuid]
     assert {event.by for event in own} == {By.VIRTPILOT}
     knobs = [(event.numbers, event.cause) for event in own if event.kind == "knob_changed"]
