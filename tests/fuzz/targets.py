@@ -5,18 +5,26 @@ A target raises nothing but AssertionError, for a promise that is broken, whatev
 
 from __future__ import annotations
 
+import base64
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from paho.mqtt.client import MQTTMessage
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from tests.collectors.told_guests import ToldGuests
 from tests.collectors.trees import TextTree
-from virtpilot.actuators.command import Verifier
+from virtpilot.actuators.command import Verifier, key_id
+from virtpilot.collectors.cgroup import FILES
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.collectors.domain import Meter
+from virtpilot.collectors.guest_groups import GuestGroups
+from virtpilot.collectors.hierarchy import UNIFIED, group_id
 from virtpilot.errors import CommandRefused, InputError, StateError
 from virtpilot.hypervisor import GuestStats
 from virtpilot.libvirt_limits import read_configured
@@ -25,11 +33,14 @@ from virtpilot.lineprotocol import Wanted, encode_lines, parse, parse_wanted
 from virtpilot.model import Event, HostStatus, Message, Outcome, Sample, Sampling, Stored
 from virtpilot.pipeline import settings
 from virtpilot.pipeline.agent_config import AgentConfig
+from virtpilot.pipeline.bus import mqtt
 from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.sequences import SequenceSet
 from virtpilot.pipeline.spool import Spool
 from virtpilot.pipeline.store.file import FileStore
+from virtpilot.pipeline.writer import Writer
 from virtpilot.rules.language import check
+from virtpilot.topics import Topics
 
 Target = Callable[[bytes], None]
 
@@ -74,6 +85,61 @@ def command(data: bytes) -> None:
     except CommandRefused:
         return
     raise AssertionError("a command was let through")
+
+
+def signed_command(data: bytes) -> None:
+    """A key's owner commands what it signed, in a form that this version knows, and nobody in its name."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    name = key_id(key.public_key())
+    verifier = Verifier({name: key.public_key()}, "node1")
+    good = base64.b64encode(key.sign(b"virtpilot command v1\n" + data)).decode()
+    bad = base64.b64encode(key.sign(data)).decode()
+    for signature in (good, bad, data.decode("latin-1")):
+        head = msgspec.json.encode({"key": name, "signature": signature})[:-1]
+        try:
+            found = verifier.open(head + b', "command": ' + data + b"}", NOW_NS)
+        except CommandRefused:
+            continue
+        assert signature == good
+        assert found.host == "node1"
+        assert found.issued_ns < found.not_after_ns
+
+
+def groups(data: bytes) -> None:
+    """Whatever the kernel's files say of a guest's control group, what is told of it can be sent."""
+    text = data.decode("ascii", "replace")
+    mounts = "1 1 0:1 / /cg rw - cgroup2 c rw\n"
+    mounts += "".join(f"2 1 0:2 / /{name} rw - cgroup c rw,{name}\n" for name in ("memory", "blkio"))
+    folder = "machine/qemu-1-web.libvirt-qemu"
+    places = {UNIFIED: "cg", "memory": "memory", "blkio": "blkio"}
+    files = {f"{places[file.hierarchy]}/{folder}/{file.name}": text for file in FILES}
+    for mounted in (mounts, text):
+        found = GuestGroups(TextTree({"proc/self/mountinfo": mounted} | files))
+        for number in range(2):
+            found.begin()
+            fields = found.collect(1, NOW_NS + number * 10**10)
+            sample = Sample("vm", {"vm": "u"}, {"state_code": 1} | fields, NOW_NS)
+            assert not parse(encode_lines([sample])).bad
+    group_id(text)
+
+
+def properties(data: bytes) -> None:
+    """Whatever properties a message bears, a writer gives it an id that its report can take apart."""
+    packed = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's own gap
+    pairs = [line.partition("=") for line in data.decode("utf-8", "surrogateescape").split("\n")]
+    packed.UserProperty = [(name, value) for name, _, value in pairs]
+    topic = next((value for name, _, value in pairs if name == "topic"), "virtpilot/c/metrics/h")
+    received = MQTTMessage(topic=topic.encode("utf-8", "surrogateescape"))
+    received.payload, received.properties = data, packed
+    message = mqtt._message(received)
+    if message is None:
+        return
+    writer = Writer.__new__(Writer)
+    writer._topics = Topics("c")
+    found = writer._id(message)
+    assert found
+    if found.count("/") == 2:
+        assert int(found.split("/")[2]) >= 0
 
 
 def records(data: bytes) -> None:
@@ -181,7 +247,8 @@ def rule_file(data: bytes) -> None:
 TARGETS: Final[dict[str, Target]] = {
     target.__name__: target
     for target in (
-        line_protocol, command, records, guest_xml, guest_statistics, host_files, spool_segment, file_store_segment,
+        line_protocol, command, signed_command, groups, properties,
+        records, guest_xml, guest_statistics, host_files, spool_segment, file_store_segment,
         config_file, rule_file,
     )
 }  # fmt: skip
