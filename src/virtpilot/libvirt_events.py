@@ -201,7 +201,7 @@ class LibvirtEvents:
 
     def _follow(self, uuid: str, job: _Job) -> None:
         try:
-            reading = self._book.ask(uuid)
+            reading = self._book.ask(uuid, begun=not job.last.running)
         except GuestNotFound:
             reading = JobReading(False)
         except HypervisorError as error:

@@ -48,6 +48,12 @@ class JobReading(msgspec.Struct, frozen=True):
 class _Known(msgspec.Struct):
     asked_ns: int
     reading: JobReading | None = None
+    asking: bool = True
+
+    def serves(self, now_ns: int, *, begun: bool) -> bool:
+        """Return whether libvirt need not be asked again: that there was no job says nothing of one that has begun."""
+        none = self.reading is not None and not self.reading.running
+        return now_ns - self.asked_ns < _FRESH_NS and (self.asking or not (begun and none))
 
 
 class JobBook:
@@ -59,18 +65,24 @@ class JobBook:
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
 
-    def ask(self, guest: str) -> JobReading | None:
-        """Return where a guest's job stands, None while nothing is known; raises HypervisorError, GuestNotFound."""
+    def ask(self, guest: str, *, begun: bool = False) -> JobReading | None:
+        """Return where a guest's job stands, None while nothing is known; raises HypervisorError, GuestNotFound.
+
+        Who knows that a job has `begun` is not content with an older word that there is none.
+        """
         now_ns = self._clock.monotonic_ns()
         with self._lock:
             known = self._known.get(guest)
-            if known is not None and now_ns - known.asked_ns < _FRESH_NS:
+            if known is not None and known.serves(now_ns, begun=begun):
                 return known.reading
             self._known = {uuid: one for uuid, one in self._known.items() if now_ns - one.asked_ns < _KEEP_NS}
             known = self._known[guest] = _Known(now_ns, known.reading if known is not None else None)
-        told = self._link.call(
-            Lane.PROGRESS, lambda connection: connection.lookupByUUIDString(guest).jobStats(), patience_s=_PATIENCE_S
-        )
+        try:
+            told = self._link.call(
+                Lane.PROGRESS, lambda opened: opened.lookupByUUIDString(guest).jobStats(), patience_s=_PATIENCE_S
+            )
+        finally:
+            known.asking = False
         binding = self._link.binding
         running = told.get("type") in {binding.VIR_DOMAIN_JOB_BOUNDED, binding.VIR_DOMAIN_JOB_UNBOUNDED}
         known.reading = JobReading(running, read_operation(told), read_job(told) if running else {})

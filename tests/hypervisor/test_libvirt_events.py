@@ -181,6 +181,23 @@ def test_an_own_migration_is_asked_about_once_a_second_by_all(libvirt: FakeLibvi
     hypervisor.close()
 
 
+def test_that_there_was_no_job_a_moment_ago_says_nothing_of_one_that_has_begun(libvirt: FakeLibvirt) -> None:
+    """Whoever polls an own migration may have asked just before its job began: a short one is over at the next beat."""
+    clock = VirtualClock()
+    hypervisor = LibvirtHypervisor("fake:///system", clock=clock, deadline_s=5.0, binding=libvirt)
+    hang = libvirt.on["migrateToURI3"] = Hang()
+    hypervisor.drain()
+    job = hypervisor.migrate(WEB, "qemu+tcp://10.0.0.2/system")
+    assert hang.begun.wait(5)
+    assert until(lambda: len(libvirt.listeners) == 4)
+    assert job.poll().progress == {}
+    libvirt.domains[WEB].job = dict(RUNNING)
+    libvirt.tell(libvirt.VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION, WEB, 1)
+    assert until(lambda: [e for e in hypervisor.drain() if e.kind is EventKind.JOB_PROGRESS])
+    hang.let_go()
+    hypervisor.close()
+
+
 def test_a_driver_without_jobs_is_not_asked_again(listener: Listener, libvirt: FakeLibvirt) -> None:
     libvirt.on["jobInfo"] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
     assert until(lambda: listener.listen() is not None and libvirt.calls["jobInfo"] > 0)
