@@ -107,9 +107,8 @@ def _stored_steal(lab: Lab, host: str) -> float:
 
 
 def _most_shares(lab: Lab) -> float:
-    return max(
-        (value for _, value in query(lab, f'max_over_time(knob_value_count{{name="{GUEST}"}}[10m])')), default=0.0
-    )
+    found = query(lab, f'max_over_time(knob_value_count{{name="{GUEST}",knob="cpu_shares"}}[10m])')
+    return max((value for _, value in found), default=0.0)
 
 
 def _entries(path: Path) -> list[Entry]:
