@@ -17,6 +17,7 @@ from tests.lab.lab_process import need_a_lab
 from tests.services import until
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.collectors.collector import HostCollector
+from virtpilot.collectors.rates import MIN_ELAPSED_NS
 from virtpilot.errors import HypervisorError, KnobUnsupported
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import GuestState, GuestStats, JobState
@@ -83,7 +84,8 @@ def measured(hypervisor: LibvirtHypervisor, enough: str) -> list[Sample]:
         found[:] = collector.collect(clock.now_ns())
         return any(enough in sample.fields for sample in found if sample.measurement == "vm")
 
-    assert until(has, 20)
+    # Readings closer together than MIN_ELAPSED_NS make no rate.
+    assert until(has, 20, every_s=4 * MIN_ELAPSED_NS / SECOND)
     return found
 
 
