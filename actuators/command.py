@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from virtpilot.action import Migrate, ReleaseKnob, SetKnob
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, ConfigError, Problem
-from virtpilot.model import Command, Migrate, ReleaseKnob, SetKnob
+from virtpilot.model import Command
 
 if TYPE_CHECKING:
     # 7 MB of memory, which an agent without keys has no use for: imported where a key is at hand.

@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from virtpilot.action import Migrate, ReleaseKnob, SetKnob
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import INTERRUPTED, Caps, Knobs
 from virtpilot.actuators.ledger import Lease, LeaseState, OutcomeKept
@@ -20,7 +21,7 @@ from virtpilot.actuators.migration import Migrations
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, HypervisorError, HypervisorUnavailable
 from virtpilot.hypervisor import Hypervisor
-from virtpilot.model import Command, Migrate, Outcome, ReleaseKnob, Result, SetKnob
+from virtpilot.model import Command, Outcome, Result
 
 log = structlog.get_logger(__name__)
 

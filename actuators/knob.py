@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from virtpilot.action import ReleaseKnob, SetKnob
 from virtpilot.actuators.ledger import Entry, Lease, LeaseDropped, LeaseKept, LeaseState, OutcomeKept
 from virtpilot.actuators.lifecycle import OFF, Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
@@ -20,7 +21,7 @@ from virtpilot.errors import (
     HypervisorUnavailable,
     KnobUnsupported,
 )
-from virtpilot.model import Command, Outcome, ReleaseKnob, Result, SetKnob
+from virtpilot.model import Command, Outcome, Result
 
 Shares = Annotated[int, Meta(ge=2, le=262144)]
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from virtpilot.action import Migrate
 from virtpilot.actuators.knob import Caps, Knobs
 from virtpilot.actuators.ledger import (
     LeaseState,
@@ -21,7 +22,7 @@ from virtpilot.actuators.lifecycle import RUNNING, Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout
 from virtpilot.hypervisor import GuestState, Job, JobState, JobStatus
-from virtpilot.model import Command, Migrate, Outcome, Result
+from virtpilot.model import Command, Outcome, Result
 
 # How long an aborted migration may take to end before it is given up.
 ABORT_GRACE_NS: Final = seconds(60)

@@ -21,9 +21,9 @@ import structlog
 
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import SECOND, Clock, seconds
-from virtpilot.events import LIFECYCLE, EventKind
+from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.lineprotocol import parse_wanted
-from virtpilot.model import Bus, By, Command, Decision, Delivery, Event, HostStatus, Message, Outcome, Signal
+from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Message, Outcome, Signal
 from virtpilot.pipeline import foreign
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.evaluations import Tracer

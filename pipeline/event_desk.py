@@ -15,10 +15,10 @@ import msgspec
 import structlog
 
 from virtpilot.clock import seconds
-from virtpilot.events import LIFECYCLE, EventKind
+from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import EventSource, GuestEvent
-from virtpilot.model import Bus, By, Event, Message, Outcome, Sample, record_id
+from virtpilot.model import Bus, Message, Outcome, Sample, record_id
 from virtpilot.topics import Topics
 
 MAX_WAITING: Final = 2_000

@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from virtpilot.errors import InputError, Problem
-from virtpilot.model import Command, Decision, Event, Mode, Outcome, Signal, SignalState, Subject
+from virtpilot.events import Event
+from virtpilot.model import Command, Decision, Mode, Outcome, Signal, SignalState, Subject
 from virtpilot.pipeline import evaluations, records, settings
 from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.evaluations import Evaluation, Held

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from virtpilot.model import Command, Decision, Event, Outcome, Signal, SignalState
+from virtpilot.events import Event
+from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.pipeline.evaluations import Evaluation
 from virtpilot.pipeline.explain import Answer, RuleAnswer
 from virtpilot.pipeline.moment import shown

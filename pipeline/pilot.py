@@ -10,10 +10,11 @@ from typing import Annotated, Final
 
 import msgspec
 
+from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
 from virtpilot.actuators.budget import Budget
 from virtpilot.actuators.guard import GuardRequest, Guards
 from virtpilot.clock import seconds
-from virtpilot.model import Action, Command, Decision, Kind, Migrate, Outcome, ReleaseKnob, Result, SetKnob, record_id
+from virtpilot.model import Command, Decision, Kind, Outcome, Result, record_id
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider

@@ -14,7 +14,8 @@ from typing import Final, Literal
 import msgspec
 import structlog
 
-from virtpilot.model import Command, Decision, Event, Outcome, Signal
+from virtpilot.events import Event
+from virtpilot.model import Command, Decision, Outcome, Signal
 
 log = structlog.get_logger(__name__)
 

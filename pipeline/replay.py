@@ -9,8 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
+from virtpilot.action import Migrate
 from virtpilot.clock import SECOND, seconds
-from virtpilot.model import Command, Decision, Event, Kind, Migrate, Mode, Outcome, Signal, SignalState
+from virtpilot.events import Event
+from virtpilot.model import Command, Decision, Kind, Mode, Outcome, Signal, SignalState
 from virtpilot.pipeline.history import Batch, Span, bounds, read, wanted_by
 from virtpilot.pipeline.records import Record
 from virtpilot.pipeline.rehearsal import Rehearsal

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from virtpilot.model import Command, Decision, Event, Outcome, Signal, SignalState
+from virtpilot.events import Event
+from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.pipeline.moment import shown
 from virtpilot.pipeline.records import Record
 from virtpilot.pipeline.replay import Replayed, fires, violations

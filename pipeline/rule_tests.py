@@ -9,7 +9,8 @@ from typing import Final
 
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import ConfigError, Problem, RuleError
-from virtpilot.model import Command, Event, Kind, Outcome, Result, Sample, Signal, SignalState
+from virtpilot.events import Event
+from virtpilot.model import Command, Kind, Outcome, Result, Sample, Signal, SignalState
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.rehearsal import CLUSTER, Rehearsal
 from virtpilot.pipeline.rulebook import RuleOptions

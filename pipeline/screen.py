@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from virtpilot.model import Command, Decision, Event, Outcome, Result, Signal, SignalState
+from virtpilot.events import Event
+from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
 from virtpilot.pipeline.trail import changes, describe, happened, number
 from virtpilot.simulator.view import FleetView, GuestView, HostView

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from virtpilot.action import Migrate, ReleaseKnob, SetKnob
 from virtpilot.actuators.command import Verifier
 from virtpilot.actuators.executor import action_name
 from virtpilot.actuators.lifecycle import outcome
 from virtpilot.clock import SECOND, seconds
-from virtpilot.model import Bus, Command, Message, Migrate, Outcome, ReleaseKnob, Result, SetKnob
+from virtpilot.model import Bus, Command, Message, Outcome, Result
 from virtpilot.topics import Topics
 
 _START_S = 1.0

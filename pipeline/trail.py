@@ -8,18 +8,9 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
-from virtpilot.model import (
-    Command,
-    Decision,
-    Event,
-    Migrate,
-    Outcome,
-    ReleaseKnob,
-    Result,
-    SetKnob,
-    Signal,
-    SignalState,
-)
+from virtpilot.action import Migrate, ReleaseKnob, SetKnob
+from virtpilot.events import Event
+from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from virtpilot.clock import seconds
-from virtpilot.model import Command, Decision, Migrate, Mode, Outcome, Result, Signal
+from virtpilot.model import Command, Decision, Mode, Outcome, Result, Signal
 from virtpilot.rules.decisions.agenda import Agenda, Key
 from virtpilot.rules.decisions.arbiter import Lease, arbitrate
 from virtpilot.rules.decisions.effect import Verdict, judge, lost, measured, read
@@ -95,8 +95,7 @@ class Decider:
                 # Only other rules can change that: it need not be tried again.
                 self._parked.add(key)
             return news
-        grace = self.options.migrate_grace_s if isinstance(command.action, Migrate) else self.options.set_grace_s
-        until_ns = command.not_after_ns + seconds(grace)
+        until_ns = command.not_after_ns + self.options.grace_ns(command.action)
         self._flights.add(Flight(subject=decision.subject.id, command=command.id, since_ns=now_ns, until_ns=until_ns))
         self._put(key, ladder.commanded(command, until_ns, now_ns))
         return True

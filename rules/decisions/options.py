@@ -6,6 +6,9 @@ from typing import Annotated
 
 import msgspec
 
+from virtpilot.action import Action, Migrate
+from virtpilot.clock import seconds
+
 
 class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long the second stage waits and remembers."""
@@ -22,3 +25,7 @@ class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forget_after_s: Annotated[
         float, msgspec.Meta(description="Forget a rule's state on a subject that is quiet or has gone.", ge=60)
     ] = 3600.0
+
+    def grace_ns(self, action: Action) -> int:
+        """Return how long an action's outcome may take to come after its command's end."""
+        return seconds(self.migrate_grace_s if isinstance(action, Migrate) else self.set_grace_s)

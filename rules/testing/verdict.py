@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
 from virtpilot.clock import SECOND
-from virtpilot.model import (
-    Action,
-    Command,
-    Decision,
-    Migrate,
-    Outcome,
-    ReleaseKnob,
-    SetKnob,
-    Signal,
-    SignalState,
-)
+from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.rules.testing.records import NONE, Expectation
 
 Record = Signal | Decision | Command | Outcome

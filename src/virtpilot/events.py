@@ -1,9 +1,37 @@
-"""The event table: every kind of event that virtpilot tells, declared once; the docs page is made from it."""
+"""Events: their record and the table of all kinds, each declared once; the docs page is made from it."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Final
+
+import msgspec
+
+
+class By(StrEnum):
+    """Who made something happen: a command of ours, or anybody else (a person, the guest, the hardware)."""
+
+    VIRTPILOT = "virtpilot"
+    OTHER = "other"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened on a host, mostly to a guest; MEANINGS lists the kinds and what their numbers are.
+
+    `kind` is a plain text: an agent may know kinds that its readers do not. Where a command of ours led to it, `cause`
+    is that command's id, else it is empty.
+    """
+
+    id: str
+    cause: str
+    host: str
+    guest: str
+    name: str
+    at_ns: int
+    kind: str
+    detail: str = ""
+    by: By = By.OTHER
+    numbers: dict[str, float] = {}
 
 
 class EventKind(StrEnum):

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import msgspec
 
+from virtpilot.action import Action
+
 
 class Kind(StrEnum):
     """What a subject is."""
@@ -92,34 +94,6 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str] = {}
 
 
-class SetKnob(msgspec.Struct, frozen=True, tag="set_knob", kw_only=True):
-    """Set a knob of a guest for `lease_s` seconds; `expected` is the value the decision was based on."""
-
-    guest: str
-    knob: str
-    value: int
-    expected: int
-    lease_s: float
-
-
-class ReleaseKnob(msgspec.Struct, frozen=True, tag="release_knob", kw_only=True):
-    """Give a leased knob back now: restore its baseline."""
-
-    guest: str
-    knob: str
-
-
-class Migrate(msgspec.Struct, frozen=True, tag="migrate", kw_only=True):
-    """Live-migrate a guest to the host `target`, reached at the libvirt URI `uri`."""
-
-    guest: str
-    target: str
-    uri: str
-
-
-Action = SetKnob | ReleaseKnob | Migrate
-
-
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """An action that a rule wants, accepted or refused by the guard named, with the reason."""
 
@@ -165,32 +139,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     before: dict[str, float] = {}
     after: dict[str, float] = {}
-
-
-class By(StrEnum):
-    """Who made something happen: a command of ours, or anybody else (a person, the guest, the hardware)."""
-
-    VIRTPILOT = "virtpilot"
-    OTHER = "other"
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened on a host, mostly to a guest; events.py lists the kinds and what their numbers are.
-
-    `kind` is a plain text: an agent may know kinds that its readers do not. Where a command of ours led to it, `cause`
-    is that command's id, else it is empty.
-    """
-
-    id: str
-    cause: str
-    host: str
-    guest: str
-    name: str
-    at_ns: int
-    kind: str
-    detail: str = ""
-    by: By = By.OTHER
-    numbers: dict[str, float] = {}
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

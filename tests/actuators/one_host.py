@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import Caps
@@ -12,7 +13,7 @@ from virtpilot.actuators.lifecycle import Point, nowhere
 from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
 from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
-from virtpilot.model import Action, Command, Migrate, ReleaseKnob, SetKnob
+from virtpilot.model import Command
 
 HOST = "host-1"
 GUEST = "5f0a1b5e-0000-4000-8000-000000000001"

@@ -11,11 +11,12 @@ import pytest
 from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, HOST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
+from virtpilot.action import Action
 from virtpilot.actuators.knob import Caps
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable
 from virtpilot.hypervisor import GuestState
-from virtpilot.model import Action, Command, Outcome, Result, record_id
+from virtpilot.model import Command, Outcome, Result, record_id
 
 
 @pytest.fixture

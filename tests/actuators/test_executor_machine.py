@@ -13,12 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.actuators.crash_scenes import Killed
 from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, OneJob, at, command, executor, move, release, set_to
+from virtpilot.action import Action
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.actuators.lifecycle import Point
 from virtpilot.errors import HypervisorError, HypervisorTimeout, HypervisorUnavailable
 from virtpilot.hypervisor import GuestState, Job, JobState
-from virtpilot.model import Action, Command, Outcome, Result
+from virtpilot.model import Command, Outcome, Result
 
 GUESTS = st.sampled_from([GUEST, OTHER])
 ENDINGS = {Result.DONE, Result.FAILED, Result.REFUSED}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND
-from virtpilot.model import Action, Command, Migrate, Outcome, ReleaseKnob, Result, SetKnob
+from virtpilot.model import Command, Outcome, Result
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.simulator.scenario import (
     Event,

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from virtpilot.clock import SECOND, VirtualClock, seconds
-from virtpilot.events import EventKind
+from virtpilot.events import By, Event, EventKind
 from virtpilot.hypervisor import GuestEvent
-from virtpilot.model import By, Event, Outcome, Result, Sample
+from virtpilot.model import Outcome, Result, Sample
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.event_desk import MAX_WAITING, EventDesk
 from virtpilot.topics import Topics

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from virtpilot.events import EventKind
+from virtpilot.events import By, Event, EventKind
 from virtpilot.hypervisor import EventSource, GuestEvent
-from virtpilot.model import By, Event, Message
+from virtpilot.model import Message
 from virtpilot.pipeline.demo import CLUSTER, Demo
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.simulator.scenario import (

@@ -26,11 +26,12 @@ from virtpilot.collectors.domain import Meter
 from virtpilot.collectors.guest_groups import GuestGroups
 from virtpilot.collectors.hierarchy import UNIFIED, group_id
 from virtpilot.errors import CommandRefused, InputError, StateError
+from virtpilot.events import Event
 from virtpilot.hypervisor import GuestStats
 from virtpilot.libvirt_limits import read_configured
 from virtpilot.libvirt_tags import read_tags
 from virtpilot.lineprotocol import Wanted, encode_lines, parse, parse_wanted
-from virtpilot.model import Event, HostStatus, Message, Outcome, Sample, Sampling, Stored
+from virtpilot.model import HostStatus, Message, Outcome, Sample, Sampling, Stored
 from virtpilot.pipeline import settings
 from virtpilot.pipeline.agent_config import AgentConfig
 from virtpilot.pipeline.bus import mqtt

@@ -17,10 +17,12 @@ from deploy.lab.pilot import CLUSTER, LabPilot
 from deploy.lab.scenario import query
 from tests.lab.lab_process import need_a_lab
 from tests.services import lack, until
+from virtpilot.action import Migrate, SetKnob
 from virtpilot.actuators.command import Signer, load_private
 from virtpilot.clock import SECOND, SystemClock
+from virtpilot.events import By, Event
 from virtpilot.libvirt_host import LibvirtHypervisor
-from virtpilot.model import By, Command, Event, Message, Migrate, Sampling, SetKnob, record_id
+from virtpilot.model import Command, Message, Sampling, record_id
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 

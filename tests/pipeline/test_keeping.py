@@ -13,10 +13,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.pipeline.test_state_log import copied
+from virtpilot.action import ReleaseKnob
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import VirtualClock, seconds
 from virtpilot.errors import StateError
-from virtpilot.model import Command, Message, Outcome, ReleaseKnob
+from virtpilot.model import Command, Message, Outcome
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Small

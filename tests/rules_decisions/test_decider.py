@@ -8,9 +8,10 @@ import pytest
 
 from tests.rules_decisions.matchers import NAMES
 from tests.rules_decisions.world import ALL, CROWDED, SLOW, START_NS, STARVED, Meter, World, ruleset
+from virtpilot.action import SetKnob
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import StateError
-from virtpilot.model import Command, Decision, Outcome, Result, Sample, SetKnob, SignalState
+from virtpilot.model import Command, Decision, Outcome, Result, Sample, SignalState
 from virtpilot.rules.decisions.decider import Decider, Exhausted, Release, Want
 from virtpilot.rules.decisions.matcher import Name, choose
 from virtpilot.rules.language import RuleSet

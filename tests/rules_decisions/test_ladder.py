@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from virtpilot.model import Command, Kind, Migrate, Outcome, Result, Signal, SignalState, Subject
+from virtpilot.action import Migrate
+from virtpilot.model import Command, Kind, Outcome, Result, Signal, SignalState, Subject
 from virtpilot.rules.decisions.ladder import MAX_SAID, Ladder, Phase
 
 GUEST = Subject(Kind.VM, "g1", "g1", "h1")

@@ -10,21 +10,9 @@ from tempfile import TemporaryDirectory
 import msgspec
 from hypothesis import strategies as st
 
+from virtpilot.action import Action, Migrate, SetKnob
 from virtpilot.clock import SECOND, seconds
-from virtpilot.model import (
-    Action,
-    Command,
-    Decision,
-    Kind,
-    Migrate,
-    Outcome,
-    Result,
-    SetKnob,
-    Signal,
-    SignalState,
-    Subject,
-    record_id,
-)
+from virtpilot.model import Command, Decision, Kind, Outcome, Result, Signal, SignalState, Subject, record_id
 from virtpilot.rules.decisions.decider import Decider, Want
 from virtpilot.rules.language import RuleSet, load
 from virtpilot.rules.language.expression import Condition
