@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from virtpilot.actuators.command import Signer, load_private
-from virtpilot.actuators.guard import GuardOptions, Guards
+from virtpilot.actuators.guards.chain import Guards
+from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import Clock, seconds
 from virtpilot.model import Bus, Store
 from virtpilot.pipeline import state

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from virtpilot.actuators.guard import GuardOptions
+from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.agent_config import AgentConfig, AgentKeys, Cluster, Name, StateFolder
 from virtpilot.pipeline.alerts import AlertOptions

@@ -155,7 +155,7 @@ class Controller:
             "windows": Sliced(lambda: self.rulebook.evaluator.saved_windows()),  # noqa: PLW0108 - a reload replaces it
             "turns": self._turns,
             "decisions": self.pilot.decider,
-            "guards": Small(self.pilot.guards.snapshot),
+            "guards": self.pilot.guards,
             "alerts": self._alerts.part,
             "statuses": Entries(self.pilot.fleet.statuses, str),
             "outbox": self._outbox.part,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from virtpilot.actuators.command import Signer, Verifier
-from virtpilot.actuators.guard import GuardOptions
+from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND, Clock, VirtualClock
 from virtpilot.model import Mode

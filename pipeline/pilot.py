@@ -11,8 +11,9 @@ from typing import Annotated, Final
 import msgspec
 
 from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
-from virtpilot.actuators.budget import Budget
-from virtpilot.actuators.guard import GuardRequest, Guards
+from virtpilot.actuators.guards.bucket import Budget
+from virtpilot.actuators.guards.chain import Guards
+from virtpilot.actuators.guards.request import GuardRequest
 from virtpilot.clock import seconds
 from virtpilot.model import Command, Decision, Kind, Outcome, Result, record_id
 from virtpilot.pipeline.measured_fleet import MeasuredFleet

@@ -12,7 +12,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from virtpilot.actuators.command import Signer
-from virtpilot.actuators.guard import GuardOptions
+from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Command, HostStatus, Message, Mode, Sample

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client.parser import text_string_to_metric_families
 
 from virtpilot.actuators.command import Signer, Verifier
-from virtpilot.actuators.guard import GuardOptions
+from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SystemClock, VirtualClock, seconds
 from virtpilot.model import Mode, Outcome, Store
 from virtpilot.pipeline import agent_service, assembly, serve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -12,7 +11,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, OTHER, at
-from virtpilot.actuators.guard import GuardOptions, GuardRequest, Guards, Refusal
+from virtpilot.actuators.guards.chain import Guards
+from virtpilot.actuators.guards.options import GuardOptions
+from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import seconds
 from virtpilot.errors import StateError
@@ -230,15 +231,15 @@ def test_memory_survives_a_restart() -> None:
     guards.finished("cm-1", NOW)
     guards.started(wanted(guest=OTHER, target="host-2"), "cm-2", NOW)
     again = Guards(LIMITS)
-    again.restore(json.loads(json.dumps(guards.snapshot())))
-    assert again.snapshot() == guards.snapshot()
+    again.restore(msgspec.json.decode(msgspec.json.encode(guards.saved())))
+    assert again.saved() == guards.saved()
     for changes in ({}, {"rule": "another"}, {"guest": OTHER}, {"guest": "third", "target": "host-3"}):
         refusal = later(guards, 1010, **changes)
         assert refusal is not None
         assert later(again, 1010, **changes) == refusal
 
 
-@pytest.mark.parametrize("saved", [None, [], {}, {"in_flight": {}}, {"in_flight": {"a": 1}, "rules": [], "guests": []}])
+@pytest.mark.parametrize("saved", [None, [], {}, {"in_flight": {}}, {"in_flight": {"a": 1}, "rules": {}, "guests": {}}])
 def test_what_is_no_snapshot_changes_nothing(saved: object) -> None:
     guards = Guards(LIMITS)
     guards.started(WANTED, "cm-1", NOW)
@@ -254,7 +255,7 @@ def test_memory_does_not_grow() -> None:
         guards.started(wanted(guest=f"guest-{number}"), f"cm-{number}", NOW)
         guards.finished(f"cm-{number}", NOW)
     assert later(guards, 10_000) is None
-    assert guards.snapshot() == {"in_flight": {}, "rules": [], "guests": [], "budgets": []}
+    assert not any(guards.saved().values())
 
 
 steps = st.lists(
@@ -281,7 +282,7 @@ def test_limits_hold_whatever_is_wanted(wants: list[tuple[int, int, int, int, in
             assert second - acted.get(request.guest, -(10**6)) >= 100
             acted[request.guest] = second
             guards.started(request, f"cm-{number}", at(second))
-        moves = [flight for flight in guards.snapshot()["in_flight"].values() if flight["target"]]
+        moves = [flight for flight in guards.saved()["in_flight"].values() if flight.target]
         assert len(moves) <= 3
-        assert all(sum(move["host"] == f"host-{each}" for move in moves) <= 1 for each in range(4))
-        assert all(sum(move["target"] == f"host-{each}" for move in moves) <= 2 for each in range(4))
+        assert all(sum(move.host == f"host-{each}" for move in moves) <= 1 for each in range(4))
+        assert all(sum(move.target == f"host-{each}" for move in moves) <= 2 for each in range(4))

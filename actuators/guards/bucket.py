@@ -1,4 +1,4 @@
-"""Budgets: token buckets that say how often something may be done."""
+"""Token buckets: how often something may be done, and how often it still may be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from virtpilot.clock import SECOND
+from virtpilot.tracked import Tracked
 
 Scope = Literal["rule", "guest", "host", "cluster"]
 
@@ -31,11 +32,11 @@ class Bucket(msgspec.Struct, frozen=True):
     full_ns: int
 
 
-class Budgets:
-    """Buckets that are full at first and fill up steadily; a full one is forgotten."""
+class Buckets:
+    """Buckets that are full at first and fill up steadily; a full one is forgotten. They are kept in `table`."""
 
-    def __init__(self) -> None:
-        self._buckets: dict[tuple[str, str, str], Bucket] = {}
+    def __init__(self, table: Tracked[str, Bucket]) -> None:
+        self._buckets = table
 
     def refusal(self, budget: Budget, who: str, now_ns: int) -> str:
         """Return why a budget does not allow an action now, "" where it does."""
@@ -49,7 +50,7 @@ class Budgets:
         return f"{whose}{for_whom} is used up ({allowed}), the next in {wait_ns / SECOND:.0f} s"
 
     def _left(self, budget: Budget, who: str, now_ns: int) -> float:
-        bucket = self._buckets.get((budget.scope, budget.rule, who))
+        bucket = self._buckets.get(_key(budget, who))
         if bucket is None:
             return budget.count
         # A clock that was set back fills nothing.
@@ -65,21 +66,19 @@ class Budgets:
         self._put(budget, who, min(self._left(budget, who, now_ns) + 1, budget.count), now_ns)
 
     def _put(self, budget: Budget, who: str, left: float, now_ns: int) -> None:
-        key = (budget.scope, budget.rule, who)
+        key = _key(budget, who)
         if left >= budget.count:
             self._buckets.pop(key, None)
         else:
             full_ns = now_ns + round((budget.count - left) * budget.span_ns / budget.count)
-            self._buckets[key] = Bucket(*key, left, now_ns, full_ns)
+            self._buckets[key] = Bucket(budget.scope, budget.rule, who, left, now_ns, full_ns)
 
     def forget(self, now_ns: int) -> None:
         """Drop buckets that are full by now."""
-        self._buckets = {key: one for key, one in self._buckets.items() if one.full_ns > now_ns}
+        for key in [key for key, one in self._buckets.items() if one.full_ns <= now_ns]:
+            del self._buckets[key]
 
-    def dump(self) -> list[Bucket]:
-        """Return all buckets as they are saved."""
-        return list(self._buckets.values())
 
-    def load(self, saved: list[Bucket]) -> None:
-        """Take up buckets that `dump` gave."""
-        self._buckets = {(one.scope, one.rule, one.who): one for one in saved}
+def _key(budget: Budget, who: str) -> str:
+    """Return a bucket's key; none of its parts has a blank."""
+    return f"{budget.scope} {budget.rule} {who}"

@@ -1,0 +1,84 @@
+"""What the guards remember across a restart: tables that tell what has changed in them, so that saving is cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from virtpilot.actuators.guards.bucket import Bucket, Budget
+from virtpilot.errors import StateError
+from virtpilot.tracked import Tracked
+
+
+class InFlight(msgspec.Struct, frozen=True, kw_only=True):
+    """A command on its way whose outcome has not come."""
+
+    rule: str
+    guest: str
+    host: str
+    target: str
+    cooldown_ns: int
+    started_ns: int
+    spent: list[tuple[Budget, str]] = []
+
+
+class Cooldown(msgspec.Struct, frozen=True):
+    """Until when a guest is left alone, and the rule that acted on it last."""
+
+    rule: str
+    guest: str
+    until_ns: int
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """The memory on disk, each table by its keys."""
+
+    in_flight: dict[str, InFlight]
+    rules: dict[str, Cooldown]
+    guests: dict[str, Cooldown]
+    buckets: dict[str, Bucket] = {}
+
+
+class Memory:
+    """The tables; each belongs to one guard."""
+
+    def __init__(self) -> None:
+        self.in_flight: Tracked[str, InFlight] = Tracked()
+        """By the command's id."""
+        self.rules: Tracked[str, Cooldown] = Tracked()
+        """By `key` of the rule and the guest."""
+        self.guests: Tracked[str, Cooldown] = Tracked()
+        self.buckets: Tracked[str, Bucket] = Tracked()
+        """By `key` of the budget and whose it is."""
+
+    def _tables(self) -> Mapping[str, Tracked[str, Any]]:
+        return {name: getattr(self, name) for name in Saved.__struct_fields__}
+
+    def saved(self) -> dict[str, dict[str, Any]]:
+        """Return all of it; `changes` counts from here."""
+        for table in self._tables().values():
+            table.changes()
+        return {name: dict(table) for name, table in self._tables().items()}
+
+    def changes(self) -> Iterator[tuple[tuple[str, str], object]]:
+        """Return what has changed since the last call, by its place in what `saved` gives."""
+        for name, table in self._tables().items():
+            for entry, value in table.changes().items():
+                yield (name, entry), value
+
+    def restore(self, document: object) -> None:
+        """Take up where an earlier run ended; raises StateError for what was not saved here, and keeps what is."""
+        try:
+            kept = msgspec.convert(document, Saved)
+        except msgspec.ValidationError as error:
+            raise StateError(f"saved guards are not readable: {error}") from error
+        for name, table in self._tables().items():
+            table.clear()
+            table.update(getattr(kept, name))
+
+
+def key(*parts: str) -> str:
+    """Return the key of what is known by several names, none of which has a blank."""
+    return " ".join(parts)
