@@ -14,6 +14,7 @@ VirtpilotError
 │   ├── HypervisorTimeout      no answer within the deadline
 │   ├── GuestNotFound          the guest has gone
 │   └── KnobUnsupported        this driver or guest has no such knob
+├── CannotDivide               claims to a host's resource that cannot be met together
 ├── CommandRefused             a command that must not be executed, with its reason
 └── StateError                 a state file or journal cannot be read or written
 """
@@ -103,6 +104,10 @@ class GuestNotFound(HypervisorError):
 
 class KnobUnsupported(HypervisorError):
     """The driver or the guest does not have this knob."""
+
+
+class CannotDivide(VirtpilotError):
+    """Claims to a host's resource cannot be met together, or are no numbers."""
 
 
 class CommandRefused(VirtpilotError):
