@@ -1,7 +1,8 @@
 """The executor of one host: takes opened commands, keeps leases to their end, and puts right what a crash left.
 
 submit → duplicate? epoch? in time? → the action's life cycle → journal → outcomes
-poll   → leases that have ended, changes to take back, migrations under way; what fails is tried again, ever slower
+poll   → leases that have ended, changes to take back, migrations under way, guests to look at (travel.py);
+         what fails is tried again, ever slower
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from virtpilot.actuators.knob import INTERRUPTED, Caps, Knobs
 from virtpilot.actuators.ledger import Lease, LeaseState, OutcomeKept
 from virtpilot.actuators.lifecycle import Point, Site, nowhere, outcome, seen
 from virtpilot.actuators.migration import Migrations
+from virtpilot.actuators.travel import NotSettled, Travel
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, HypervisorError, HypervisorUnavailable
-from virtpilot.hypervisor import Hypervisor
+from virtpilot.hypervisor import GuestEvent, Hypervisor
 from virtpilot.model import Command, Outcome, Result
 
 log = structlog.get_logger(__name__)
@@ -29,6 +31,8 @@ PRUNE_EVERY_NS: Final = seconds(600)
 _FIRST_RETRY_NS: Final = seconds(1)
 _LAST_RETRY_NS: Final = seconds(30)
 _CLOCK_SLACK_NS: Final = seconds(60)
+# Guests looked at in one poll: each takes some calls to libvirt, and what is measured must not wait for all of them.
+_LOOKS: Final = 16
 
 
 class Retries:
@@ -71,6 +75,9 @@ class Executor:
         self._lease_max_ns = seconds(caps.lease_max_s)
         self._knobs = Knobs(site, caps)
         self._migrations = Migrations(site, self._knobs, caps)
+        self._travel = Travel(site, self._knobs, caps)
+        self._site = site
+        self._survey = False
         self._retries = Retries()
         self._next_prune_ns = 0
 
@@ -102,11 +109,20 @@ class Executor:
     def _start(self, command: Command, now_ns: int) -> list[Outcome]:
         match command.action:
             case SetKnob() as action:
-                return self._knobs.set(command, action, now_ns)
+                return self._looked_at(action, now_ns) + self._knobs.set(command, action, now_ns)
             case ReleaseKnob() as action:
-                return self._knobs.release(command, action, now_ns)
+                return self._looked_at(action, now_ns) + self._knobs.release(command, action, now_ns)
             case Migrate() as action:
                 return self._migrations.start(command, action, now_ns)
+
+    def _looked_at(self, action: SetKnob | ReleaseKnob, now_ns: int) -> list[Outcome]:
+        """Look at a guest on whose knob no lease is held: it may have come with one that is not taken up yet."""
+        if self._journal.lease(action.guest, action.knob) is not None:
+            return []
+        try:
+            return self._travel.look(action.guest, now_ns, left=False)
+        except NotSettled as error:
+            raise CommandRefused("busy", str(error)) from error
 
     def _close(self, command: Command, result: Result, reason: str, now_ns: int, *, guard: str = "") -> Outcome:
         """End a command that has changed nothing."""
@@ -125,8 +141,28 @@ class Executor:
         return made
 
     def recover(self, now_ns: int) -> list[Outcome]:
-        """Put right what an earlier process left: changes cut short, leases that have ended, migrations in flight."""
+        """Put right what an earlier process left: changes cut short, leases that have ended, migrations in flight.
+
+        Guests may have come, gone or started anew meanwhile, and knobs may have been changed: all are looked at.
+        """
+        self._survey = True
+        for lease in self._journal.leases():
+            self.look_at(lease.guest)
         return self.poll(now_ns)
+
+    def look_at(self, guest: str, *, left: bool = False) -> None:
+        """Have a guest looked at soon: it came, or its knobs are not as they were; `left`: it went to another host."""
+        self._site.looks[guest] = left or self._site.looks.get(guest, False)
+
+    def see(self, guest: str, knob: str, value: float) -> None:
+        """Take what was measured of a knob; one that is leased and reads otherwise is looked at."""
+        lease = self._journal.lease(guest, knob)
+        if lease is not None and lease.state is LeaseState.HELD and lease.value != value:
+            self.look_at(guest)
+
+    def news(self) -> list[tuple[GuestEvent, str]]:
+        """Return which leases have come and gone with their guests since the last call, each with its command."""
+        return self._site.news()
 
     def poll(self, now_ns: int) -> list[Outcome]:
         """Do what is due: end leases, take back what failed, watch migrations; never raises HypervisorError."""
@@ -138,8 +174,9 @@ class Executor:
         if not self._retries.due((), now_ns):
             return outcomes
         try:
-            self._poll_leases(now_ns, outcomes)
             self._poll_operations(now_ns, outcomes)
+            self._poll_looks(now_ns, outcomes)
+            self._poll_leases(now_ns, outcomes)
         except HypervisorUnavailable as error:
             # One deadline is enough to know: the rest would only wait as long each.
             self._retries.failed((), now_ns)
@@ -150,13 +187,32 @@ class Executor:
 
     def _poll_leases(self, now_ns: int, outcomes: list[Outcome]) -> None:
         for lease in self._journal.leases():
-            if self._over(lease, now_ns):
+            # Of a guest on its way nothing can be changed: whoever has it in the end ends the lease.
+            if self._over(lease, now_ns) and not self.moving(lease.guest):
                 self._attempt(lease.key, partial(self._end, lease, now_ns), now_ns, outcomes)
 
     def _poll_operations(self, now_ns: int, outcomes: list[Outcome]) -> None:
         for operation in self._journal.operations():
             work = partial(self._migrations.poll, operation, now_ns)
             self._attempt((operation.command.id,), work, now_ns, outcomes)
+
+    def _poll_looks(self, now_ns: int, outcomes: list[Outcome]) -> None:
+        """Look at a few of the guests that wait for it, all of them at the first time."""
+        if self._survey:
+            self._survey = not self._attempt(("survey",), self._look_at_all, now_ns, outcomes)
+        for guest in list(self._site.looks)[:_LOOKS]:
+            left, done = self._site.looks.pop(guest), False
+            work = partial(self._travel.look, guest, now_ns, left=left)
+            try:
+                done = self._attempt(("look", guest), work, now_ns, outcomes)
+            finally:
+                if not done:
+                    self.look_at(guest, left=left)
+
+    def _look_at_all(self) -> list[Outcome]:
+        for stats in self._site.hypervisor.guests():
+            self.look_at(stats.uuid)
+        return []
 
     def _over(self, lease: Lease, now_ns: int) -> bool:
         """Tell whether a lease is to be settled; the cap holds also for one whose end a clock set back moved away."""
@@ -170,9 +226,9 @@ class Executor:
                 made = self._knobs.undo(lease, INTERRUPTED, now_ns)
                 return ([] if told else [made]) + self._end_prior(lease, now_ns)
             case LeaseState.HELD:
-                return [self._knobs.end(lease, "the lease has ended", now_ns)]
+                return self._knobs.end(lease, "the lease has ended", now_ns)
             case LeaseState.RELEASING:
-                return [self._knobs.give_back(lease, now_ns)]
+                return self._knobs.give_back(lease, now_ns)
 
     def _end_prior(self, undone: Lease, now_ns: int) -> list[Outcome]:
         """End the lease that an undone change has brought back, where its time is over too."""
@@ -181,18 +237,21 @@ class Executor:
 
     def _attempt(
         self, key: tuple[str, ...], work: Callable[[], list[Outcome]], now_ns: int, outcomes: list[Outcome]
-    ) -> None:
+    ) -> bool:
+        """Do something that may fail, where it is due; returns whether it was done."""
         if not self._retries.due(key, now_ns):
-            return
+            return False
         try:
             outcomes += work()
         except HypervisorUnavailable:
             raise
         except HypervisorError as error:
             self._retries.failed(key, now_ns)
-            log.warning("not settled, tried again later", what=key, error=str(error))
-        else:
-            self._retries.worked(key)
+            say = log.debug if isinstance(error, NotSettled) else log.warning
+            say("not settled, tried again later", what=key, error=str(error))
+            return False
+        self._retries.worked(key)
+        return True
 
     def busy(self, guest: str) -> bool:
         """Tell whether a long operation on a guest is in flight, or a change to it is still to be taken back."""

@@ -21,6 +21,7 @@ from virtpilot.errors import (
     HypervisorUnavailable,
     KnobUnsupported,
 )
+from virtpilot.events import EventKind
 from virtpilot.model import Command, Outcome, Result
 
 Shares = Annotated[int, Meta(ge=2, le=262144)]
@@ -57,6 +58,7 @@ class Returned(msgspec.Struct, frozen=True):
     done: bool
     live: int | None = None
     why: str = ""
+    gone: bool = False
 
 
 class Knobs:
@@ -126,9 +128,11 @@ class Knobs:
         ours = expected if held is None else held.value
         if live != ours:
             who = "the decision was based on" if held is None else "virtpilot set it to"
-            raise CommandRefused("foreign-change", f"{lease.knob} is {live}, {who} {ours}: somebody else changed it")
+            raise CommandRefused(FOREIGN, f"{lease.knob} is {live}, {who} {ours}: somebody else changed it")
 
     def _execute(self, lease: Lease) -> int:
+        self._site.write_note(lease.guest)
+        self._site.reached(Point.AFTER_NOTE)
         self._hypervisor.set_knob(lease.guest, lease.knob, lease.value)
         self._site.reached(Point.AFTER_CHANGE)
         return self._hypervisor.get_knob(lease.guest, lease.knob)
@@ -139,6 +143,8 @@ class Knobs:
             lease, Result.DONE, now_ns, before=_before(lease), after=lease.value, action=f"set {lease.knob}"
         )
         self._journal.note(LeaseKept(replace(lease, state=LeaseState.HELD, prior=None)), OutcomeKept(made))
+        if lease.prior is not None:
+            self._site.rewrite_note(lease.guest)
         self._site.reached(Point.AFTER_KEEP)
         return made
 
@@ -172,6 +178,8 @@ class Knobs:
         )
         self._site.reached(Point.AFTER_REVERT)
         self._journal.note(entry, OutcomeKept(made))
+        if not returned.gone:
+            self._site.rewrite_note(lease.guest)
         return made
 
     def release(self, command: Command, action: ReleaseKnob, now_ns: int) -> list[Outcome]:
@@ -181,12 +189,13 @@ class Knobs:
             return [self._nothing_leased(command, action, now_ns)]
         if lease.state is LeaseState.INTENDED or lease.release:
             raise CommandRefused("busy", f"{lease.knob} of guest {lease.guest} is being given back just now")
+        self._site.check_idle(lease.guest)
         self._site.reached(Point.BEFORE_RELEASE)
         releasing = replace(lease, state=LeaseState.RELEASING, release=command.id, why="released")
         self._journal.note(*seen(command), LeaseKept(releasing))
         self._site.reached(Point.AFTER_RELEASE_MARK)
         try:
-            return [self.give_back(releasing, now_ns)]
+            return self.give_back(releasing, now_ns)
         except HypervisorError:
             return []  # the executor tries again until it is done; the outcome comes then
 
@@ -204,7 +213,7 @@ class Knobs:
         self._journal.note(*seen(command), OutcomeKept(made))
         return made
 
-    def end(self, lease: Lease, why: str, now_ns: int) -> Outcome:
+    def end(self, lease: Lease, why: str, now_ns: int) -> list[Outcome]:
         """End a held lease; raises HypervisorError, and then the lease stays marked for release."""
         self._site.reached(Point.BEFORE_RELEASE)
         releasing = replace(lease, state=LeaseState.RELEASING, why=why)
@@ -212,22 +221,44 @@ class Knobs:
         self._site.reached(Point.AFTER_RELEASE_MARK)
         return self.give_back(releasing, now_ns)
 
-    def give_back(self, lease: Lease, now_ns: int) -> Outcome:
+    def give_back(self, lease: Lease, now_ns: int) -> list[Outcome]:
         """Restore the baseline of a lease marked for release; raises HypervisorError to be tried again."""
         returned = self._return(lease, lease.baseline, ours=frozenset({lease.value, lease.baseline}))
+        if returned.gone:
+            return self.leave(lease, now_ns)
         self._site.reached(Point.AFTER_RESTORE)
+        foreign = returned.live not in {None, lease.baseline}
+        made = self.over(lease, "; ".join(filter(None, (lease.why, returned.why))), returned.live, now_ns, foreign)
+        self._site.reached(Point.AFTER_RELEASE)
+        return [made]
+
+    def over(self, lease: Lease, reason: str, live: int | None, now_ns: int, foreign: bool) -> Outcome:
+        """Drop a lease whose knob now reads `live`; `foreign`: somebody else has set that."""
         made = self._outcome(
             lease,
             Result.REVERTED,
             now_ns,
-            reason="; ".join(filter(None, (lease.why, returned.why))),
+            guard=FOREIGN if foreign else "",
+            reason=reason,
             before=lease.value,
-            after=returned.live,
+            after=live,
             action=f"release {lease.knob}",
         )
         self._journal.note(LeaseDropped(*lease.key), OutcomeKept(made))
-        self._site.reached(Point.AFTER_RELEASE)
+        self._site.rewrite_note(lease.guest)
         return made
+
+    def leave(self, lease: Lease, now_ns: int) -> list[Outcome]:
+        """Let go of a lease whose guest is no longer here; a release that was asked for has failed then."""
+        why = f"not on {self._site.host} any more, the lease is where the guest is"
+        if not lease.release:
+            self._journal.note(LeaseDropped(*lease.key))
+            self._site.tell(EventKind.LEASE_LEFT, lease, why, now_ns)
+            return []
+        made = self._outcome(lease, Result.FAILED, now_ns, reason=f"the guest is {why}", action=f"release {lease.knob}")
+        self._journal.note(LeaseDropped(*lease.key), OutcomeKept(made))
+        self._site.tell(EventKind.LEASE_LEFT, lease, why, now_ns)
+        return [made]
 
     def _return(self, lease: Lease, target: int, *, ours: frozenset[int] | None) -> Returned:
         """Set a knob back to `target` where its value is one of `ours` (None: any); what others have set stays."""
@@ -242,8 +273,8 @@ class Knobs:
                 self._hypervisor.set_knob(lease.guest, lease.knob, target)
                 live = self._hypervisor.get_knob(lease.guest, lease.knob)
         except GuestNotFound:
-            moved = f"moved by hand, it may still have {lease.knob} {lease.value}, and had {target} before"
-            return Returned(False, None, f"the guest is not on {self._site.host} any more: {moved}")
+            why = f"the guest is not on {self._site.host} any more: what it has of {lease.knob} went with it"
+            return Returned(False, None, why, gone=True)
         except KnobUnsupported as error:
             return Returned(False, None, str(error))
         if live != target:
@@ -257,6 +288,7 @@ class Knobs:
         now_ns: int,
         *,
         action: str,
+        guard: str = "",
         reason: str = "",
         before: int | None = None,
         after: int | None = None,
@@ -269,12 +301,15 @@ class Knobs:
             guest=lease.guest,
             action=action,
             rule=lease.rule,
+            guard=guard,
             reason=reason,
             before={} if before is None else {lease.knob: before},
             after={} if after is None else {lease.knob: after},
         )
 
 
+# The guard that stands for what somebody else has set; an outcome names it where a lease has yielded to that.
+FOREIGN: Final = "foreign-change"
 # What a change that was cut short by the agent's own end is reported with.
 INTERRUPTED: Final = "the agent stopped during the change"
 

@@ -6,15 +6,18 @@ CommandRefused with its guard; nothing has been changed then.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
 from virtpilot.actuators.journal import Journal
-from virtpilot.actuators.ledger import CommandSeen, Entry, EpochReached, OperationState
+from virtpilot.actuators.ledger import CommandSeen, Entry, EpochReached, Lease, OperationState
+from virtpilot.actuators.note import write_note
 from virtpilot.clock import seconds
-from virtpilot.errors import CommandRefused, GuestNotFound, StateError
-from virtpilot.hypervisor import GuestState, Hypervisor
+from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, KnobUnsupported, StateError
+from virtpilot.events import EventKind
+from virtpilot.hypervisor import GuestEvent, GuestState, Hypervisor, NoteKeeper
 from virtpilot.model import Command, Outcome, Result, record_id
 
 # Xen shows an idle guest as blocked; it runs all the same.
@@ -29,6 +32,7 @@ class Point(StrEnum):
 
     BEFORE_INTENT = "before intent"
     AFTER_INTENT = "after intent"
+    AFTER_NOTE = "after the guest has its note"
     AFTER_CHANGE = "after change"
     AFTER_VERIFY = "after verify"
     AFTER_KEEP = "after keep"
@@ -40,11 +44,17 @@ class Point(StrEnum):
     AFTER_RELEASE = "after release"
     BEFORE_PLAN_WRITTEN = "before migration is written"
     AFTER_PLAN_WRITTEN = "after migration is written"
-    AFTER_GIVE_BACK = "after knobs are given back"
+    AFTER_PACKED = "after the leases are packed"
     BEFORE_START = "before migration starts"
     AFTER_START = "after migration started"
     BEFORE_END_WRITTEN = "before migration's end is written"
     AFTER_END_WRITTEN = "after migration's end is written"
+    BEFORE_LET_GO = "before a lease is let go"
+    AFTER_LET_GO = "after a lease is let go"
+    BEFORE_TAKE_UP = "before a lease is taken up"
+    AFTER_TAKE_UP = "after a lease is taken up"
+    BEFORE_YIELD = "before a lease yields to a foreign change"
+    AFTER_YIELD = "after a lease yields to a foreign change"
 
 
 def nowhere(_point: Point) -> None:
@@ -61,6 +71,34 @@ class Site:
         self.journal = journal
         self.host = host
         self.reached = reached
+        # The guests to look at, each with whether libvirt has told that it went to another host.
+        self.looks: dict[str, bool] = {}
+        self._news: list[tuple[GuestEvent, str]] = []
+
+    def news(self) -> list[tuple[GuestEvent, str]]:
+        """Return what has happened to leases since the last call, each with the command that set it."""
+        news, self._news = self._news, []
+        return news
+
+    def tell(self, kind: EventKind, lease: Lease, why: str, now_ns: int) -> None:
+        """Tell what has happened to a lease."""
+        numbers = {lease.knob: float(lease.value)}
+        told = GuestEvent(at_ns=now_ns, kind=kind, guest=lease.guest, detail=f"{lease.knob}: {why}", numbers=numbers)
+        self._news.append((told, lease.command))
+
+    def write_note(self, guest: str) -> None:
+        """Have a guest carry its leases as the journal has them; raises HypervisorError."""
+        if isinstance(self.hypervisor, NoteKeeper):
+            leases = [lease for lease in self.journal.leases() if lease.guest == guest]
+            with contextlib.suppress(KnobUnsupported):  # a driver without a place for notes moves no guests either
+                self.hypervisor.write_note(guest, write_note(guest, leases))
+
+    def rewrite_note(self, guest: str) -> None:
+        """Bring a guest's note up to date after its leases have changed, now or as soon as libvirt answers."""
+        try:
+            self.write_note(guest)
+        except HypervisorError:
+            self.looks.setdefault(guest, False)
 
     def check_guest(self, guest: str) -> None:
         """Refuse a guest that is not here, not running or under way; raises CommandRefused and HypervisorError."""
@@ -70,9 +108,10 @@ class Site:
             raise CommandRefused("guest", f"guest {guest} is not on {self.host}") from None
         if state not in RUNNING:
             raise CommandRefused("state", f"guest {guest} is {state}, not running")
-        self._check_idle(guest)
+        self.check_idle(guest)
 
-    def _check_idle(self, guest: str) -> None:
+    def check_idle(self, guest: str) -> None:
+        """Refuse a guest that is under way; raises CommandRefused."""
         for operation in self.journal.operations():
             if operation.guest == guest:
                 doing = "may be on its way still" if operation.state is OperationState.ORPHANED else "is on its way"

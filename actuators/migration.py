@@ -1,4 +1,7 @@
-"""Live migration: give the guest's knobs back, start the job, watch it, and believe only where the guest really is."""
+"""Live migration: see to the guest's note, start the job, watch it, and believe only where the guest really is.
+
+The guest takes its leases along (travel.py): they are let go here when it has left.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +59,13 @@ class Migrations:
         self._site.reached(Point.BEFORE_PLAN_WRITTEN)
         self._site.commit(*seen(command), OperationKept(operation))
         self._site.reached(Point.AFTER_PLAN_WRITTEN)
-        outcomes: list[Outcome] = []
         try:
-            self._give_back(action, now_ns, outcomes)
+            self._pack(action)
         except HypervisorError as error:
-            reason = f"its knobs could not be given back first: {error}"
-            return [*outcomes, self._end(operation, Result.FAILED, reason, now_ns)]
-        self._site.reached(Point.AFTER_GIVE_BACK)
-        return outcomes + self._execute(operation, action, now_ns)
+            reason = f"its leases could not be made ready to go with it: {error}"
+            return [self._end(operation, Result.FAILED, reason, now_ns)]
+        self._site.reached(Point.AFTER_PACKED)
+        return self._execute(operation, action, now_ns)
 
     def _check(self, action: Migrate) -> None:
         self._site.check_guest(action.guest)
@@ -75,12 +77,10 @@ class Migrations:
         if len(self._journal.operations()) >= self._out_max:
             raise CommandRefused("caps", f"this host lets {self._out_max} guests leave at the same time")
 
-    def _give_back(self, action: Migrate, now_ns: int, outcomes: list[Outcome]) -> None:
-        """End the guest's leases here: a changed knob that travels would leave its lease behind."""
-        for lease in self._journal.leases():
-            if lease.guest == action.guest:
-                why = f"given back before the migration to {action.target}"
-                outcomes.append(self._knobs.end(lease, why, now_ns))
+    def _pack(self, action: Migrate) -> None:
+        """Have the guest carry its leases: its note may have been removed, or was never written."""
+        if any(lease.guest == action.guest for lease in self._journal.leases()):
+            self._site.write_note(action.guest)
 
     def _execute(self, operation: Operation, action: Migrate, now_ns: int) -> list[Outcome]:
         started = replace(operation, state=OperationState.STARTED)
@@ -129,6 +129,7 @@ class Migrations:
         place = self._place(operation.guest)
         restarted = "the agent restarted or lost sight of the migration"
         if place is None or place is GuestState.SHUTOFF:
+            self._let_go(operation.guest, now_ns)
             return [self._end(operation, Result.DONE, f"{restarted}; {self._whereabouts(place)}", now_ns)]
         if over:
             return [self._end(operation, Result.FAILED, f"{restarted}; {self._whereabouts(place)}", now_ns)]
@@ -156,8 +157,17 @@ class Migrations:
             measured = {"took_seconds": took_s} | {
                 name: value for name, value in status.progress.items() if name in _TOLD and isfinite(value)
             }
+            self._let_go(operation.guest, now_ns)
             return self._end(operation, Result.DONE, reason, now_ns, after=measured)
         return self._end(operation, Result.FAILED, f"reported as done, but {self._whereabouts(place)}", now_ns)
+
+    def _let_go(self, guest: str, now_ns: int) -> None:
+        """Drop the leases of a guest that has left; all are held, for nothing is changed on a guest on its way."""
+        for lease in self._journal.leases():
+            if lease.guest == guest:
+                self._site.reached(Point.BEFORE_LET_GO)
+                self._knobs.leave(lease, now_ns)
+                self._site.reached(Point.AFTER_LET_GO)
 
     def _failed(self, operation: Operation, error: str, now_ns: int) -> Outcome:
         if operation.state is OperationState.ABORTING:
@@ -202,6 +212,7 @@ class Migrations:
             after=after,
         )
         self._journal.note(OperationDropped(command.id), OutcomeKept(made))
+        self._site.looks[operation.guest] = result is Result.DONE
         self._jobs.pop(command.id, None)
         self._site.reached(Point.AFTER_END_WRITTEN)
         return made

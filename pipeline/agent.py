@@ -25,6 +25,7 @@ from virtpilot.errors import CommandRefused, HypervisorError
 from virtpilot.hypervisor import EventSource, HostFacts, Hypervisor
 from virtpilot.lineencoding import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample, Stored
+from virtpilot.pipeline.attention import Attention
 from virtpilot.pipeline.cadence import Cadence, CadenceOptions
 from virtpilot.pipeline.event_desk import EventDesk
 from virtpilot.pipeline.uplink import Uplink
@@ -75,7 +76,9 @@ class Agent:
         self.collector = collector
         self.executor = executor
         source = hypervisor if isinstance(hypervisor, EventSource) else None
-        self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moving=executor.moving)
+        self._attention = Attention(executor)
+        moving, told = executor.moving, self._attention.told
+        self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moving=moving, told=told)
         self.cadence = Cadence(host, sampling, timing.tick_s)
         self.commands_refused = 0
         self.samples = 0
@@ -88,8 +91,7 @@ class Agent:
         self._clock = clock
         self._migration_uri = migration_uri
         self._tick_ns = seconds(timing.tick_s)
-        self._next_tick_ns = 0
-        self._announced = 0
+        self._next_tick_ns = self._announced = 0
         self._facts: HostFacts | None = None
         self._publishing: dict[str, Future[None]] = {}
 
@@ -148,6 +150,7 @@ class Agent:
         # What an event told of is no news in the samples.
         self._take_events(now_ns)
         self.desk.see(samples)
+        self._attention.see(samples, whole=only is None)
         return samples
 
     def _send(self, samples: list[Sample], now_ns: int) -> None:
@@ -170,6 +173,8 @@ class Agent:
     def _take_events(self, now_ns: int) -> None:
         """Pass on what has happened meanwhile, and the statistics of the jobs that run."""
         self._send(self.desk.collect(), now_ns)
+        for told, command in self.executor.news():
+            self.desk.tell(told, command)
         self.desk.flush(now_ns)
 
     def _handle(self, delivery: Delivery, now_ns: int) -> None:

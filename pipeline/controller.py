@@ -53,6 +53,8 @@ _EXPLAINING: Final = LIFECYCLE | {
     EventKind.WATCHDOG,
     EventKind.CONTROL_ERROR,
     EventKind.MEMORY_FAILURE,
+    EventKind.LEASE_TAKEN,
+    EventKind.LEASE_LEFT,
     EventKind.EVENTS_LOST,
 }
 T = TypeVar("T")

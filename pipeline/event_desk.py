@@ -18,6 +18,7 @@ from virtpilot.clock import seconds
 from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import EventSource, GuestEvent
+from virtpilot.libvirt_notes import NOTE_NAMESPACE
 from virtpilot.model import Bus, Message, Outcome, Sample, record_id
 from virtpilot.topics import Topics
 
@@ -130,7 +131,14 @@ class EventDesk:
     """Publishes the events of one host; a broker that is away is waited for, within bounds."""
 
     def __init__(
-        self, *, bus: Bus, topics: Topics, host: str, source: EventSource | None, moving: Callable[[str], str]
+        self,
+        *,
+        bus: Bus,
+        topics: Topics,
+        host: str,
+        source: EventSource | None,
+        moving: Callable[[str], str],
+        told: Callable[[GuestEvent], None] = lambda _event: None,
     ) -> None:
         self.published = 0
         self.dropped = 0
@@ -141,6 +149,7 @@ class EventDesk:
         self._host = host
         self._source = source
         self._own = Own(moving)
+        self._told = told
         self._knobs = KnobWatch()
         self._waiting: deque[Event] = deque()
         self._sending: dict[str, tuple[Event, Future[None]]] = {}
@@ -161,11 +170,18 @@ class EventDesk:
         """Take what has happened since the last call; return the jobs' statistics as samples."""
         samples = []
         for event in self._source.drain() if self._source is not None else ():
+            if event.kind is EventKind.METADATA_CHANGED and NOTE_NAMESPACE in event.detail:
+                continue  # the echo of a note of ours: what it is about is told by other events and outcomes
             self._knobs.told(event)
+            self._told(event)
             self._take(event)
             if event.kind in _JOBS and (sample := self._job(event)) is not None:
                 samples.append(sample)
         return samples
+
+    def tell(self, told: GuestEvent, command: str) -> None:
+        """Publish what virtpilot itself has to tell, with the command that led to it."""
+        self._take(told, command)
 
     def fields(self, now_ns: int) -> dict[str, int]:
         """Return how many guests have a job running, where anybody tells of jobs; one that fell silent is over."""
@@ -184,8 +200,8 @@ class EventDesk:
         tags = {**self._tags, "vm": event.guest, "name": event.name}
         return Sample("vm_job", tags | ({"operation": event.detail} if event.detail else {}), fields, event.at_ns)
 
-    def _take(self, told: GuestEvent) -> None:
-        command = self._own.command(told)
+    def _take(self, told: GuestEvent, command: str = "") -> None:
+        command = command or self._own.command(told)
         event = Event(
             id=record_id(
                 "ev", self._host, told.guest, told.kind, told.detail, told.at_ns, sorted(told.numbers.items())

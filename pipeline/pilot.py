@@ -183,7 +183,10 @@ class Pilot:
 
     def _release(self, release: Release, now_ns: int) -> Command:
         action = ReleaseKnob(guest=release.guest, knob=release.knob)
-        return self._command(release.cause, release.host, action, release.rule, now_ns)
+        # The lease has gone with the guest, where that has moved.
+        row = self.fleet.guest(release.guest)
+        host = row.subject.host if row is not None else release.host
+        return self._command(release.cause, host, action, release.rule, now_ns)
 
     def _command(self, cause: str, host: str, action: Action, rule: str, now_ns: int) -> Command:
         return Command(

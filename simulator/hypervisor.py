@@ -97,6 +97,17 @@ class FleetHypervisor:
             raise HypervisorError(f"invalid argument: shares '{value}' must be in range [{first}, {last}]")
         self._world.set_shares(index, value)
 
+    def read_note(self, guest: str) -> str:
+        """Return what a guest that runs carries, "" where nothing; raises GuestNotFound."""
+        return self._world.notes.get(self._find_running(guest), "")
+
+    def write_note(self, guest: str, note: str) -> None:
+        """Give a guest that runs another note, "" removes it; raises HypervisorError while it moves."""
+        index = self._find_running(guest)
+        if self._migrations.of(index):
+            raise HypervisorError("timed out during operation: cannot acquire state change lock")
+        self._world.notes[index] = note
+
     def migrate(self, guest: str, uri: str) -> Job:
         """Start a live migration to the host in `uri`; raises GuestNotFound. What stands in its way fails the job."""
         index = self._find(guest)
@@ -171,9 +182,13 @@ class FleetHypervisor:
         return index
 
     def _find_knob(self, guest: str, knob: str) -> int:
-        index = self._find(guest)
+        self._find(guest)
         if knob != _SHARES:
             raise KnobUnsupported(f"{guest} has no knob {knob!r}")
+        return self._find_running(guest)
+
+    def _find_running(self, guest: str) -> int:
+        index = self._find(guest)
         if self._world.state_of(index) is GuestState.SHUTOFF:
             raise HypervisorError(f"requested operation is not valid: domain {guest} is not running")
         return index

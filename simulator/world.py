@@ -154,6 +154,8 @@ class World:
         self.vcpus = np.array([guest.vcpus for guest in guests], dtype=np.float64)
         self.shares = np.array([guest.cpu_shares for guest in guests], dtype=np.float64)
         self.balloon_bytes = np.array([guest.memory_mib for guest in guests], dtype=np.float64) * MIB
+        # what each running guest carries in its live metadata
+        self.notes: dict[int, str] = {}
         self.speed = np.ones(count)
         self.used_bytes = np.zeros(count)
         self.rss_bytes = np.zeros(count)
@@ -317,8 +319,14 @@ class World:
         self.start(guest, reason=_MIGRATED)
 
     def start(self, guest: int, reason: int = 1) -> None:
-        """Give a guest a new QEMU process where it is; `reason` is a virDomainRunningReason."""
+        """Give a guest a new QEMU process where it is; `reason` is a virDomainRunningReason.
+
+        Unless it comes from another host, it has what its definition says, and nothing that was set while it ran.
+        """
         self.stale = True
+        if reason != _MIGRATED:
+            self.shares[guest] = self.scenario.guests[guest].cpu_shares
+            self.notes.pop(guest, None)
         self.running[guest], self.paused[guest], self.speed[guest] = True, False, 1.0
         self._runs += 1
         self.run[guest] = self._runs

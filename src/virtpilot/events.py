@@ -63,6 +63,8 @@ class EventKind(StrEnum):
     CONTROL_ERROR = "control_error"
     MEMORY_FAILURE = "memory_failure"
     METADATA_CHANGED = "metadata_changed"
+    LEASE_TAKEN = "lease_taken"
+    LEASE_LEFT = "lease_left"
     EVENTS_LOST = "events_lost"
 
 
@@ -114,6 +116,16 @@ MEANINGS: Final[dict[EventKind, tuple[str, str, str]]] = {
     EventKind.CONTROL_ERROR: ("libvirt lost its line to the guest's process", "", "CONTROL_ERROR"),
     EventKind.MEMORY_FAILURE: ("the memory is faulty", "whose, what was done", "MEMORY_FAILURE"),
     EventKind.METADATA_CHANGED: ("its title, description or metadata was changed", "which", "METADATA_CHANGE"),
+    EventKind.LEASE_TAKEN: (
+        "a lease came with its guest, and this host's agent holds it now; `cause` is the command that set it",
+        "the knob; its value",
+        "agent",
+    ),
+    EventKind.LEASE_LEFT: (
+        "a lease has gone with its guest, and this host's agent has let go of it; `cause` is the command that set it",
+        "the knob; its value",
+        "agent",
+    ),
     EventKind.EVENTS_LOST: (
         "events before this one may be missing",
         "why; seconds without a connection, or how many (events_count)",

@@ -118,6 +118,20 @@ class Selective(Protocol):
         """Return those of the wanted guests, by UUID, that are known since `guests` and answer at once."""
 
 
+@runtime_checkable
+class NoteKeeper(Protocol):
+    """What a hypervisor offers whose running guests carry a note of ours: it goes where they go, and ends with them.
+
+    It raises GuestNotFound, and KnobUnsupported where the driver has no place for it.
+    """
+
+    def read_note(self, guest: str) -> str:
+        """Return the note of a guest that runs, "" where it has none; anybody may have written it."""
+
+    def write_note(self, guest: str, note: str) -> None:
+        """Give a guest that runs another note; "" removes it."""
+
+
 class Hypervisor(Protocol):
     """One host's hypervisor: collectors read through it, actuators write through it. Raises HypervisorError."""
 

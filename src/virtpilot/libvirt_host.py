@@ -21,6 +21,7 @@ from virtpilot.libvirt_inside import NOTHING, GuestAgents
 from virtpilot.libvirt_jobs import JobBook
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
 from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
+from virtpilot.libvirt_notes import read_note, write_note
 from virtpilot.libvirt_reader import Reader
 from virtpilot.libvirt_stats import Reading
 
@@ -153,6 +154,20 @@ class LibvirtHypervisor:
             self._on_guest(guest, write, {binding.VIR_ERR_NO_SUPPORT: KnobUnsupported})
         finally:
             self._details.forget(guest)
+
+    def read_note(self, guest: str) -> str:
+        """Return what a guest that runs carries of ours, "" where nothing; raises GuestNotFound or KnobUnsupported."""
+        binding = self._link.binding
+        return self._on_guest(guest, lambda domain: read_note(binding, domain), self._no_notes)
+
+    def write_note(self, guest: str, note: str) -> None:
+        """Give a guest that runs another note, "" removes it; raises GuestNotFound or KnobUnsupported."""
+        binding = self._link.binding
+        self._on_guest(guest, lambda domain: write_note(binding, domain, note), self._no_notes)
+
+    @property
+    def _no_notes(self) -> Meaning:
+        return {self._link.binding.VIR_ERR_NO_SUPPORT: KnobUnsupported}
 
     def _check_knob(self, knob: str) -> None:
         if knob != "cpu_shares":

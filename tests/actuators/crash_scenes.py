@@ -16,13 +16,18 @@ from typing import Final
 
 from tests.actuators.one_host import GUEST, SHARES, OneHost, at, command, executor, move, release, set_to
 from virtpilot.actuators.executor import Executor
+from virtpilot.actuators.ledger import Lease, LeaseState
 from virtpilot.actuators.lifecycle import Point
+from virtpilot.actuators.note import write_note
 from virtpilot.model import Command
 
 FIRST: Final = command(set_to(2048), "cm-1")
 SECOND: Final = command(set_to(4096, expected=2048), "cm-2", at_ns=at(10))
 RELEASE: Final = command(release(), "cm-3", at_ns=at(20))
 MOVE: Final = command(move(), "cm-4", at_ns=at(20))
+BASELINE: Final = 1024
+NOTE: Final = write_note(GUEST, [Lease(guest=GUEST, knob=SHARES, baseline=BASELINE, value=2048, rule="starved",
+    command="cm-9", end_ns=at(60), state=LeaseState.HELD)])  # fmt: skip
 Scene = Callable[[Executor, OneHost], None]
 
 
@@ -63,6 +68,22 @@ def set_and_move(made: Executor, host: OneHost) -> None:
     made.poll(at(25))
 
 
+def set_and_changed(made: Executor, host: OneHost) -> None:
+    made.submit(FIRST, at(0))
+    host.shares = BASELINE
+    made.see(GUEST, SHARES, BASELINE)
+    made.poll(at(20))
+
+
+def come_and_end(made: Executor, host: OneHost) -> None:
+    """The guest comes from elsewhere with a lease of its own."""
+    host.notes[GUEST] = NOTE
+    host.shares = 2048
+    made.look_at(GUEST)
+    made.poll(at(20))
+    made.poll(at(60))
+
+
 def move_in_vain(made: Executor, host: OneHost) -> None:
     made.submit(MOVE, at(20))
     host.jobs[0].fail("host-2 does not answer")
@@ -78,6 +99,8 @@ SCENES: Final[dict[str, tuple[Scene, list[Command]]]] = {
     "set and end": (set_and_end, [FIRST]),
     "set and move": (set_and_move, [FIRST, MOVE]),
     "move in vain": (move_in_vain, [MOVE]),
+    "set and changed": (set_and_changed, [FIRST]),
+    "come and end": (come_and_end, []),
 }
 
 

@@ -56,6 +56,7 @@ class OneHost:
         self.errors: dict[str, HypervisorError] = {}
         self.rounds: Callable[[int], int] = lambda value: value
         self.sets: list[tuple[str, int]] = []
+        self.notes: dict[str, str] = {}
         self.jobs: list[OneJob] = []
 
     def answer(self, call: str) -> None:
@@ -65,6 +66,7 @@ class OneHost:
     def remove(self, guest: str) -> None:
         self.states.pop(guest)
         self.knobs.pop((guest, SHARES))
+        self.notes.pop(guest, None)
 
     @property
     def shares(self) -> int:
@@ -98,6 +100,17 @@ class OneHost:
         self.get_knob(guest, knob)
         self.sets.append((guest, value))
         self.knobs[guest, knob] = self.rounds(value)
+
+    def read_note(self, guest: str) -> str:
+        self.answer("read_note")
+        self.state(guest)
+        return self.notes.get(guest, "")
+
+    def write_note(self, guest: str, note: str) -> None:
+        self.answer("write_note")
+        if self.state(guest) is GuestState.SHUTOFF:
+            raise HypervisorError(f"domain {guest} is not running")
+        self.notes[guest] = note
 
     def migrate(self, guest: str, uri: str) -> Job:
         self.answer("migrate")

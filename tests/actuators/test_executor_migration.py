@@ -1,4 +1,4 @@
-"""The executor and migrations: knobs stay behind, the guest's real place decides, nothing goes on for ever."""
+"""The executor and migrations: leases go along, the guest's real place decides, nothing goes on for ever."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
 from virtpilot.actuators.knob import Caps
 from virtpilot.errors import HypervisorError, HypervisorTimeout, HypervisorUnavailable
+from virtpilot.events import EventKind
 from virtpilot.hypervisor import GuestState
 from virtpilot.model import Outcome, Result
 
@@ -67,29 +68,43 @@ def test_a_failed_move_tells_libvirts_error_and_where_the_guest_is(host: OneHost
     assert failed.reason.endswith("Connection refused; the guest still runs on host-1")
 
 
-def test_leases_are_given_back_before_the_move(host: OneHost, tmp_path: Path) -> None:
-    """The guest leaves as it would be without us; others keep their leases."""
+def test_leases_go_with_the_guest(host: OneHost, tmp_path: Path) -> None:
+    """Held here until the guest has left, let go then; others keep theirs."""
     made = executor(host, tmp_path)
     made.submit(command(set_to(2048)), at(0))
     made.submit(command(set_to(2048, guest=OTHER), "cm-2"), at(0))
-    given = only(made.submit(command(move(), "cm-3"), at(5)))
-    assert (given.command, given.result, host.shares) == ("cm-1", Result.REVERTED, 1024)
-    assert given.reason == "given back before the migration to host-2"
+    note = host.notes[GUEST]
+    assert made.submit(command(move(), "cm-3"), at(5)) == []
+    assert (host.shares, host.notes[GUEST], len(made.leases())) == (2048, note, 2)
+    host.jobs[0].finish()
+    assert only(made.poll(at(6))).result is Result.DONE
     assert [lease.guest for lease in made.leases()] == [OTHER]
-    assert len(host.jobs) == 1
+    ((left, command_id),) = made.news()
+    assert (left.kind, left.guest, left.numbers, command_id) == (EventKind.LEASE_LEFT, GUEST, {SHARES: 2048}, "cm-1")
 
 
-def test_no_move_with_a_knob_that_cannot_be_given_back(host: OneHost, tmp_path: Path) -> None:
-    """It fails, does not begin, and the knob is given back when that is possible."""
+def test_a_lease_outlives_its_end_while_the_guest_is_on_its_way(host: OneHost, tmp_path: Path) -> None:
+    """Nothing can be changed then: it ends here where the guest stays, and a release has to wait."""
     made = executor(host, tmp_path)
     made.submit(command(set_to(2048)), at(0))
-    host.errors["set_knob"] = HypervisorError("cannot acquire state change lock")
+    made.submit(command(move(), "cm-2"), at(5))
+    assert only(made.submit(command(release(), "cm-3"), at(6))).guard == "busy"
+    assert made.poll(at(61)) == []
+    host.jobs[0].fail("no route to host")
+    failed, ended = made.poll(at(62))
+    assert (failed.command, ended.command, ended.result) == ("cm-2", "cm-1", Result.REVERTED)
+    assert (host.shares, made.leases()) == (1024, [])
+
+
+def test_no_move_without_its_note(host: OneHost, tmp_path: Path) -> None:
+    """A note that cannot be written would leave the lease behind: the migration does not begin."""
+    made = executor(host, tmp_path)
+    made.submit(command(set_to(2048)), at(0))
+    host.errors["write_note"] = HypervisorError("cannot acquire state change lock")
     failed = only(made.submit(command(move(), "cm-2"), at(5)))
-    assert (failed.result, host.jobs, made.busy(GUEST)) == (Result.FAILED, [], True)
-    assert "knobs could not be given back first" in failed.reason
-    host.errors.clear()
-    assert only(made.poll(at(7))).command == "cm-1"
-    assert (host.shares, made.busy(GUEST)) == (1024, False)
+    assert (failed.result, host.jobs, made.busy(GUEST)) == (Result.FAILED, [], False)
+    assert "leases could not be made ready" in failed.reason
+    assert (host.shares, len(made.leases())) == (2048, 1)
 
 
 def test_a_guest_under_way_is_left_alone(host: OneHost, tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from deploy import lab as lab_module
 from deploy.lab import GuestPlan, Lab
 from tests.lab.lab_process import need_a_lab
 from tests.services import until
+from virtpilot.actuators.ledger import Lease, LeaseState
+from virtpilot.actuators.note import read_note, write_note
 from virtpilot.clock import SystemClock
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorUnavailable, KnobUnsupported
 from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, Job, JobState, JobStatus, Selective
 from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.simulator.fleet import Fleet
+from virtpilot.simulator.hypervisor import FleetHypervisor
 from virtpilot.simulator.scenario import GuestSpec, HostSpec, Scenario
 
 NAME: Final = "hyptest"
@@ -41,8 +44,8 @@ FROM_QEMU: Final = {"balloon.usable", "balloon.rss", "block.0.rd.bytes"}
 class Scene(NamedTuple):
     """A host with a guest that runs, one that is off, and a second host to move to; `wait` lets time pass."""
 
-    hypervisor: Hypervisor
-    target: Hypervisor
+    hypervisor: FleetHypervisor | LibvirtHypervisor
+    target: FleetHypervisor | LibvirtHypervisor
     running: str
     off: str
     target_uri: str
@@ -120,6 +123,11 @@ def guests(hypervisor: Hypervisor) -> dict[str, GuestStats]:
     return {guest.uuid: guest for guest in hypervisor.guests()}
 
 
+def leased(guest: str, value: int = 2048) -> Lease:
+    return Lease(guest=guest, knob="cpu_shares", baseline=1024, value=value, rule="starved", command="cm-1",
+                 end_ns=10**18, state=LeaseState.HELD)  # fmt: skip
+
+
 def ended(scene: Scene, job: Job) -> JobStatus:
     assert scene.wait(lambda: job.poll().state is not JobState.RUNNING)
     return job.poll()
@@ -190,6 +198,21 @@ def test_what_nobody_knows_is_refused_by_kind(scene: Scene) -> None:
             call()
 
 
+def test_a_note_is_carried_until_it_is_removed(scene: Scene) -> None:
+    hypervisor = scene.hypervisor
+    assert hypervisor.read_note(scene.running) == ""
+    for lease in (leased(scene.running), leased(scene.running, 4096)):
+        hypervisor.write_note(scene.running, write_note(scene.running, [lease]))
+        assert read_note(scene.running, hypervisor.read_note(scene.running)) == {"cpu_shares": lease}
+    for _again in range(2):
+        hypervisor.write_note(scene.running, "")
+        assert read_note(scene.running, hypervisor.read_note(scene.running)) == {}
+    with pytest.raises(GuestNotFound):
+        hypervisor.read_note(NOBODY)
+    with pytest.raises(HypervisorError):
+        hypervisor.write_note(scene.off, write_note(scene.off, [leased(scene.off)]))
+
+
 def test_a_migration_to_nowhere_fails_and_the_guest_runs_on(scene: Scene) -> None:
     status = ended(scene, scene.hypervisor.migrate(scene.running, "qemu+tcp://127.0.0.9:9/system"))
     assert status.state is JobState.FAILED
@@ -204,8 +227,13 @@ def test_a_guest_that_is_off_is_not_live_migrated(scene: Scene) -> None:
 
 
 def test_a_migrated_guest_runs_there_and_is_no_longer_here(scene: Scene) -> None:
+    scene.hypervisor.set_knob(scene.running, "cpu_shares", 2048)
+    scene.hypervisor.write_note(scene.running, write_note(scene.running, [leased(scene.running)]))
     status = ended(scene, scene.hypervisor.migrate(scene.running, scene.target_uri))
     assert status.state is JobState.DONE, status.error
+    # What was set while it runs goes with it, and so does its note.
+    assert scene.target.get_knob(scene.running, "cpu_shares") == 2048
+    assert read_note(scene.running, scene.target.read_note(scene.running)) == {"cpu_shares": leased(scene.running)}
     assert 0 < status.progress["downtime_seconds"] < 30
     assert status.progress["data_processed_bytes"] > 0
     assert scene.target.state(scene.running) is GuestState.RUNNING

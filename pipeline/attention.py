@@ -1,0 +1,50 @@
+"""Which guests the executor has to look at: those that came, went or started anew, and whose knobs read otherwise.
+
+Events tell at once; what they missed, the next measurement shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from virtpilot.actuators.executor import Executor
+from virtpilot.events import EventKind
+from virtpilot.hypervisor import GuestEvent
+from virtpilot.model import Sample
+
+_TURNS: Final = frozenset({EventKind.STARTED, EventKind.RESUMED, EventKind.STOPPED, EventKind.UNDEFINED})
+_SET: Final = frozenset({EventKind.KNOB_CHANGED, EventKind.BALLOON_CHANGED})
+_MIGRATED: Final = "migrated"
+
+
+class Attention:
+    """Passes on to the executor what concerns leases."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._here: frozenset[str] = frozenset()
+
+    def told(self, event: GuestEvent) -> None:
+        """Take what the hypervisor tells by itself."""
+        if event.kind in _TURNS:
+            left = event.kind is EventKind.STOPPED and event.detail == _MIGRATED
+            self._executor.look_at(event.guest, left=left)
+        elif event.kind in _SET:
+            for knob, value in event.numbers.items():
+                self._executor.see(event.guest, knob, value)
+
+    def see(self, samples: Iterable[Sample], *, whole: bool) -> None:
+        """Take what was measured; `whole`: of all guests, so that who is not among them is not here."""
+        here = set()
+        for sample in samples:
+            if sample.measurement == "vm":
+                here.add(sample.tags["vm"])
+            elif sample.measurement == "knob" and "value_count" in sample.fields:
+                self._executor.see(sample.tags["vm"], sample.tags["knob"], sample.fields["value_count"])
+        if not whole:
+            return
+        gone = {lease.guest for lease in self._executor.leases()} - here
+        for guest in sorted((here - self._here) | gone):
+            self._executor.look_at(guest)
+        self._here = frozenset(here)
