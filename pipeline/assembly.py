@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from virtpilot.actuators.command import Signer, load_private
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.options import GuardOptions
@@ -13,11 +15,13 @@ from virtpilot.clock import Clock, seconds
 from virtpilot.model import Bus, Store
 from virtpilot.pipeline import state
 from virtpilot.pipeline.alerts import AlertOptions, Alerts
+from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.config import ControllerConfig, WriterConfig
 from virtpilot.pipeline.controller import Controller, ControllerTiming
 from virtpilot.pipeline.evaluations import EVALUATIONS, EvaluationLog, Tracer
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
+from virtpilot.pipeline.own_machine import machine_uuids
 from virtpilot.pipeline.pilot import Pilot, PilotOptions
 from virtpilot.pipeline.records import RECORDS, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
@@ -51,14 +55,12 @@ def controller(
     state_path = _state_path(folder)
     saved = None if state_path is None else state.load(state_path)
     rulebook = rules if isinstance(rules, Rulebook) else Rulebook(rules)
-    fleet = MeasuredFleet(rulebook.evaluator, seconds(guards.max_sample_age_s))
-    epoch = _epoch(saved, clock)
-    decider = Decider(rulebook.ruleset, choose(rulebook.matcher), decisions)
+    flown = _pilot(rulebook, decisions, guards, reserve, pilot, _epoch(saved, clock))
     made = Controller(
         topics=Topics(cluster),
         bus=bus(),
         rulebook=rulebook,
-        pilot=Pilot(fleet=fleet, decider=decider, guards=Guards(guards), reserve=reserve, options=pilot, epoch=epoch),
+        pilot=flown,
         signer=signer,
         alerts=Alerts(alerts, clock, cluster),
         records=RecordLog(folder / RECORDS if folder is not None else None),
@@ -71,6 +73,20 @@ def controller(
     if saved is not None:
         made.restore(saved)
     return made
+
+
+def _pilot(
+    rulebook: Rulebook,
+    decisions: DecisionOptions,
+    limits: GuardOptions,
+    reserve: Reserve,
+    options: PilotOptions,
+    epoch: int,
+) -> Pilot:
+    fleet = MeasuredFleet(rulebook.evaluator, seconds(limits.max_sample_age_s))
+    asking = Asking(fleet, rulebook.ruleset, reserve, limits)
+    decider = Decider(rulebook.ruleset, choose(rulebook.matcher), decisions)
+    return Pilot(fleet, decider, Guards(limits), asking, reserve, options, epoch)
 
 
 def _state_path(folder: Path | None) -> Path | None:
@@ -86,6 +102,11 @@ def _epoch(saved: Mapping[str, Any] | None, clock: Clock) -> int:
     return max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
 
 
+def _knowing_this_machine(limits: GuardOptions) -> GuardOptions:
+    """Return the guards' options with this machine among those that nothing is done to, should it be a guest."""
+    return msgspec.structs.replace(limits, engine_guests=[*limits.engine_guests, *sorted(machine_uuids())])
+
+
 def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
     """Put the controller of a cluster together."""
     return controller(
@@ -96,7 +117,7 @@ def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
         folder=Path(config.state_folder),
         rules=config.rules,
         decisions=config.decisions,
-        guards=config.guards,
+        guards=_knowing_this_machine(config.guards),
         reserve=config.reserve,
         pilot=config.pilot,
         alerts=config.alerts,

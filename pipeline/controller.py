@@ -25,6 +25,7 @@ from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Message, Outcome, Signal
 from virtpilot.pipeline import foreign
+from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Small
@@ -118,6 +119,7 @@ class Controller:
         self._topics = topics
         self.bus = bus
         self._alerts = alerts
+        self._alarms = Alarms(topics.cluster)
         self._clock = clock
         self._timing = timing
         self._outbox = Outbox(bus, topics, signer)
@@ -145,6 +147,7 @@ class Controller:
         firing = msgspec.convert(list(document["alerts"].values()), list[Signal])
         self._alerts.resume(firing)
         self.rulebook.told_refused = any(signal.rule == REFUSED for signal in firing)
+        self._alarms.resume(firing)
         for status in msgspec.convert(list(document["statuses"].values()), list[HostStatus]):
             self.pilot.fleet.on_status(status)
         self._outbox.restore(msgspec.convert(document["outbox"], dict[str, Command]))
@@ -191,6 +194,7 @@ class Controller:
             self.rulebook.reload()
         self.rulebook.watch(now_ns)
         self._on_signals(self.rulebook.news(now_ns, self._topics.cluster))
+        self._on_signals(self._alarms.news(now_ns, self._alarms.of_guards(self.pilot.guards, self.pilot.fleet)))
         self._on_signals(self.rulebook.evaluator.tick(now_ns))
         self.tracer.tick(now_ns)
         self._advance(now_ns)
@@ -218,7 +222,7 @@ class Controller:
             case "outcomes":
                 self._on_outcome(message, now_ns)
             case "events":
-                self._on_event(message)
+                self._on_event(message, now_ns)
         self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
@@ -253,8 +257,8 @@ class Controller:
         self.pilot.on_outcome(outcome, now_ns)
         self._advance(now_ns, [outcome.guest])
 
-    def _on_event(self, message: Message) -> None:
-        """Count an event and keep it where it explains what was measured or done."""
+    def _on_event(self, message: Message, now_ns: int) -> None:
+        """Count an event and keep it where it explains what was measured or done; the guards heed what others did."""
         event = self._decode(message, Event)
         if event is None or event.host != self._topics.host_of(message.topic):
             return
@@ -264,6 +268,8 @@ class Controller:
         counted[kind] = counted.get(kind, 0) + 1
         if kind in _EXPLAINING or (kind == EventKind.KNOB_CHANGED and event.by is By.OTHER):
             self._record(event)
+        self.pilot.on_event(event, now_ns)
+        self._keeper.save()
 
     def _decode(self, message: Message, type_: type[T]) -> T | None:
         try:
@@ -289,8 +295,7 @@ class Controller:
         found = self.pilot.decider.measure(now_ns, self.rulebook.evaluator, about)
         effects = [outcome for outcome in found if self._record(outcome)]
         for outcome in effects:
-            # A command whose outcome never came must not hold its place for ever.
-            self.pilot.guards.finished(outcome.command, now_ns)
+            self.pilot.on_effect(outcome, now_ns)
         records = [record for record in self.pilot.decide(now_ns, about) if self._record(record)]
         self._outbox.add(record for record in records if isinstance(record, Command))
         self._keeper.save()

@@ -48,6 +48,10 @@ class MeasuredFleet:
         """Return a guest's newest row, None where it is not known."""
         return self.evaluator.row(Kind.VM, guest_id)
 
+    def host(self, name: str) -> Row | None:
+        """Return a host's newest row, None where it is not known."""
+        return self.evaluator.row(Kind.HOST, name)
+
     def guest_load(self, row: Row) -> GuestLoad:
         """Return what a guest uses and lacks now, in cores and bytes."""
         vcpus = row.values.get("vcpus_count", 1.0)

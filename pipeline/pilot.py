@@ -5,17 +5,17 @@ decider.wants → (arbiter's losers: refused) → plan the action → guards →
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Annotated, Final
 
 import msgspec
 
 from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
-from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.chain import Guards
-from virtpilot.actuators.guards.request import GuardRequest
 from virtpilot.clock import seconds
+from virtpilot.events import By, Event, EventKind
 from virtpilot.model import Command, Decision, Kind, Outcome, Result, record_id
+from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
@@ -26,9 +26,9 @@ from virtpilot.rules.signals.table import Row
 
 # By then a host has measured a guest that came to it; MeasuredFleet stops counting it as coming as soon as it has.
 _MEASURED_BY_NS: Final = seconds(60)
-# ProxLB's tag counts too.
-_OPT_OUT: Final = frozenset({"virtpilot_ignore", "plb_ignore_vm"})
-_NO: Final = frozenset({"", "0", "false", "no", "off"})
+# The agents' guard, and libvirt's word for what a guest left by.
+_FOREIGN: Final = "foreign-change"
+_MIGRATED: Final = "migrated"
 
 
 class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,10 +53,10 @@ class Pilot:
 
     def __init__(
         self,
-        *,
         fleet: MeasuredFleet,
         decider: Decider,
         guards: Guards,
+        asking: Asking,
         reserve: Reserve,
         options: PilotOptions,
         epoch: int,
@@ -64,6 +64,7 @@ class Pilot:
         self.fleet = fleet
         self.decider = decider
         self.guards = guards
+        self._asking = asking
         self._reserve = reserve
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
@@ -74,6 +75,7 @@ class Pilot:
         """Go on with other rules; what unchanged ones have under way stays."""
         self.fleet.evaluator = evaluator
         self.decider.reload(ruleset)
+        self._asking.reload(ruleset)
 
     def decide(self, now_ns: int, about: Collection[str] | None = None) -> list[Decision | Command]:
         """Return the new decisions, each accepted one followed by its command; on all that is wanted, or on subjects.
@@ -97,7 +99,8 @@ class Pilot:
             if row is None:
                 raise Refused("freshness", f"{want.subject.name or want.subject.id} is not measured any more")
             action, reason = self._plan(want, row, now_ns)
-            request = self._request(want, row, action)
+            hosts = self._host_loads(now_ns) if isinstance(action, Migrate) else ()
+            request = self._asking.request(want, row, action, hosts, approved=False)
             if (refusal := self.guards.check(request, now_ns)) is not None:
                 raise Refused(refusal.guard, refusal.reason)
         except Refused as refused:
@@ -113,13 +116,17 @@ class Pilot:
         """Return the action with the reason for it; raises Refused."""
         if isinstance(want.remedy, SetRemedy):
             return self._plan_set(want.remedy, row)
-        if self._hosts is None:
-            self._hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self._incoming(now_ns))
-        placement = best_target(self.fleet.guest_load(row), self._hosts, self._reserve)
+        placement = best_target(self.fleet.guest_load(row), self._host_loads(now_ns), self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
         uri = self.fleet.migration_uri(placement.host)
         return Migrate(guest=row.subject.id, target=placement.host, uri=uri), placement.reason
+
+    def _host_loads(self, now_ns: int) -> list[HostLoad]:
+        """Return the hosts as they are and will be by what is under way; the same until something more is."""
+        if self._hosts is None:
+            self._hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self._incoming(now_ns))
+        return self._hosts
 
     def _plan_set(self, remedy: SetRemedy, row: Row) -> tuple[Action, str]:
         known = self.fleet.evaluator.knob(row.subject.id, remedy.knob)
@@ -135,22 +142,6 @@ class Pilot:
             guest=row.subject.id, knob=remedy.knob, value=value, expected=int(current), lease_s=remedy.lease_ns / 1e9
         )
         return action, f"the rule asks for {remedy.formula.text}"
-
-    def _request(self, want: Want, row: Row, action: Action) -> GuardRequest:
-        return GuardRequest(
-            mode=want.mode,
-            rule=want.rule,
-            cooldown_ns=_cooldown_ns(want, action),
-            opt_out=_opt_out(row.subject.tags),
-            budgets=tuple(Budget(one.scope, one.count, one.span_ns, want.rule) for one in want.budgets),
-            rung=want.rung,
-            guest=row.subject.id,
-            host=row.subject.host,
-            target=action.target if isinstance(action, Migrate) else "",
-            sample_ns=row.time_ns,
-            first_seen_ns=row.since_ns,
-            state_code=int(row.values.get("state_code", 1)),
-        )
 
     def _decision(
         self,
@@ -213,7 +204,24 @@ class Pilot:
             landed = outcome.guest in flying and outcome.guest not in dict(self.guards.incoming())
             if landed and outcome.result is Result.DONE:
                 self._landed[outcome.guest] = (flying[outcome.guest], now_ns + _MEASURED_BY_NS)
+        if outcome.guard == _FOREIGN:
+            self.guards.foreign.noticed(outcome.guest, "changed it", outcome.at_ns, now_ns)
         self.decider.on_outcome(outcome)
+
+    def on_effect(self, outcome: Outcome, now_ns: int) -> None:
+        """Take a measured effect, or the failure of a command whose outcome never came: it holds its place no more."""
+        self.guards.finished(outcome.command, now_ns, outcome.result)
+        self.guards.breakers.effect(outcome.rule, outcome.result, now_ns)
+
+    def on_event(self, event: Event, now_ns: int) -> None:
+        """Take note where somebody else moved a guest or set a knob; its source's agent knows whose move it was."""
+        if event.by is not By.OTHER or not event.guest:
+            return
+        if event.kind == EventKind.KNOB_CHANGED:
+            knobs = ", ".join(sorted(event.numbers)) or event.detail
+            self.guards.foreign.noticed(event.guest, f"set {knobs} of it", event.at_ns, now_ns)
+        elif event.kind == EventKind.STOPPED and event.detail == _MIGRATED:
+            self.guards.foreign.noticed(event.guest, f"moved it away from {event.host}", event.at_ns, now_ns)
 
 
 def _at_its_end(ladder: Exhausted) -> Decision:
@@ -230,17 +238,3 @@ def _at_its_end(ladder: Exhausted) -> Decision:
         guard="exhausted",
         reason="no remedy is left and the signal still fires",
     )
-
-
-def _cooldown_ns(want: Want, action: Action) -> int:
-    """Return how long the rule leaves the guest alone after this action: after a knob went up, down, after a move."""
-    cooldown = want.cooldown
-    if isinstance(action, SetKnob):
-        return cooldown.up_ns if action.value > action.expected else cooldown.down_ns
-    return max(cooldown.up_ns, cooldown.down_ns)
-
-
-def _opt_out(tags: Mapping[str, str]) -> str:
-    """Return the tag by which a guest's owner forbids every action, "" where there is none."""
-    found = (name for name, value in sorted(tags.items()) if name in _OPT_OUT and value.lower() not in _NO)
-    return next(found, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -72,6 +73,10 @@ class Buckets:
         else:
             full_ns = now_ns + round((budget.count - left) * budget.span_ns / budget.count)
             self._buckets[key] = Bucket(budget.scope, budget.rule, who, left, now_ns, full_ns)
+
+    def states(self) -> Mapping[str, float]:
+        """Return how many actions each budget that is not full had left at its last use."""
+        return {" ".join(filter(None, (one.scope, one.rule, one.who))): one.left for one in self._buckets.values()}
 
     def forget(self, now_ns: int) -> None:
         """Drop buckets that are full by now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from virtpilot.actuators.guards.bucket import Buckets, Budget, Scope
@@ -45,6 +46,10 @@ class Budgets:
         """Put back what was not done after all."""
         for budget, who in flight.spent:
             self._buckets.give_back(budget, who, now_ns)
+
+    def states(self) -> Mapping[str, float]:
+        """Return how many actions each budget that is not full had left at its last use."""
+        return self._buckets.states()
 
     def forget(self, now_ns: int) -> None:
         """Drop buckets that are full by now."""

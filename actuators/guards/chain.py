@@ -1,6 +1,7 @@
 """The chain: the guards in their order, and what they have to be told.
 
-mode → calendar → opt-out → freshness → warm-up → state → cooldown → budget → concurrency
+mode → calendar → opt-out → own machine → freshness → warm-up → state → bounds → cooldown → budget → concurrency →
+breaker → foreign change → oscillation → target → approval
 """
 
 from __future__ import annotations
@@ -8,17 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from virtpilot.actuators.guards.approval import approval
+from virtpilot.actuators.guards.bounds import Limits
+from virtpilot.actuators.guards.breaker import Breakers
 from virtpilot.actuators.guards.budget import Budgets
 from virtpilot.actuators.guards.concurrency import Concurrency
 from virtpilot.actuators.guards.cooldown import Cooldowns
+from virtpilot.actuators.guards.foreign import ForeignChanges
 from virtpilot.actuators.guards.freeze import Freezes
 from virtpilot.actuators.guards.freshness import Freshness
 from virtpilot.actuators.guards.memory import InFlight, Memory
 from virtpilot.actuators.guards.mode import mode
 from virtpilot.actuators.guards.opt_out import opt_out
 from virtpilot.actuators.guards.options import GuardOptions
+from virtpilot.actuators.guards.oscillation import Oscillations
+from virtpilot.actuators.guards.own_machine import own_machine
 from virtpilot.actuators.guards.request import Check, GuardRequest, Refusal
 from virtpilot.actuators.guards.state import state
+from virtpilot.actuators.guards.target import Targets
 from virtpilot.actuators.guards.warm_up import WarmUp
 from virtpilot.clock import seconds
 from virtpilot.model import Result
@@ -31,21 +39,37 @@ class Guards:
 
     def __init__(self, limits: GuardOptions) -> None:
         self._memory = memory = Memory()
-        self._cooldowns = Cooldowns(memory, seconds(limits.guest_cooldown_s))
-        self._budgets = Budgets(memory, limits)
+        fresh_ns = seconds(limits.max_sample_age_s)
+        self._cooldowns = Cooldowns(memory, limits)
+        self.budgets = Budgets(memory, limits)
         self._concurrency = Concurrency(memory, limits)
+        self.breakers = Breakers(memory, limits)
+        self.foreign = ForeignChanges(memory, seconds(limits.foreign_backoff_s))
+        self.oscillations = Oscillations(memory, limits)
         self._forgot_ns = 0
         self._chain: Mapping[str, Check] = {
             "mode": mode,
             "calendar": Freezes(limits.freezes),
             "opt-out": opt_out,
-            "freshness": Freshness(seconds(limits.max_sample_age_s)),
+            "own-machine": own_machine,
+            "freshness": Freshness(fresh_ns),
             "warm-up": WarmUp(seconds(limits.warm_up_s)),
             "state": state,
+            "bounds": Limits(limits.bounds),
             "cooldown": self._cooldowns,
-            "budget": self._budgets,
+            "budget": self.budgets,
             "concurrency": self._concurrency,
+            "breaker": self.breakers,
+            "foreign-change": self.foreign,
+            "oscillation": self.oscillations,
+            "target": Targets(fresh_ns),
+            "approval": approval,
         }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The guards in their order."""
+        return tuple(self._chain)
 
     def check(self, request: GuardRequest, now_ns: int) -> Refusal | None:
         """Return the first guard's refusal, None where all let it through."""
@@ -72,19 +96,26 @@ class Guards:
             target=request.target,
             cooldown_ns=request.cooldown_ns,
             started_ns=now_ns,
-            spent=self._budgets.spend(request, now_ns),
+            spent=self.budgets.spend(request, now_ns),
+            what=request.what,
+            turn=request.turn,
+            measured=request.effect_ns > 0,
         )
         self._concurrency.begin(command, flight)
+        self.breakers.began(request, command, now_ns)
 
     def finished(self, command: str, now_ns: int, result: Result = Result.DONE) -> None:
         """Note a command's outcome: its cooldowns begin, except when it was refused; an unknown one is ignored."""
         flight = self._concurrency.end(command)
         if flight is None:
             return
+        self.breakers.outcome(flight, result, now_ns)
         if result is Result.REFUSED:
-            self._budgets.give_back(flight, now_ns)
+            self.budgets.give_back(flight, now_ns)
         else:
             self._cooldowns.begin(flight, now_ns)
+        if result is Result.DONE:
+            self.oscillations.done(flight, now_ns)
 
     def _forget(self, now_ns: int) -> None:
         if 0 <= now_ns - self._forgot_ns < _FORGET_EVERY_NS:
@@ -92,7 +123,10 @@ class Guards:
         self._forgot_ns = now_ns
         self._concurrency.forget(now_ns)
         self._cooldowns.forget(now_ns)
-        self._budgets.forget(now_ns)
+        self.budgets.forget(now_ns)
+        self.breakers.forget(now_ns)
+        self.foreign.forget(now_ns)
+        self.oscillations.forget(now_ns)
 
     def saved(self) -> dict[str, dict[str, Any]]:
         """Return what survives a restart, as msgspec writes it; `changes` counts from here."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from virtpilot.actuators.guards.memory import Cooldown, InFlight, Memory, key
-from virtpilot.actuators.guards.request import GuardRequest, span
+from virtpilot.actuators.guards.options import GuardOptions
+from virtpilot.actuators.guards.request import DOWN, GuardRequest, span
+from virtpilot.clock import seconds
 
 
 class Cooldowns:
     """For each guest since any action, and for each rule and guest since the rule's."""
 
-    def __init__(self, memory: Memory, guest_ns: int) -> None:
+    def __init__(self, memory: Memory, limits: GuardOptions) -> None:
         self._rules = memory.rules
         self._guests = memory.guests
-        self._guest_ns = guest_ns
+        self._up_ns = seconds(limits.guest_cooldown_s)
+        self._down_ns = seconds(limits.guest_cooldown_down_s)
 
     def __call__(self, request: GuardRequest, now_ns: int) -> str:
         """Refuse while one lasts; later rungs follow their own rule's earlier ones at once: they are one remedy."""
@@ -27,8 +30,9 @@ class Cooldowns:
         return ""
 
     def begin(self, flight: InFlight, now_ns: int) -> None:
-        """Begin them with the outcome of a command."""
-        self._guests[flight.guest] = Cooldown(flight.rule, flight.guest, now_ns + self._guest_ns)
+        """Begin them with the outcome of a command; after a knob went down they are others than after all else."""
+        guest_ns = self._down_ns if flight.turn == DOWN else self._up_ns
+        self._guests[flight.guest] = Cooldown(flight.rule, flight.guest, now_ns + guest_ns)
         rule = Cooldown(flight.rule, flight.guest, now_ns + flight.cooldown_ns)
         self._rules[key(flight.rule, flight.guest)] = rule
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -22,6 +22,9 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     cooldown_ns: int
     started_ns: int
     spent: list[tuple[Budget, str]] = []
+    what: str = ""
+    turn: str = ""
+    measured: bool = False
 
 
 class Cooldown(msgspec.Struct, frozen=True):
@@ -32,13 +35,52 @@ class Cooldown(msgspec.Struct, frozen=True):
     until_ns: int
 
 
+class Circuit(msgspec.Struct, frozen=True):
+    """A breaker's circuit after failures: how many in a row, how often it has opened since it last closed."""
+
+    failures: int = 0
+    last_ns: int = 0
+    opened: Annotated[int, msgspec.Meta(ge=0)] = 0
+    until_ns: int = 0
+    trial: str = ""
+    """The command that is the one try of a half-open one, at the longest until `trial_until_ns` or its outcome."""
+    trial_until_ns: int = 0
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """What somebody else did to a guest, and until when it is left alone."""
+
+    what: str
+    until_ns: int
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A host that a guest left, or the way a knob went, and when."""
+
+    goal: str
+    at_ns: int
+
+
+class Trail(msgspec.Struct, frozen=True):
+    """The last steps of a guest's place or knob, and how often they were returns."""
+
+    steps: Annotated[list[Step], msgspec.Meta(min_length=1)] = []
+    swings: Annotated[int, msgspec.Meta(ge=0)] = 0
+    swung_ns: int = 0
+    damped: bool = False
+    """Whether one was held back."""
+
+
 class Saved(msgspec.Struct, frozen=True):
     """The memory on disk, each table by its keys."""
 
     in_flight: dict[str, InFlight]
     rules: dict[str, Cooldown]
     guests: dict[str, Cooldown]
-    buckets: dict[str, Bucket] = {}
+    buckets: dict[str, Bucket]
+    circuits: dict[str, Circuit]
+    foreign: dict[str, Foreign]
+    trails: dict[str, Trail]
 
 
 class Memory:
@@ -52,6 +94,12 @@ class Memory:
         self.guests: Tracked[str, Cooldown] = Tracked()
         self.buckets: Tracked[str, Bucket] = Tracked()
         """By `key` of the budget and whose it is."""
+        self.circuits: Tracked[str, Circuit] = Tracked()
+        """By `key` of `rule` or `host` and its name."""
+        self.foreign: Tracked[str, Foreign] = Tracked()
+        """By the guest."""
+        self.trails: Tracked[str, Trail] = Tracked()
+        """By `key` of the guest and what of it."""
 
     def _tables(self) -> Mapping[str, Tracked[str, Any]]:
         return {name: getattr(self, name) for name in Saved.__struct_fields__}

@@ -7,11 +7,5 @@ from virtpilot.model import Mode
 
 
 def mode(request: GuardRequest, _now_ns: int) -> str:
-    """Refuse what is not to be done by itself."""
-    match request.mode:
-        case Mode.ACT:
-            return ""
-        case Mode.APPROVE:
-            return f"rule {request.rule} acts on approval only, and approval is not given"
-        case Mode.OBSERVE:
-            return f"rule {request.rule} only observes"
+    """Refuse what a rule that only observes wants; of approval the guard `approval` knows."""
+    return f"rule {request.rule} only observes" if request.mode is Mode.OBSERVE else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, OTHER, at
+from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.options import GuardOptions
-from virtpilot.actuators.guards.request import GuardRequest, Refusal
+from virtpilot.actuators.guards.request import GuardRequest, Refusal, Target
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import seconds
 from virtpilot.errors import StateError
@@ -36,11 +38,13 @@ WANTED = GuardRequest(
     guest=GUEST,
     host="host-1",
     target="",
+    target_view=None,
     sample_ns=at(1000),
     first_seen_ns=at(0),
     state_code=1,
 )
 NOW = at(1000)
+ROOMY = Target(online=True, time_ns=at(1000), cpus=8, memory_free_bytes=2**30, memory_spare_bytes=2**29, vcpus=2)
 
 
 @pytest.mark.parametrize("options", [GuardOptions, Caps])
@@ -68,7 +72,9 @@ def test_options_out_of_their_limits(options: type[GuardOptions | Caps], wrong: 
 
 
 def wanted(**changes: Any) -> GuardRequest:
-    return replace(WANTED, **changes)
+    request = replace(WANTED, **changes)
+    # A host that guests can go to, where nothing else is said of it.
+    return replace(request, target_view=ROOMY) if request.target and "target_view" not in changes else request
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,9 @@ def wanted(**changes: Any) -> GuardRequest:
     [
         ({}, "", ""),
         ({"mode": Mode.OBSERVE}, "mode", "rule starved only observes"),
-        ({"mode": Mode.APPROVE}, "mode", "approval is not given"),
+        ({"mode": Mode.APPROVE}, "approval", "rule starved acts on approval only"),
+        ({"mode": Mode.APPROVE, "approved": True}, "", ""),
+        ({"mode": Mode.OBSERVE, "approved": True}, "mode", "rule starved only observes"),
         ({"sample_ns": at(970)}, "", ""),
         ({"sample_ns": at(969)}, "freshness", "the newest sample is 31 s old, 30 s at most"),
         ({"sample_ns": at(1030)}, "", ""),
@@ -96,28 +104,77 @@ def test_guards_without_memory(changes: dict[str, Any], guard: str, reason: str)
     assert reason in (refusal.reason if refusal else "")
 
 
+Repair = Callable[[Guards, GuardRequest], GuardRequest]
+
+
+def repaired(**changes: Any) -> Repair:
+    return lambda _guards, request: replace(request, **changes)
+
+
+def answered(guards: Guards, request: GuardRequest) -> GuardRequest:
+    guards.finished("cm-9", at(999), Result.REFUSED)
+    return request
+
+
+def closed(guards: Guards, request: GuardRequest) -> GuardRequest:
+    guards.breakers.effect("starved", Result.EFFECTIVE, NOW)
+    return request
+
+
 def test_the_order_of_the_chain() -> None:
     """With everything wrong at once the guards speak in their order, one after the other as each is satisfied."""
-    guards = Guards(LIMITS)
-    guards.started(WANTED, "cm-1", NOW)
-    guards.finished("cm-1", NOW)
-    guards.started(WANTED, "cm-2", NOW)
-    request = wanted(mode=Mode.OBSERVE, sample_ns=at(0), first_seen_ns=NOW, state_code=5)
-    said = []
-    for repair in (
-        {"mode": Mode.ACT},
-        {"sample_ns": NOW},
-        {"first_seen_ns": at(0)},
-        {"state_code": 1},
-        {"rung": 1},
-        {"guest": OTHER},
-    ):
-        refusal = guards.check(request, NOW)
+    guards = Guards(replace(LIMITS, freezes=["Tue 22:30-23:00"], breaker_failures=1, foreign_backoff_s=60))
+    spent = (Budget("rule", 1, seconds(3600), "starved"),)
+    away = wanted(target="host-2", budgets=spent, effect_ns=1)
+    guards.started(replace(away, host="host-3", target="host-1"), "cm-1", NOW)
+    guards.finished("cm-1", at(999))
+    guards.breakers.effect("starved", Result.INEFFECTIVE, at(999))
+    guards.started(replace(away, budgets=()), "cm-9", at(999))
+    guards.foreign.noticed(GUEST, "moved it", at(950), at(950))
+    request = replace(
+        away,
+        mode=Mode.OBSERVE,
+        opt_out="virtpilot_ignore",
+        engine="its tag",
+        sample_ns=at(0),
+        first_seen_ns=NOW,
+        state_code=5,
+        knob="cpu_shares",
+        value=1,
+        current=2,
+        bounds=((2, 4, "somebody"),),
+        target="host-3",
+        target_view=replace(ROOMY, online=False),
+    )
+    steps: dict[str, tuple[float, Repair]] = {
+        "mode": (1001, repaired(mode=Mode.APPROVE)),
+        "calendar": (1001, repaired()),
+        "opt-out": (999, repaired(opt_out="")),
+        "own-machine": (999, repaired(engine="")),
+        "freshness": (999, repaired(sample_ns=NOW)),
+        "warm-up": (999, repaired(first_seen_ns=at(0))),
+        "state": (999, repaired(state_code=1)),
+        "bounds": (999, repaired(knob="", bounds=())),
+        "cooldown": (999, repaired(rung=1)),
+        "budget": (999, repaired(budgets=())),
+        "concurrency": (999, answered),
+        "breaker": (999, closed),
+        "foreign-change": (999, repaired()),
+        "oscillation": (1010, repaired(target="host-4")),
+        "target": (1010, repaired(target_view=ROOMY)),
+        "approval": (1010, repaired(approved=True)),
+    }
+    assert guards.names == tuple(steps)
+    unfrozen = Guards(replace(LIMITS, foreign_backoff_s=60))
+    for guard, (second, repair) in steps.items():
+        if guard == "oscillation":
+            unfrozen.restore(msgspec.json.decode(msgspec.json.encode(guards.saved())))
+            guards = unfrozen
+        refusal = guards.check(request, at(second))
         assert refusal is not None
-        said.append(refusal.guard)
-        request = replace(request, **repair)
-    assert said == ["mode", "freshness", "warm-up", "state", "cooldown", "concurrency"]
-    assert guards.check(request, NOW) is None
+        assert refusal.guard == guard, refusal.reason
+        request = repair(guards, request)
+    assert guards.check(request, at(1010)) is None
 
 
 def later(guards: Guards, second: float, **changes: Any) -> Refusal | None:
