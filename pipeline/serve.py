@@ -67,9 +67,6 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
         "rule",
     )
     exporter.watch("virtpilot_decisions_accepted_total", "Decisions accepted.", "counter", lambda: counters.accepted)
-    exporter.watch(
-        "virtpilot_decisions_refused_total", "Decisions refused.", "counter", lambda: dict(counters.refused), "guard"
-    )
     exporter.watch("virtpilot_commands_total", "Commands given.", "counter", lambda: counters.commands)
     exporter.watch("virtpilot_outcomes_total", "Outcomes.", "counter", lambda: dict(counters.outcomes), "result")
     exporter.watch("virtpilot_rules_count", "Rules in force.", "gauge", lambda: len(made.rulebook.ruleset.rules))
@@ -83,8 +80,44 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
         "matcher",
     )
     exporter.check("rules", lambda: not made.rulebook.problems)
+    _watch_guards(exporter, made)
     _watch_streams(exporter, made)
     return exporter
+
+
+def _watch_guards(exporter: Exporter, made: Controller) -> None:
+    """Export what the guards refused, and what some of them remember."""
+    guards, refused, clock = made.pilot.guards, made.counters.refused, SystemClock()
+    none = dict.fromkeys(guards.names, 0)
+    exporter.watch(
+        "virtpilot_decisions_refused_total", "Decisions refused.", "counter", lambda: none | refused, "guard"
+    )
+    exporter.watch(
+        "virtpilot_budget_left_count",
+        "Actions left in each budget that is not full, at its last use.",
+        "gauge",
+        guards.budgets.states,
+        "budget",
+    )
+    exporter.watch(
+        "virtpilot_breaker_state_code",
+        "Breakers after failures: 0 closed, 1 half open, 2 open.",
+        "gauge",
+        lambda: guards.breakers.states(clock.now_ns()),
+        "breaker",
+    )
+    exporter.watch(
+        "virtpilot_oscillating_count",
+        "Guests that go to and fro, or whose knobs do.",
+        "gauge",
+        lambda: len(list(guards.oscillations.alarms())),
+    )
+    exporter.watch(
+        "virtpilot_foreign_guests_count",
+        "Guests left alone because somebody else changed them.",
+        "gauge",
+        lambda: len(guards.foreign),
+    )
 
 
 def _watch_streams(exporter: Exporter, made: Controller) -> None:

@@ -115,7 +115,8 @@ class Breakers:
 
     def states(self, now_ns: int) -> Mapping[str, int]:
         """Return each circuit that is not in order: closed after failures (0), half open (1), open (2)."""
-        return {name: _state(circuit, now_ns) for name, circuit in self._circuits.items()}
+        known = ((name, self._circuits.get(name)) for name in list(self._circuits))
+        return {name: _state(circuit, now_ns) for name, circuit in known if circuit is not None}
 
     def opened(self) -> Iterator[tuple[str, Circuit]]:
         """Yield the circuits that are open or half open."""

@@ -75,8 +75,9 @@ class Buckets:
             self._buckets[key] = Bucket(budget.scope, budget.rule, who, left, now_ns, full_ns)
 
     def states(self) -> Mapping[str, float]:
-        """Return how many actions each budget that is not full had left at its last use."""
-        return {" ".join(filter(None, (one.scope, one.rule, one.who))): one.left for one in self._buckets.values()}
+        """Return how many actions each budget that is not full had left at its last use; any thread may ask."""
+        known = [one for key in list(self._buckets) if (one := self._buckets.get(key)) is not None]
+        return {" ".join(filter(None, (one.scope, one.rule, one.who))): one.left for one in known}
 
     def forget(self, now_ns: int) -> None:
         """Drop buckets that are full by now."""

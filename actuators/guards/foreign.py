@@ -20,6 +20,9 @@ class ForeignChanges:
             return ""
         return f"somebody else {seen.what}: the guest is left alone for another {span(seen.until_ns - now_ns)}"
 
+    def __len__(self) -> int:
+        return len(self._seen)
+
     def noticed(self, guest: str, what: str, at_ns: int, now_ns: int) -> None:
         """Take note of what somebody else did; of a host whose clock goes ahead as of now."""
         until_ns = min(at_ns, now_ns) + self._backoff_ns

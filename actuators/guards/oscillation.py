@@ -78,10 +78,11 @@ class Oscillations:
         return trail.damped or trail.swings > (0 if what == PLACE else 1)
 
     def alarms(self) -> Iterator[tuple[str, str, str]]:
-        """Yield each guest that oscillates with what does, and the way it went."""
-        for name, trail in self._trails.items():
+        """Yield each guest that oscillates with what does, and the way it went; any thread may ask."""
+        for name in list(self._trails):
             guest, _, what = name.rpartition(" ")
-            if self._alarming(what, trail):
+            trail = self._trails.get(name)
+            if trail is not None and self._alarming(what, trail):
                 yield guest, what, _way(trail, what)
 
     def forget(self, now_ns: int) -> None:

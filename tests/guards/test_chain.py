@@ -121,6 +121,27 @@ def closed(guards: Guards, request: GuardRequest) -> GuardRequest:
     return request
 
 
+# In their order: when each guard speaks, and what satisfies it.
+STEPS: dict[str, tuple[float, Repair]] = {
+    "mode": (1001, repaired(mode=Mode.APPROVE)),
+    "calendar": (1001, repaired()),
+    "opt-out": (999, repaired(opt_out="")),
+    "own-machine": (999, repaired(engine="")),
+    "freshness": (999, repaired(sample_ns=NOW)),
+    "warm-up": (999, repaired(first_seen_ns=at(0))),
+    "state": (999, repaired(state_code=1)),
+    "bounds": (999, repaired(knob="", bounds=())),
+    "cooldown": (999, repaired(rung=1)),
+    "budget": (999, repaired(budgets=())),
+    "concurrency": (999, answered),
+    "breaker": (999, closed),
+    "foreign-change": (999, repaired()),
+    "oscillation": (1010, repaired(target="host-4")),
+    "target": (1010, repaired(target_view=ROOMY)),
+    "approval": (1010, repaired(approved=True)),
+}
+
+
 def test_the_order_of_the_chain() -> None:
     """With everything wrong at once the guards speak in their order, one after the other as each is satisfied."""
     guards = Guards(replace(LIMITS, freezes=["Tue 22:30-23:00"], breaker_failures=1, foreign_backoff_s=60))
@@ -146,27 +167,9 @@ def test_the_order_of_the_chain() -> None:
         target="host-3",
         target_view=replace(ROOMY, online=False),
     )
-    steps: dict[str, tuple[float, Repair]] = {
-        "mode": (1001, repaired(mode=Mode.APPROVE)),
-        "calendar": (1001, repaired()),
-        "opt-out": (999, repaired(opt_out="")),
-        "own-machine": (999, repaired(engine="")),
-        "freshness": (999, repaired(sample_ns=NOW)),
-        "warm-up": (999, repaired(first_seen_ns=at(0))),
-        "state": (999, repaired(state_code=1)),
-        "bounds": (999, repaired(knob="", bounds=())),
-        "cooldown": (999, repaired(rung=1)),
-        "budget": (999, repaired(budgets=())),
-        "concurrency": (999, answered),
-        "breaker": (999, closed),
-        "foreign-change": (999, repaired()),
-        "oscillation": (1010, repaired(target="host-4")),
-        "target": (1010, repaired(target_view=ROOMY)),
-        "approval": (1010, repaired(approved=True)),
-    }
-    assert guards.names == tuple(steps)
+    assert guards.names == tuple(STEPS)
     unfrozen = Guards(replace(LIMITS, foreign_backoff_s=60))
-    for guard, (second, repair) in steps.items():
+    for guard, (second, repair) in STEPS.items():
         if guard == "oscillation":
             unfrozen.restore(msgspec.json.decode(msgspec.json.encode(guards.saved())))
             guards = unfrozen

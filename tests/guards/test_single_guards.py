@@ -15,7 +15,7 @@ from virtpilot.clock import seconds
 
 LEAST = "virtpilot_least_cpu_shares"
 FLOOR = (200, 2**63 - 1, f"the guest's tag {LEAST}")
-SHARES = {"knob": "cpu_shares", "current": 1024}
+SHARES: dict[str, Any] = {"knob": "cpu_shares", "current": 1024}
 
 
 @pytest.mark.parametrize(
