@@ -10,83 +10,83 @@ import msgspec
 
 from virtpilot.actuators.command import Signer, load_private
 from virtpilot.actuators.guards.chain import Guards
-from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import Clock, seconds
 from virtpilot.model import Bus, Store
 from virtpilot.pipeline import state
-from virtpilot.pipeline.alerts import AlertOptions, Alerts
+from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.config import ControllerConfig, WriterConfig
-from virtpilot.pipeline.controller import Controller, ControllerTiming
+from virtpilot.pipeline.controller import Controller
 from virtpilot.pipeline.evaluations import EVALUATIONS, EvaluationLog, Tracer
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
+from virtpilot.pipeline.operations.announced import located
+from virtpilot.pipeline.operations.desk import Desk
+from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.own_machine import machine_uuids
-from virtpilot.pipeline.pilot import Pilot, PilotOptions
+from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import RECORDS, RecordLog
-from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
-from virtpilot.pipeline.steering import SteeringOptions
+from virtpilot.pipeline.rulebook import Rulebook
 from virtpilot.pipeline.store.file import FileStore
 from virtpilot.pipeline.store.influx import InfluxStore
 from virtpilot.pipeline.writer import Writer
-from virtpilot.planner.placement import Reserve
-from virtpilot.rules.decisions.decider import Decider, DecisionOptions
+from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import choose
 from virtpilot.topics import Topics
 
 
 def controller(
+    config: ControllerConfig,
     *,
-    cluster: str,
     bus: Callable[[], Bus],
     clock: Clock,
     signer: Signer,
     folder: Path | None,
-    rules: RuleOptions | Rulebook,
-    decisions: DecisionOptions,
-    guards: GuardOptions,
-    reserve: Reserve,
-    pilot: PilotOptions,
-    alerts: AlertOptions,
-    timing: ControllerTiming,
-    sampling: SteeringOptions = SteeringOptions(),  # noqa: B008 - frozen
+    rulebook: Rulebook | None = None,
 ) -> Controller:
-    """Put a controller together and let it take up where it left; raises RuleError and StateError."""
+    """Put a controller together and let it take up where it left; raises RuleError and StateError.
+
+    Its state is kept in `folder`, None for one in memory; `rulebook` takes the place of the config's rules.
+    """
     state_path = _state_path(folder)
     saved = None if state_path is None else state.load(state_path)
-    rulebook = rules if isinstance(rules, Rulebook) else Rulebook(rules)
-    flown = _pilot(rulebook, decisions, guards, reserve, pilot, _epoch(saved, clock))
+    rulebook = rulebook or Rulebook(config.rules)
+    pilot = _pilot(config, rulebook, _epoch(saved, clock))
     made = Controller(
-        topics=Topics(cluster),
+        topics=Topics(config.cluster),
         bus=bus(),
         rulebook=rulebook,
-        pilot=flown,
+        pilot=pilot,
+        operations=OperationsPage(config.operations, pilot.desk, lambda work: located(work, pilot.fleet)),
         signer=signer,
-        alerts=Alerts(alerts, clock, cluster),
+        alerts=Alerts(config.alerts, clock, config.cluster),
         records=RecordLog(folder / RECORDS if folder is not None else None),
         tracer=Tracer(rulebook, EvaluationLog(folder / EVALUATIONS if folder is not None else None)),
         clock=clock,
-        timing=timing,
+        timing=config.timing,
         state=None if state_path is None else state.StateLog(state_path),
-        sampling=sampling,
+        sampling=config.sampling,
     )
     if saved is not None:
         made.restore(saved)
     return made
 
 
-def _pilot(
-    rulebook: Rulebook,
-    decisions: DecisionOptions,
-    limits: GuardOptions,
-    reserve: Reserve,
-    options: PilotOptions,
-    epoch: int,
-) -> Pilot:
+def _pilot(config: ControllerConfig, rulebook: Rulebook, epoch: int) -> Pilot:
+    limits = config.guards
     fleet = MeasuredFleet(rulebook.evaluator, seconds(limits.max_sample_age_s))
-    asking = Asking(fleet, rulebook.ruleset, reserve, limits)
-    decider = Decider(rulebook.ruleset, choose(rulebook.matcher), decisions)
-    return Pilot(fleet, decider, Guards(limits), asking, reserve, options, epoch)
+    # The queue has as many places as the guard of concurrency.
+    moves = {"out": limits.migrations_out, "in": limits.migrations_in, "cluster": limits.migrations_cluster}
+    return Pilot(
+        fleet=fleet,
+        decider=Decider(rulebook.ruleset, choose(rulebook.matcher), config.decisions),
+        guards=Guards(limits),
+        desk=Desk(config.scheduling, moves),
+        asking=Asking(fleet, rulebook.ruleset, config.reserve, limits),
+        reserve=config.reserve,
+        options=config.pilot,
+        epoch=epoch,
+    )
 
 
 def _state_path(folder: Path | None) -> Path | None:
@@ -102,27 +102,21 @@ def _epoch(saved: Mapping[str, Any] | None, clock: Clock) -> int:
     return max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
 
 
-def _knowing_this_machine(limits: GuardOptions) -> GuardOptions:
-    """Return the guards' options with this machine among those that nothing is done to, should it be a guest."""
-    return msgspec.structs.replace(limits, engine_guests=[*limits.engine_guests, *sorted(machine_uuids())])
+def _knowing_this_machine(config: ControllerConfig) -> ControllerConfig:
+    """Return the config with this machine among those that nothing is done to, should it be a guest."""
+    limits, own = config.guards, sorted(machine_uuids())
+    guards = msgspec.structs.replace(limits, engine_guests=[*limits.engine_guests, *own])
+    return msgspec.structs.replace(config, guards=guards)
 
 
 def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
     """Put the controller of a cluster together."""
     return controller(
-        cluster=config.cluster,
+        _knowing_this_machine(config),
         bus=lambda: MqttBus(config.bus, f"virtpilot-{config.cluster}-controller"),
         clock=clock,
         signer=Signer(load_private(Path(config.commands.private_key_file))),
         folder=Path(config.state_folder),
-        rules=config.rules,
-        decisions=config.decisions,
-        guards=_knowing_this_machine(config.guards),
-        reserve=config.reserve,
-        pilot=config.pilot,
-        alerts=config.alerts,
-        timing=config.timing,
-        sampling=config.sampling,
     )
 
 

@@ -16,6 +16,8 @@ from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.cardinality import LimitOptions
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.exporter import ExporterOptions
+from virtpilot.pipeline.operations.desk import SchedulingOptions
+from virtpilot.pipeline.operations.page import PageOptions
 from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.process import LogOptions
 from virtpilot.pipeline.rulebook import RuleOptions
@@ -46,6 +48,8 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guards: GuardOptions = GuardOptions()
     reserve: Reserve = Reserve()
     pilot: PilotOptions = PilotOptions()
+    scheduling: SchedulingOptions = SchedulingOptions()
+    operations: PageOptions = PageOptions()
     commands: ControllerKeys = ControllerKeys()
     bus: MqttOptions = MqttOptions()
     alerts: AlertOptions = AlertOptions()

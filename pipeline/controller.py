@@ -29,6 +29,7 @@ from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Small
+from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
@@ -98,6 +99,7 @@ class Controller:
         rulebook: Rulebook,
         pilot: Pilot,
         signer: Signer,
+        operations: OperationsPage,
         alerts: Alerts,
         records: RecordLog,
         tracer: Tracer,
@@ -118,6 +120,7 @@ class Controller:
         rulebook.on_reload = self._on_reload
         self._topics = topics
         self.bus = bus
+        self._operations = operations
         self._alerts = alerts
         self._alarms = Alarms(topics.cluster)
         self._clock = clock
@@ -144,6 +147,7 @@ class Controller:
         self.rulebook.evaluator.resume(document["turns"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])
+        self.pilot.desk.restore(document.get("operations", {}))
         firing = msgspec.convert(list(document["alerts"].values()), list[Signal])
         self._alerts.resume(firing)
         self.rulebook.told_refused = any(signal.rule == REFUSED for signal in firing)
@@ -161,6 +165,7 @@ class Controller:
             "turns": self._turns,
             "decisions": self.pilot.decider,
             "guards": self.pilot.guards,
+            "operations": self.pilot.desk,
             "alerts": self._alerts.part,
             "statuses": Entries(self.pilot.fleet.statuses, str),
             "outbox": self._outbox.part,
@@ -182,10 +187,18 @@ class Controller:
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
             delivery = self.bus.receive(0)
+        self._serve_requests(self._clock.now_ns())
         self._keeper.work()
         if not timeout_s:
             self._keeper.settle()
         self._outbox.send(self._keeper, self._clock.now_ns())
+
+    def _serve_requests(self, now_ns: int) -> None:
+        """Answer what people ask; what they are told survives a restart."""
+        while (asked := self._operations.next()) is not None:
+            answer = self._operations.answer(asked.request, now_ns)
+            self._keeper.save()
+            asked.tell(answer)
 
     def tick(self, now_ns: int) -> None:
         """Notice what did not come, measure effects, decide, and save now and then."""
@@ -341,4 +354,5 @@ class Controller:
         self._outbox.send(self._keeper, self._clock.now_ns())
         self._keeper.close()
         self._alerts.close(2.0)
+        self._operations.close()
         self.bus.close()

@@ -13,23 +13,19 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from virtpilot.actuators.command import Signer, Verifier
-from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND, Clock, VirtualClock
 from virtpilot.model import Mode
 from virtpilot.pipeline import agent_assembly, assembly, trail
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
-from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.cadence import CadenceOptions
+from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
-from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.store.file import FileStore
 from virtpilot.pipeline.writer import Writer
-from virtpilot.planner.placement import Reserve
-from virtpilot.rules.decisions.decider import DecisionOptions
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics
@@ -54,18 +50,15 @@ class Demo:
         bus, dead = self.broker.connect("writer"), folder / "dead-letters"
         self.writer = Writer(bus, self.store, self.topics, self.clock, dead_letters=dead)
         self.controller = assembly.controller(
-            cluster=CLUSTER,
+            ControllerConfig(
+                cluster=CLUSTER,
+                rules=rules or RuleOptions(modes={"*": Mode.ACT}),
+                timing=ControllerTiming(save_s=60.0),
+            ),
             bus=lambda: self.broker.connect("controller"),
             clock=self.clock,
             signer=signer,
             folder=folder / "controller",
-            rules=rules or RuleOptions(modes={"*": Mode.ACT}),
-            decisions=DecisionOptions(),
-            guards=GuardOptions(),
-            reserve=Reserve(),
-            pilot=PilotOptions(),
-            alerts=AlertOptions(),
-            timing=ControllerTiming(save_s=60.0),
         )
         self.controller.start()
         self.agents = [

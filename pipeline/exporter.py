@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import socketserver
-import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socket import AF_INET, AF_INET6
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import structlog
@@ -19,14 +14,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from virtpilot import __version__
-from virtpilot.errors import ConfigError, Problem
+from virtpilot.pipeline.web import Answer, Request, WebServer
 
 log = structlog.get_logger(__name__)
 
 Value = float | Mapping[str, float]
 Family = CounterMetricFamily | GaugeMetricFamily
-_MAX_CLIENTS: Final = 16
-_CLIENT_S: Final = 10.0
 
 
 class ExporterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +51,7 @@ class Exporter(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
         self.watch("virtpilot_build_info", "The version that runs.", "gauge", lambda: {__version__: 1.0}, "version")
-        self._server = _Server(options, self._page) if options.port else None
+        self._server = WebServer("exporter", options.address, options.port, self._page) if options.port else None
 
     def watch(
         self, name: str, meaning: str, kind: Literal["counter", "gauge"], read: Callable[[], Value], label: str = ""
@@ -111,21 +104,23 @@ class Exporter(Collector):
             log.error("health check failed", check=name, error=repr(error))
             return False
 
-    def _page(self, path: str, accept: str) -> tuple[int, str, bytes]:
-        match path.partition("?")[0]:
+    def _page(self, asked: Request) -> Answer:
+        if asked.method != "GET":
+            return Answer(501, b"these pages are only read\n", "text/plain; charset=utf-8")
+        match asked.path:
             case "/metrics":
-                return 200, *self.metrics(accept)
+                kind, page = self.metrics(asked.accept)
+                return Answer(200, page, kind)
             case "/healthz":
                 well, checks = self.health()
-                page = msgspec.json.encode({"healthy": well, "checks": checks})
-                return 200 if well else 503, "application/json", page
+                return Answer(200 if well else 503, msgspec.json.encode({"healthy": well, "checks": checks}))
             case _:
-                return 404, "text/plain; charset=utf-8", b"/metrics and /healthz are here\n"
+                return Answer(404, b"/metrics and /healthz are here\n", "text/plain; charset=utf-8")
 
     @property
     def port(self) -> int:
         """The port that is listened on, 0 for none."""
-        return int(self._server.server_address[1]) if self._server is not None else 0
+        return self._server.port if self._server is not None else 0
 
     def close(self) -> None:
         """Stop listening."""
@@ -143,71 +138,3 @@ def _family(item: _Watched) -> Family:
     for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
         made.add_metric([label] if item.label else [], float(number))
     return made
-
-
-class _Server(socketserver.ThreadingMixIn, HTTPServer):
-    """A small HTTP server in threads of its own; more than 16 clients at once are turned away."""
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 2 * _MAX_CLIENTS  # the default of 5 makes a burst of clients wait for a second
-
-    def __init__(self, options: ExporterOptions, page: Callable[[str, str], tuple[int, str, bytes]]) -> None:
-        self.page = page
-        self.address_family = AF_INET6 if ":" in options.address else AF_INET
-        self._free = threading.BoundedSemaphore(_MAX_CLIENTS)
-        try:
-            super().__init__((options.address, options.port), _Handler)
-        except OSError as error:
-            message = f"cannot listen on {options.address}:{options.port}: {error.strerror}"
-            raise ConfigError([Problem("[exporter]", 0, 0, message)]) from None
-        self._thread = threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.1}, name="exporter", daemon=True
-        )
-        self._thread.start()
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's reverse lookup of the address: a dead DNS must not hold up a start."""
-        socketserver.TCPServer.server_bind(self)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, *_request: object) -> None:
-        """Log what is our own fault; a client that has gone before its answer is not."""
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            log.error("exporter page failed", error=repr(error))
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout: ClassVar[float] = _CLIENT_S  # a client that sends nothing holds a thread no longer
-    server: _Server
-
-    def do_GET(self) -> None:
-        status, kind, body = self.server.page(self.path, self.headers.get("Accept", ""))
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def version_string(self) -> str:
-        return "virtpilot"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 # the base class's name
-        """Say nothing: a scrape every few seconds is no news."""

@@ -48,6 +48,14 @@ class MeasuredFleet:
         """Return a guest's newest row, None where it is not known."""
         return self.evaluator.row(Kind.VM, guest_id)
 
+    def host_of(self, guest: str) -> tuple[str, str] | None:
+        """Return the UUID and the host of a guest, by its UUID or its only bearer's name; None where there is none."""
+        row = self.guest(guest)
+        if row is not None:
+            return row.subject.id, row.subject.host
+        named = [row for row in self.evaluator.latest(Kind.VM).values() if row.subject.name == guest]
+        return (named[0].subject.id, named[0].subject.host) if len(named) == 1 else None
+
     def host(self, name: str) -> Row | None:
         """Return a host's newest row, None where it is not known."""
         return self.evaluator.row(Kind.HOST, name)

@@ -1,22 +1,25 @@
 """From wanted remedies to signed commands: planner, guards, decision, command.
 
-decider.wants → (arbiter's losers: refused) → plan the action → guards → Decision → Command → outbox
+decider.wants → (arbiter's losers: refused) → plan the action → guards → its turn → Decision → Command → outbox
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Final
 
 import msgspec
 
 from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
 from virtpilot.actuators.guards.chain import Guards
+from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
 from virtpilot.events import By, Event, EventKind
 from virtpilot.model import Command, Decision, Kind, Outcome, Result, record_id
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
+from virtpilot.pipeline.operations.desk import Desk
+from virtpilot.pipeline.operations.moves import id_of, operation_of, waits_in_line
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want
@@ -48,6 +51,18 @@ class Refused(Exception):
         super().__init__(reason)
 
 
+class Planned(msgspec.Struct, frozen=True):
+    """A want with the action for it, the reason for that, and what the guards look at."""
+
+    want: Want
+    row: Row
+    action: Action
+    reason: str
+    request: GuardRequest
+    held: Refusal | None = None
+    """What the guard `concurrency` says: a place may be free when its turn comes."""
+
+
 class Pilot:
     """Decides on what the rules want, one decision a want, and keeps the count of what is in flight."""
 
@@ -56,6 +71,7 @@ class Pilot:
         fleet: MeasuredFleet,
         decider: Decider,
         guards: Guards,
+        desk: Desk,
         asking: Asking,
         reserve: Reserve,
         options: PilotOptions,
@@ -64,6 +80,7 @@ class Pilot:
         self.fleet = fleet
         self.decider = decider
         self.guards = guards
+        self.desk = desk
         self._asking = asking
         self._reserve = reserve
         self._ttl_ns = seconds(options.command_ttl_s)
@@ -87,30 +104,70 @@ class Pilot:
         winners, losers = self.decider.wants(now_ns, about)
         for want, reason in losers:
             records += self._refuse(want, "arbiter", reason, now_ns)
+        queue = [want for want in winners if waits_in_line(want)]
         for want in winners:
-            records += self._decide_one(want, now_ns)
+            if not waits_in_line(want):
+                records += self._decide_one(want, now_ns)
+        if about is None or (queue and not self.desk.crowded):
+            records += self._take_turns(queue, now_ns)
         records += [self._release(release, now_ns) for release in self.decider.releases(now_ns)]
         records += [_at_its_end(ladder) for ladder in self.decider.exhausted()]
         return records
 
+    def _take_turns(self, queue: Sequence[Want], now_ns: int) -> list[Decision | Command]:
+        """Decide on what takes time and places, in the order of the queue's policy."""
+        records: list[Decision | Command] = []
+        ready: dict[str, Planned] = {}
+        for want in queue:
+            planned = self._prepared(want, now_ns)
+            if isinstance(planned, Refused):
+                records += self._refuse(want, planned.guard, planned.reason, now_ns)
+            else:
+                ready[id_of(want)] = planned
+        operations = {id_: operation_of(planned.want, planned.row, planned.action) for id_, planned in ready.items()}
+        turn = self.desk.turn(operations.values(), self.guards.flying(), now_ns)
+        for id_ in turn.begin:
+            # What began before it may have changed where it is to go, or whether it may.
+            made = self._decide_one(ready[id_].want, now_ns)
+            records += made
+            for command in made:
+                if isinstance(command, Command):
+                    self.desk.began(command.id, operations[id_], now_ns)
+        for id_, place in turn.waiting.items():
+            held = ready[id_].held
+            guard, reason = ("queue", self.desk.words(place)) if held is None else (held.guard, held.reason)
+            records += self._refuse(ready[id_].want, guard, reason, now_ns)
+        return records
+
     def _decide_one(self, want: Want, now_ns: int) -> list[Decision | Command]:
-        row = self.fleet.guest(want.subject.id) if want.subject.kind is Kind.VM else None
-        try:
-            if row is None:
-                raise Refused("freshness", f"{want.subject.name or want.subject.id} is not measured any more")
-            action, reason = self._plan(want, row, now_ns)
-            hosts = self._host_loads(now_ns) if isinstance(action, Migrate) else ()
-            request = self._asking.request(want, row, action, hosts, approved=False)
-            if (refusal := self.guards.check(request, now_ns)) is not None:
-                raise Refused(refusal.guard, refusal.reason)
-        except Refused as refused:
-            return self._refuse(want, refused.guard, refused.reason, now_ns)
-        decision = self._decision(want, now_ns, accepted=True, action=action, reason=reason)
-        command = self._command(decision.id, row.subject.host, action, want.rule, now_ns)
-        self.guards.started(request, command.id, now_ns)
+        planned = self._prepared(want, now_ns)
+        if isinstance(planned, Refused):
+            return self._refuse(want, planned.guard, planned.reason, now_ns)
+        if planned.held is not None:
+            return self._refuse(want, planned.held.guard, planned.held.reason, now_ns)
+        action = planned.action
+        decision = self._decision(want, now_ns, accepted=True, action=action, reason=planned.reason)
+        command = self._command(decision.id, planned.row.subject.host, action, want.rule, now_ns)
+        self.guards.started(planned.request, command.id, now_ns)
         self._hosts = None
         self.decider.on_decision(decision, command, now_ns)
         return [decision, command]
+
+    def _prepared(self, want: Want, now_ns: int) -> Planned | Refused:
+        """Return the action for a want once the guards let it through, or who refuses it."""
+        row = self.fleet.guest(want.subject.id) if want.subject.kind is Kind.VM else None
+        if row is None:
+            return Refused("freshness", f"{want.subject.name or want.subject.id} is not measured any more")
+        try:
+            action, reason = self._plan(want, row, now_ns)
+        except Refused as refused:
+            return refused
+        hosts = self._host_loads(now_ns) if isinstance(action, Migrate) else ()
+        request = self._asking.request(want, row, action, hosts, approved=False)
+        refusal = self.guards.check(request, now_ns)
+        if refusal is not None and refusal.guard != "concurrency":
+            return Refused(refusal.guard, refusal.reason)
+        return Planned(want, row, action, reason, request, refusal)
 
     def _plan(self, want: Want, row: Row, now_ns: int) -> tuple[Action, str]:
         """Return the action with the reason for it; raises Refused."""

@@ -17,15 +17,13 @@ from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Command, HostStatus, Message, Mode, Sample
 from virtpilot.pipeline import assembly
-from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.memory import MemoryBroker
+from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
-from virtpilot.pipeline.pilot import PilotOptions
+from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.standin import Reply, StandIn
-from virtpilot.planner.placement import Reserve
-from virtpilot.rules.decisions.decider import DecisionOptions
 from virtpilot.rules.language import RuleSet
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
@@ -46,6 +44,8 @@ class Rehearsal:
         *,
         mode: Mode | None = None,
         tick_s: float = 1.0,
+        guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
+        scheduling: SchedulingOptions = SchedulingOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.clock = VirtualClock(start_ns)
         self.topics = Topics(CLUSTER)
@@ -56,18 +56,14 @@ class Rehearsal:
         key = Ed25519PrivateKey.from_private_bytes(_KEY)
         signer = Signer(key)
         self.controller = assembly.controller(
-            cluster=CLUSTER,
+            ControllerConfig(
+                cluster=CLUSTER, guards=guards, scheduling=scheduling, timing=ControllerTiming(tick_s=tick_s)
+            ),
             bus=lambda: broker.connect("controller"),
             clock=self.clock,
             signer=signer,
             folder=None,
-            rules=Rulebook(RuleOptions(modes={} if mode is None else {"*": mode}), rules),
-            decisions=DecisionOptions(),
-            guards=GuardOptions(),
-            reserve=Reserve(),
-            pilot=PilotOptions(),
-            alerts=AlertOptions(),
-            timing=ControllerTiming(tick_s=tick_s),
+            rulebook=Rulebook(RuleOptions(modes={} if mode is None else {"*": mode}), rules),
         )
         self.controller.records = RecordLog(keep=MAX_RECORDS)
         self.controller.start()

@@ -14,18 +14,20 @@ places, that came more than (100 - p) · `ageing_s` after it: that is the bound 
 Stopping pays where the newcomer's time and the work that is lost by stopping are together less than what the running
 operation has left: n + lost < r makes the sum of both completion times smaller (n + (n + r + lost) < r + (r + n)).
 
-An operation takes one of each of its places (out of a host, into one, a guest, the cluster). What cannot begin holds
-its places against those behind it, so that a stream of small operations never starves a large one.
+An operation takes one of each of its places (out of a host, into one, a guest, the cluster). One that waits holds its
+places from the time on at which all of them are foreseen to be free: what comes after it may have them if it is over by
+then. So a stream of small operations never starves a large one, and a long wait for one place leaves no other unused.
 
 Sources: Silberschatz, Galvin and Gagne, Operating System Concepts, chapter "CPU Scheduling"; Schrage (1968) for the
-optimality of the shortest remaining time; Kleinrock (1964) for ageing; Jackson (1955) for deadlines.
+optimality of the shortest remaining time; Kleinrock (1964) for ageing; Jackson (1955) for deadlines; Lifka (1995), EASY
+backfilling, for what may go before its turn.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final
@@ -64,7 +66,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     takes_s: float
     done_s: float = 0.0
     priority: int = 50
-    deadline_s: float = math.inf
+    deadline_s: float | None = None
     places: frozenset[str] = frozenset({"cluster"})
     stopping: Stopping = Stopping.NEVER
 
@@ -109,7 +111,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy with what it needs to know: how many of each place there are (one, where nothing is said)."""
+    """A policy with what it needs to know: how many places of a kind each has; one, where nothing is said.
+
+    A place's kind is what stands before its first blank: of `out host-1` it is `out`.
+    """
 
     policy: SchedulingPolicy = SchedulingPolicy.AGEING
     ageing_s: float = DEFAULT_AGEING_S
@@ -122,19 +127,21 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     def turn(self, waiting: Iterable[Operation], running: Iterable[Operation]) -> Turn:
         """Return what is to be begun and stopped now."""
         busy = {operation.id: operation for operation in running}
-        taken = Counter(place for operation in busy.values() for place in operation.places)
+        book = _Book(self.places, busy.values())
         begin: list[str] = []
         stop: dict[str, str] = {}
         behind: dict[str, str] = {}
         for operation in sorted(waiting, key=self.rank):
-            lacking = sorted(place for place in operation.places if taken[place] >= self.places.get(place, 1))
+            lacking = book.lacking(operation)
             if not lacking:
                 begin.append(operation.id)
-            else:
-                behind[operation.id] = lacking[0]
-                for victim in self._stopped_for(operation, lacking, busy, stop):
-                    stop[victim.id] = operation.id  # its places are free when it has really stopped
-            taken.update(operation.places)
+                book.take(operation)
+                continue
+            behind[operation.id] = lacking[0]
+            victims = self._stopped_for(operation, lacking, busy, stop)
+            stop |= dict.fromkeys((victim.id for victim in victims), operation.id)
+            # What has been told to stop is there until it has really stopped, which is soon.
+            book.hold(operation, 0.0 if victims else book.free_in_s(lacking))
         return Turn(begin=tuple(begin), stop=stop, waiting=behind)
 
     def _stopped_for(
@@ -176,8 +183,61 @@ _FIRST: Final[Mapping[SchedulingPolicy, Callable[[Operation, Schedule], float]]]
     SchedulingPolicy.SHORTEST_JOB: lambda operation, _schedule: operation.takes_s,
     SchedulingPolicy.SHORTEST_REMAINING: lambda operation, _schedule: operation.left_s,
     SchedulingPolicy.AGEING: lambda operation, by: operation.arrived_s - operation.priority * by.ageing_s,
-    SchedulingPolicy.DEADLINE: lambda operation, _schedule: operation.deadline_s,
+    SchedulingPolicy.DEADLINE: lambda operation, _schedule: (
+        math.inf if operation.deadline_s is None else operation.deadline_s
+    ),
 }
+
+
+class _Hold(msgspec.Struct, frozen=True):
+    """Places that a waiting operation is to have, in so many seconds."""
+
+    operation: Operation
+    in_s: float
+
+
+class _Book:
+    """Who has which places, and who is to have them next."""
+
+    def __init__(self, limits: Mapping[str, int], running: Iterable[Operation]) -> None:
+        self._limits = limits
+        self._taken: defaultdict[str, list[float]] = defaultdict(list)
+        self._holds: defaultdict[str, list[_Hold]] = defaultdict(list)
+        for operation in running:
+            self.take(operation)
+
+    def _limit(self, place: str) -> int:
+        return self._limits.get(place.partition(" ")[0], 1)
+
+    def take(self, operation: Operation) -> None:
+        """Let an operation have its places until its end."""
+        for place in operation.places:
+            self._taken[place].append(operation.left_s)
+
+    def hold(self, operation: Operation, in_s: float) -> None:
+        """Let an operation have its places in so many seconds."""
+        for place in operation.places:
+            self._holds[place].append(_Hold(operation, in_s))
+
+    def lacking(self, operation: Operation) -> list[str]:
+        """Return the places that an operation cannot have now, or would still have when others are to have them."""
+        return [place for place in sorted(operation.places) if not self._has_room(place, operation.left_s)]
+
+    def _has_room(self, place: str, for_s: float) -> bool:
+        held = sum(hold.in_s < for_s for hold in self._holds[place])
+        return len(self._taken[place]) + held < self._limit(place)
+
+    def free_in_s(self, places: Iterable[str]) -> float:
+        """Return in how many seconds all of these places are foreseen to be free; infinite where one never is."""
+        return max(map(self._one_free_in_s, places))
+
+    def _one_free_in_s(self, place: str) -> float:
+        limit = self._limit(place)
+        if limit <= 0:
+            return math.inf
+        held = [hold.in_s + hold.operation.left_s for hold in self._holds[place]]
+        ends = sorted([*self._taken[place], *held])
+        return ends[len(ends) - limit] if len(ends) >= limit else 0.0
 
 
 class _Play:

@@ -6,7 +6,7 @@ breaker → foreign change → oscillation → target → approval
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from virtpilot.actuators.guards.approval import approval
@@ -78,6 +78,10 @@ class Guards:
             if reason := reason_of(request, now_ns):
                 return Refusal(guard, reason)
         return None
+
+    def flying(self) -> Collection[str]:
+        """Return the commands whose outcomes have not come."""
+        return self._concurrency.flying()
 
     def migrations(self) -> Mapping[str, int]:
         """Return for each host how many migrations to or from it are under way."""

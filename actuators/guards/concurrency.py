@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from virtpilot.actuators.guards.memory import InFlight, Memory
 from virtpilot.actuators.guards.options import GuardOptions
@@ -45,6 +45,10 @@ class Concurrency:
 
     def _moves(self) -> list[InFlight]:
         return [flight for flight in self._in_flight.values() if flight.target]
+
+    def flying(self) -> Collection[str]:
+        """Return the commands under way."""
+        return self._in_flight.keys()
 
     def migrations(self) -> Mapping[str, int]:
         """Return for each host how many migrations to or from it are under way."""

@@ -387,6 +387,7 @@ class Decider:
             severity=rule.severity,
             mode=rule.mode,
             cooldown=rule.cooldown,
+            since_ns=ladder.since_ns,
             budgets=rule.budgets,
             blocked=any(not said.startswith("arbiter:") for said in ladder.said),
         )

@@ -32,6 +32,8 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     severity: str
     mode: Mode
     cooldown: Cooldown
+    since_ns: int = 0
+    """Since when it is wanted."""
     budgets: tuple[RuleBudget, ...] = ()
     blocked: bool = False
 

@@ -18,16 +18,13 @@ from virtpilot.clock import SystemClock, VirtualClock, seconds
 from virtpilot.model import Mode, Outcome, Store
 from virtpilot.pipeline import agent_service, assembly, serve
 from virtpilot.pipeline.agent import Agent
-from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.bus.memory import MemoryBroker
+from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.demo import simulated_agent
 from virtpilot.pipeline.exporter import Exporter, ExporterOptions
-from virtpilot.pipeline.pilot import PilotOptions
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.writer import Writer
-from virtpilot.planner.placement import Reserve
-from virtpilot.rules.decisions.decider import DecisionOptions
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics
@@ -55,18 +52,16 @@ class PilotedFleet:
             dead_letters=folder / "dead-letters",
         )
         self.controller = assembly.controller(
-            cluster=cluster,
+            ControllerConfig(
+                cluster=cluster,
+                rules=RuleOptions(modes={"*": Mode.ACT}),
+                guards=GuardOptions(warm_up_s=70),
+                timing=ControllerTiming(save_s=60.0),
+            ),
             bus=lambda: self.broker.connect("controller"),
             clock=self.clock,
             signer=signer,
             folder=folder / "controller",
-            rules=RuleOptions(modes={"*": Mode.ACT}),
-            decisions=DecisionOptions(),
-            guards=GuardOptions(warm_up_s=70),
-            reserve=Reserve(),
-            pilot=PilotOptions(),
-            alerts=AlertOptions(),
-            timing=ControllerTiming(save_s=60.0),
         )
         self.controller.start()
         self.agents = [

@@ -1,0 +1,1 @@
+"""Operations that wait for each other: migrations, memory changes, and the work that others announce."""

@@ -1,0 +1,222 @@
+"""The desk: who waits for whom, by a policy that can be changed while it runs.
+
+announcements ─┐                      ┌─ begin: a want becomes a command, announced work may run
+moves wanted  ─┴─▶ planner schedule ──┼─ stop: announced work is paused, a migration is aborted and wanted again
+moves under way ─▶                    └─ waiting: for which place, and when its turn is foreseen
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+from virtpilot.clock import SECOND, seconds
+from virtpilot.errors import StateError
+from virtpilot.pipeline.operations.announced import Announced, Announcement, Standing
+from virtpilot.planner.scheduling import DEFAULT_AGEING_S, Operation, Run, Schedule, SchedulingPolicy, Turn
+from virtpilot.tracked import Tracked
+
+log = structlog.get_logger(__name__)
+
+MAX_ANNOUNCED: Final = 1_000
+WORK: Final = "work "
+_WORDS: Final = {
+    "out": "as many as may are leaving {}",
+    "in": "as many as may are coming to {}",
+    "cluster": "as many as may are on their way in the cluster",
+    "guest": "something else is being done with this guest",
+    "memory": "as many changes of memory as may be are under way on {}",
+    "work": "announced work is being done on {}",
+}
+
+
+class SchedulingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """In which order migrations, memory changes and announced work are done where not all can be done at once."""
+
+    policy: Annotated[
+        SchedulingPolicy,
+        Meta(
+            description="Who goes first: `ageing` (priority, which grows with waiting), `shortest-job`,"
+            " `shortest-remaining` (stops what takes longer where that pays) or `deadline`."
+        ),
+    ] = SchedulingPolicy.AGEING
+    ageing_s: Annotated[
+        float, Meta(description="Seconds of waiting that are worth one point of priority (`ageing`).", ge=0.1, le=3600)
+    ] = DEFAULT_AGEING_S
+    memory_changes_per_host: Annotated[
+        int, Meta(description="Changes of guests' memory under way on one host at the same time.", ge=1, le=1000)
+    ] = 4
+    works_per_host: Annotated[
+        int, Meta(description="Announced backups and maintenance steps at the same time on one host.", ge=1, le=1000)
+    ] = 1
+    silent_s: Annotated[
+        float,
+        Meta(description="Announced work that nobody has asked about for so long is taken for over.", ge=10, le=86400),
+    ] = 600.0
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What survives a restart."""
+
+    announced: dict[str, Announced] = {}
+    moves: dict[str, Operation] = {}
+    policy: SchedulingPolicy | None = None
+
+
+class Desk:
+    """The queue of all operations, with those of its own that others have announced."""
+
+    def __init__(self, options: SchedulingOptions, moves: Mapping[str, int]) -> None:
+        """Take the options, and how many migrations there may be: `out` of a host, `in` to one, in the `cluster`."""
+        self._options = options
+        self._places = {**moves, "memory": options.memory_changes_per_host, "work": options.works_per_host}
+        self._announced: Tracked[str, Announced] = Tracked()
+        self._moves: Tracked[str, Operation] = Tracked()
+        self._chosen: SchedulingPolicy | None = None
+        self._told: SchedulingPolicy | None = None
+        self._waiting: tuple[Operation, ...] = ()
+
+    @property
+    def policy(self) -> SchedulingPolicy:
+        """The policy in force: the one chosen last while it runs, else the config's."""
+        return self._chosen or self._options.policy
+
+    def choose(self, policy: SchedulingPolicy | None) -> None:
+        """Go on by another policy, from the next turn on and after a restart; None for the config's."""
+        self._chosen = policy
+        log.info("the queue's policy was changed", policy=self.policy)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule in force."""
+        return Schedule(policy=self.policy, ageing_s=self._options.ageing_s, places=self._places)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether something waited for its turn when all were looked at last: nobody may be let past it."""
+        return bool(self._waiting)
+
+    def announced(self) -> Iterable[Announced]:
+        """Return all work that was announced and has not ended."""
+        return self._announced.values()
+
+    def announce(self, work: Announcement, host: str, guest: str, now_ns: int) -> Announced | None:
+        """Take an announcement, on a guest's UUID or a whole host; the same again changes nothing.
+
+        None where too many wait already.
+        """
+        known = self._announced.get(work.id)
+        if known is None:
+            if len(self._announced) >= MAX_ANNOUNCED:
+                return None
+            known = Announced(
+                work=work,
+                host=host,
+                guest=guest,
+                standing=Standing.WAITING,
+                announced_ns=now_ns,
+                since_ns=now_ns,
+                heard_ns=now_ns,
+            )
+            self._announced[work.id] = known
+        return known
+
+    def heard(self, work: str, now_ns: int) -> Announced | None:
+        """Return how announced work stands, and note that somebody cares; None where it is not known (any more)."""
+        known = self._announced.get(work)
+        if known is not None:
+            known = self._announced[work] = msgspec.structs.replace(known, heard_ns=now_ns)
+        return known
+
+    def ended(self, work: str) -> Announced | None:
+        """Take announced work off the queue, and return it; None where it was not on it."""
+        return self._announced.pop(work, None)
+
+    def began(self, command: str, operation: Operation, now_ns: int) -> None:
+        """Note that a move is under way: its operation bears the id of its command from now on."""
+        self._moves[command] = msgspec.structs.replace(operation, id=command, arrived_s=now_ns / SECOND)
+
+    def turn(self, moves: Iterable[Operation], flying: Collection[str], now_ns: int) -> Turn:
+        """Return which moves are to begin, stop and wait; announced work is begun and paused here.
+
+        `flying` are the commands under way: moves that are not among them have ended.
+        """
+        self._forget(flying, now_ns)
+        waiting = [*moves, *(one.operation(now_ns) for one in self._standing(Standing.WAITING, Standing.PAUSED))]
+        turn = self.schedule.turn(waiting, self._running(now_ns))
+        self._waiting = tuple(one for one in waiting if one.id in turn.waiting)
+        return Turn(
+            begin=tuple(self._own(turn.begin, Standing.RUNNING, now_ns)),
+            stop={victim: turn.stop[victim] for victim in self._own(turn.stop, Standing.PAUSED, now_ns)},
+            waiting={id_: place for id_, place in turn.waiting.items() if not id_.startswith(WORK)},
+        )
+
+    def words(self, place: str) -> str:
+        """Say what a waiting operation waits for."""
+        kind, _blank, whose = place.partition(" ")
+        return f"waits for its turn ({self.policy}): {_WORDS[kind].format(whose)}"
+
+    def foresee(self, now_ns: int) -> dict[str, Run]:
+        """Return when each operation will begin and end, if nothing else comes and all is as predicted."""
+        return self.schedule.foresee(self._waiting, self._running(now_ns), now_ns / SECOND)
+
+    def _running(self, now_ns: int) -> list[Operation]:
+        """Return what is under way; a move began when it arrived here."""
+        now_s = now_ns / SECOND
+        moves = [
+            msgspec.structs.replace(move, done_s=min(max(now_s - move.arrived_s, 0.0), move.takes_s))
+            for move in self._moves.values()
+        ]
+        return [*moves, *(one.operation(now_ns) for one in self._standing(Standing.RUNNING))]
+
+    def _standing(self, *standings: Standing) -> list[Announced]:
+        return [one for one in self._announced.values() if one.standing in standings]
+
+    def _own(self, ids: Iterable[str], standing: Standing, now_ns: int) -> Iterator[str]:
+        """Bring announced work into another standing, and yield the ids of all other operations."""
+        for id_ in ids:
+            if not id_.startswith(WORK):
+                yield id_
+                continue
+            work = id_.removeprefix(WORK)
+            self._announced[work] = self._announced[work].became(standing, now_ns)
+
+    def _forget(self, flying: Collection[str], now_ns: int) -> None:
+        for command in [command for command in self._moves if command not in flying]:
+            del self._moves[command]
+        silent_ns = seconds(self._options.silent_s)
+        for work, one in list(self._announced.items()):
+            # In the future: the clock was set back, and it would be waited for without end.
+            if not -silent_ns <= now_ns - one.heard_ns <= silent_ns:
+                del self._announced[work]
+                log.warning("announced work that nobody asks about is taken for over", work=work)
+
+    def saved(self) -> object:
+        """Return what survives a restart; `changes` counts from here."""
+        list(self.changes())
+        return Kept(dict(self._announced), dict(self._moves), self._chosen)
+
+    def changes(self) -> Iterator[tuple[tuple[str, ...], object]]:
+        """Return what has changed since the last call, by its place in what `saved` gives."""
+        for name, items in (("announced", self._announced.changes()), ("moves", self._moves.changes())):
+            for key, value in items.items():
+                yield (name, key), value
+        if self._told is not self._chosen:
+            self._told = self._chosen
+            yield ("policy",), self._chosen
+
+    def restore(self, document: Any) -> None:
+        """Take up where an earlier run ended; raises StateError for what was not saved here."""
+        try:
+            kept = msgspec.convert(document, Kept)
+        except msgspec.ValidationError as error:
+            raise StateError(f"the saved queue of operations is not readable: {error}") from error
+        for work, one in kept.announced.items():
+            self._announced[work] = one
+        for command, move in kept.moves.items():
+            self._moves[command] = move
+        self._chosen = kept.policy
