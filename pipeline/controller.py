@@ -13,7 +13,7 @@ neither forgets nor repeats one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -31,11 +31,13 @@ from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Small
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
+from virtpilot.pipeline.pauses import Pauses
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
 from virtpilot.pipeline.steering import Steering, SteeringOptions
+from virtpilot.pipeline.upkeep import Upkeep
 from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.saved import Turn
@@ -46,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.2
 _DISK_POLL_S: Final = 0.01
+# Where messages never cease to come, a slice of upkeep is done after so many.
+_IN_A_ROW: Final = 8
 _KINDS: Final = frozenset(EventKind)
 # Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
 _EXPLAINING: Final = LIFECYCLE | {
@@ -128,6 +132,8 @@ class Controller:
         self._outbox = Outbox(bus, topics, signer)
         self._turns: Recent[Turn] = Recent()
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
+        self._upkeep = Upkeep()
+        self._pauses = Pauses()
         self._next_tick_ns = 0
 
     @property
@@ -173,23 +179,30 @@ class Controller:
 
     def _on_reload(self, ruleset: RuleSet, evaluator: Evaluator) -> None:
         self.pilot.reload(ruleset, evaluator)
+        self._upkeep.drop()
+        self._pauses.look_at_all_soon()
         self._keeper.save_all_soon()
 
     def step(self, timeout_s: float) -> None:
-        """Do what is due, then handle the messages that are there, waiting `timeout_s` seconds at most.
+        """Do what is due, handle the messages that are there, waiting `timeout_s` seconds at most, and some upkeep.
 
         With 0 nothing is left for the next step: it waits for the disk.
         """
-        if self._clock.monotonic_ns() >= self._next_tick_ns:
+        if self._is_time():
             self._next_tick_ns = self._clock.monotonic_ns() + seconds(self._timing.tick_s)
             self.tick(self._clock.now_ns())
-        delivery = self.bus.receive(min(timeout_s, _DISK_POLL_S) if self._outbox.waits() else timeout_s)
+        delivery, handled = self.bus.receive(self._patience_s(timeout_s)), 0
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
+            self._outbox.send(self._keeper, self._clock.now_ns())
+            handled += 1
+            if timeout_s and (handled >= _IN_A_ROW or self._is_time()):
+                break
             delivery = self.bus.receive(0)
         self._serve_requests(self._clock.now_ns())
-        self._keeper.work()
+        self._upkeep.work()
         if not timeout_s:
+            self._upkeep.finish()
             self._keeper.settle()
         self._outbox.send(self._keeper, self._clock.now_ns())
 
@@ -200,29 +213,45 @@ class Controller:
             self._keeper.save()
             asked.tell(answer)
 
+    def _is_time(self) -> bool:
+        return self._clock.monotonic_ns() >= self._next_tick_ns
+
+    def _patience_s(self, timeout_s: float) -> float:
+        """Return how long a message may be waited for, with what else there is to do."""
+        if self._upkeep.waits():
+            return 0.0
+        return min(timeout_s, _DISK_POLL_S) if self._outbox.waits() else timeout_s
+
     def tick(self, now_ns: int) -> None:
-        """Notice what did not come, measure effects, decide, and save now and then."""
+        """Notice what did not come, measure effects, decide; begin what may take longer."""
         if self.reload_asked.is_set():
             self.reload_asked.clear()
             self.rulebook.reload()
         self.rulebook.watch(now_ns)
-        self._on_signals(self.rulebook.news(now_ns, self._topics.cluster))
-        self._on_signals(self._alarms.news(now_ns, self._alarms.of_guards(self.pilot.guards, self.pilot.fleet)))
-        self._on_signals(self.rulebook.evaluator.tick(now_ns))
-        self.tracer.tick(now_ns)
+        news = [
+            *self.rulebook.news(now_ns, self._topics.cluster),
+            *self._alarms.news(now_ns, self._alarms.of_guards(self.pilot.guards, self.pilot.fleet)),
+            *self.rulebook.evaluator.tick(now_ns),
+        ]
+        self._on_signals(news)
         self._advance(now_ns)
+        self._log_signals(news)
         self._alerts.tick(now_ns)
-        self._steer(now_ns)
         self._keeper.tick()
+        self._upkeep.begin("near misses", self.tracer.look(now_ns))
+        self._upkeep.begin("steering", self._steer(now_ns))
+        self._upkeep.begin("state", self._keeper.pieces())
 
-    def _steer(self, now_ns: int) -> None:
-        """Ask agents to sample those near a threshold more often, and calm ones less."""
+    def _steer(self, now_ns: int) -> Iterator[None]:
+        """Ask agents to sample those near a threshold more often, and calm ones less; some of them at each step."""
         pilot, book = self.pilot, self.rulebook
         there = {status.host for status in pilot.fleet.statuses.values() if status.online}
-        for order in self.steering.look(book.evaluator, book.ruleset.rules, pilot.decider.awaited(), there, now_ns):
-            lasts_s = max(1, (order.until_ns - order.at_ns) // SECOND)
-            payload = msgspec.json.encode(order)
-            self.bus.publish(Message(self._topics.sampling(order.host), payload, expiry_s=lasts_s))
+        for orders in self.steering.look(book.evaluator, book.ruleset.rules, pilot.decider.awaited(), there, now_ns):
+            for order in orders:
+                lasts_s = max(1, (order.until_ns - order.at_ns) // SECOND)
+                payload = msgspec.json.encode(order)
+                self.bus.publish(Message(self._topics.sampling(order.host), payload, expiry_s=lasts_s))
+            yield
 
     def _handle(self, delivery: Delivery, now_ns: int) -> None:
         self.counters.messages += 1
@@ -236,6 +265,7 @@ class Controller:
                 self._on_outcome(message, now_ns)
             case "events":
                 self._on_event(message, now_ns)
+        self.records.flush()
         self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
@@ -251,6 +281,7 @@ class Controller:
         if signals:
             self._on_signals(signals)
             self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))
+            self._log_signals(signals)
 
     def _message_id(self, message: Message) -> str:
         properties = message.properties
@@ -293,8 +324,6 @@ class Controller:
             return None
 
     def _on_signals(self, signals: list[Signal]) -> None:
-        if signals:
-            self.tracer.signals(signals)
         for signal in signals:
             # A signal that the record log knows was raised just before a crash: the restored state knows nothing of it.
             self._record(signal)
@@ -302,6 +331,12 @@ class Controller:
             self.pilot.decider.on_signal(signal)
             self._alerts.signal(signal)
             self._publish(self._topics.signals(signal.rule), signal)
+
+    def _log_signals(self, signals: list[Signal]) -> None:
+        """Write down what explains signals, once what follows from them is on its way."""
+        if signals:
+            self.tracer.signals(signals)
+        self.records.flush()
 
     def _advance(self, now_ns: int, about: Collection[str] | None = None) -> None:
         """Measure effects and decide, for the subjects that have news or for all; nothing leaves before it is saved."""
@@ -342,13 +377,17 @@ class Controller:
         """Step until `stop` is set, then close."""
         self.start()
         try:
-            while not stop.is_set():
-                self.step(_POLL_S)
+            with self._pauses.short():
+                while not stop.is_set():
+                    self.step(_POLL_S)
+                    self._pauses.tick(self._clock.monotonic_ns())
         finally:
             self.close()
 
     def close(self) -> None:
         """Save, send what is in hand and leave in order."""
+        self.records.flush()
+        self._upkeep.drop()
         self._keeper.save()
         self._keeper.settle()
         self._outbox.send(self._keeper, self._clock.now_ns())

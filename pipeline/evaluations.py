@@ -31,6 +31,7 @@ MAX_VALUES: Final = 32
 MAX_CLOSELY: Final = 64
 # All rules are looked at once in so long, some of them at each tick.
 ROUND_S: Final = 30.0
+_AT_ONCE: Final = 500
 _TRUE, _FALSE = 1, 2
 _TRUTH: Final = (None, True, False)
 
@@ -116,6 +117,7 @@ class Tracer:
         self._near: dict[str, dict[str, bytes]] = {}
         self._next = 0
         self._looked_ns = 0
+        self._room = 0
         self.left_out = 0
 
     def signals(self, signals: Iterable[Signal]) -> None:
@@ -126,9 +128,9 @@ class Tracer:
         by_rule: dict[str, list[Signal]] = {}
         for signal in signals:
             by_rule.setdefault(signal.rule, []).append(signal)
-        for rule, own in by_rule.items():
-            if rule in self._parts:
-                self._log.add(self._changes(rule, own))
+        self._log.add(
+            change for rule, own in by_rule.items() if rule in self._parts for change in self._changes(rule, own)
+        )
 
     def _changes(self, rule: str, signals: list[Signal]) -> Iterator[Evaluation]:
         kind = signals[0].subject.kind
@@ -147,8 +149,8 @@ class Tracer:
                 clauses=held,
             )
 
-    def tick(self, now_ns: int) -> None:
-        """Look at some rules for near misses, so that each has its turn."""
+    def look(self, now_ns: int) -> Iterator[None]:
+        """Look at some rules for near misses, so that each has its turn; at some of their subjects at each step."""
         rules = self._rules.ruleset.rules
         if not rules or not self._log.keeps:
             return
@@ -158,15 +160,30 @@ class Tracer:
         turns = min(int(len(rules) * max(share, 0.0)) + 1, len(rules))
         turn = [rules[(self._next + step) % len(rules)] for step in range(turns)]
         self._next = (self._next + turns) % len(rules)
-        room = MAX_A_LOOK
+        self._room = MAX_A_LOOK
         for kind in Kind:
             own = [rule for rule in turn if rule.on is kind]
-            # One call for all: what they read is gathered once.
-            ids = self._rules.evaluator.known(kind) if own else []
-            conditions = [condition for rule in own for _key, condition in self._parts[rule.name]]
-            found = iter(self._rules.evaluator.truths(kind, conditions, ids))
-            for rule in own:
-                room = self._look(rule, ids, list(islice(found, len(self._parts[rule.name]))), now_ns, room)
+            every = self._rules.evaluator.known(kind) if own else []
+            for ids in batched(every):
+                self._look_at(kind, own, ids, now_ns)
+                yield
+            self._forget(own, every)
+
+    def _look_at(self, kind: Kind, rules: list[Rule], ids: list[str], now_ns: int) -> None:
+        """Look at some subjects; those that have gone since the look began are nobody's any more."""
+        ids = [one for one in ids if self._rules.evaluator.knows(kind, one)]
+        # One call for all rules: what they read is gathered once.
+        conditions = [condition for rule in rules for _key, condition in self._parts[rule.name]]
+        found = iter(self._rules.evaluator.truths(kind, conditions, ids))
+        for rule in rules:
+            self._compare(rule, ids, list(islice(found, len(self._parts[rule.name]))), now_ns)
+
+    def _forget(self, rules: list[Rule], every: list[str]) -> None:
+        """Forget the near misses of subjects that have gone."""
+        there = frozenset(every)
+        for rule in rules:
+            near = self._near.get(rule.name, {})
+            self._near[rule.name] = {one: codes for one, codes in near.items() if one in there}
 
     def _take_rules(self) -> None:
         if self._ruleset is not self._rules.ruleset:
@@ -174,20 +191,26 @@ class Tracer:
             self._parts = {rule.name: list(parts(rule)) for rule in self._ruleset.rules}
             self._near = {name: near for name, near in self._near.items() if name in self._parts}
 
-    def _look(self, rule: Rule, ids: list[str], found: list[Masks], now_ns: int, room: int) -> int:
-        """Keep the subjects for which a comparison has begun or ceased to hold; return what room is left."""
+    def _compare(self, rule: Rule, ids: list[str], found: list[Masks], now_ns: int) -> None:
+        """Keep the subjects for which a comparison has begun or ceased to hold, while there is room."""
         when = [
             true for (key, _part), (true, _false) in zip(self._parts[rule.name], found, strict=True) if key == "when"
         ]
+        known = self._near.setdefault(rule.name, {})
         near_by = np.flatnonzero(np.logical_or.reduce(when))
+        if not len(near_by) and not known:
+            return  # as it is nearly everywhere
         codes = np.array([_coded((true[near_by], false[near_by])) for true, false in found]).T
         near = {ids[at]: codes[place].tobytes() for place, at in enumerate(near_by.tolist())}
-        known = self._near.get(rule.name, {})
-        changed = [one for one in {**known, **near} if known.get(one) != near.get(one)]
-        self.left_out += max(len(changed) - room, 0)
-        self._log.add(self._near_misses(rule, changed[:room], now_ns))
-        self._near[rule.name] = near
-        return max(room - len(changed), 0)
+        changed = [one for one in ids if known.get(one) != near.get(one)]
+        self.left_out += max(len(changed) - self._room, 0)
+        self._log.add(self._near_misses(rule, changed[: self._room], now_ns))
+        self._room = max(self._room - len(changed), 0)
+        for one in changed:
+            if one in near:
+                known[one] = near[one]
+            else:
+                del known[one]
 
     def _near_misses(self, rule: Rule, ids: list[str], now_ns: int) -> Iterator[Evaluation]:
         rows = {one: row for one in ids if (row := self._rules.evaluator.row(rule.on, one)) is not None}
@@ -220,3 +243,9 @@ class Tracer:
 def _coded(masks: Masks) -> np.ndarray:
     true, false = masks
     return np.where(true, _TRUE, np.where(false, _FALSE, 0)).astype(np.uint8)
+
+
+def batched(ids: list[str]) -> Iterator[list[str]]:
+    """Yield ids in portions that take a moment to look at."""
+    for first in range(0, len(ids), _AT_ONCE):
+        yield ids[first : first + _AT_ONCE]

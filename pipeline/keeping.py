@@ -140,8 +140,14 @@ class Keeper:
         if changes:
             self._do(lambda file: file.commit(changes))
 
+    def pieces(self) -> Iterator[None]:
+        """Make the whole that was begun, a piece at each step, so that nothing waits for all of it."""
+        while self._making is not None:
+            self.work()
+            yield
+
     def work(self) -> None:
-        """Make the next piece of the whole, where one is being made: so that nothing waits for all of it."""
+        """Make the next piece of the whole, where one is being made."""
         if self._making is None:
             return
         # What a piece takes up is told by no part again: it must be in the journal until the whole is in place.
@@ -155,15 +161,15 @@ class Keeper:
 
     def _begin(self, file: StateLog) -> None:
         if file.begin():
-            self._making, self._made = self._pieces(), {}
+            self._making, self._made = self._parts_made(), {}
             self._due_ns = self._clock.monotonic_ns() + self._every_ns
 
     def _replace(self, file: StateLog) -> None:
         self._making = None
-        file.replace(lambda: dict(self._pieces()))
+        file.replace(lambda: dict(self._parts_made()))
         self._due_ns = self._clock.monotonic_ns() + self._every_ns
 
-    def _pieces(self) -> Iterator[tuple[str, bytes]]:
+    def _parts_made(self) -> Iterator[tuple[str, bytes]]:
         """Yield the parts as JSON, nothing where only a slice has been made."""
         for name, part in self._parts.items():
             if isinstance(part, Sliced):

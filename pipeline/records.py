@@ -67,18 +67,19 @@ class RecordLog:
         self._ids: deque[str] = deque(maxlen=keep)
         self._known: set[str] = set()
         self._path = path
+        self._lines: list[bytes] = []
         if path is not None and path.exists():
             for entry in read(path):
                 self._remember(entry)
 
     def add(self, record: Record) -> bool:
-        """Append; False when it was there already. A full disk loses lines of this log, and says so, nothing else."""
+        """Append; False when it was there already. What is added is in the file after the next `flush`."""
         if record.id in self._known:
             return False
         entry = Entry(_KINDS[type(record)], record)
         self._remember(entry)
         if self._path is not None:
-            self._append(self._path, entry)
+            self._lines.append(msgspec.json.encode(entry) + b"\n")
         return True
 
     def _remember(self, entry: Entry) -> None:
@@ -88,12 +89,17 @@ class RecordLog:
         self._known.add(entry.record.id)
         self._entries.append(entry)
 
-    def _append(self, path: Path, entry: Entry) -> None:
+    def flush(self) -> None:
+        """Write what was added; a full disk loses lines of this log, and says so, nothing else."""
+        path, lines = self._path, b"".join(self._lines)
+        self._lines.clear()
+        if path is None or not lines:
+            return
         try:
             if path.exists() and path.stat().st_size > MAX_FILE_BYTES:
                 path.replace(path.with_suffix(path.suffix + ".1"))
             with path.open("ab") as file:
-                file.write(msgspec.json.encode(entry) + b"\n")
+                file.write(lines)
         except OSError as error:
             log.error("record log cannot be written", path=str(path), error=str(error))
 

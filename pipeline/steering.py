@@ -6,16 +6,22 @@ What is asked for is repeated while it holds and ends by itself, so that agents 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Annotated
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Annotated, Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sampling
 from virtpilot.rules.language.records import Rule
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.nearness import near
+
+# So many guests, or hosts, are looked at in one go.
+_GUESTS_AT_ONCE: Final = 1000
+_HOSTS_AT_ONCE: Final = 50
 
 
 class SteeringOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,14 +60,40 @@ class _Order(msgspec.Struct, frozen=True):
     calm: tuple[str, ...] = ()
 
 
+class _Groups:
+    """Who is to be sampled faster and who less often, by host; of the fast ones first those that others depend on."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._fast: dict[str, list[tuple[bool, str]]] = {}
+        self._calm: dict[str, list[str]] = {}
+
+    def fast(self, host: str, guest: str, *, urgent: bool) -> None:
+        """Add a guest that is near."""
+        self._fast.setdefault(host, []).append((not urgent, guest))
+
+    def calm(self, host: str, guest: str) -> None:
+        """Add a guest that was not near for long."""
+        self._calm.setdefault(host, []).append(guest)
+
+    def hosts(self) -> set[str]:
+        """Return the hosts of all of them."""
+        return self._fast.keys() | self._calm.keys()
+
+    def order(self, host: str) -> _Order:
+        """Return what a host is to be asked for."""
+        fast = sorted(self._fast.get(host, ()))[: self._limit]
+        return _Order(tuple(sorted(guest for _less, guest in fast)), tuple(sorted(self._calm.get(host, ()))))
+
+
 class Steering:
     """Remembers who was near and when, and what each host was asked for."""
 
     def __init__(self, options: SteeringOptions) -> None:
         self._options = options
         self._next_ns = 0
+        self._begun_ns: int | None = None
         self._near_ns: dict[str, int] = {}
-        self._begun_ns: dict[str, int] = {}
         self._asked: dict[str, tuple[_Order, int]] = {}
 
     def counts(self) -> dict[str, int]:
@@ -72,25 +104,28 @@ class Steering:
     def look(
         self,
         evaluator: Evaluator,
-        rules: Iterable[Rule],
+        rules: Sequence[Rule],
         measuring: Collection[str],
         hosts: Collection[str],
         now_ns: int,
-    ) -> list[Sampling]:
-        """Return what the hosts are to be asked for now; nothing while it is not time for a look.
+    ) -> Iterator[list[Sampling]]:
+        """Yield step by step what the hosts are to be asked for now; nothing while it is not time for a look.
 
         `measuring` are the guests on which an effect is awaited, `hosts` those whose agents are there.
         """
         if not self._options.every_s or not self._is_time(now_ns):
-            return []
+            return
+        self._begun_ns = now_ns if self._begun_ns is None else min(self._begun_ns, now_ns)
+        # What lies in the future was noted before the clock was set back.
+        self._near_ns = {guest: at for guest, at in self._near_ns.items() if at <= now_ns}
         urgent = evaluator.active(Kind.VM) | set(measuring)
-        self._note(evaluator, urgent | near(evaluator.world, rules, self._options.margin_ratio), now_ns)
-        wanted = self._wanted(evaluator, urgent, hosts, now_ns)
-        return [
-            self._ask(host, wanted.get(host, _Order()), now_ns)
-            for host in sorted(wanted.keys() | self._asked.keys())
-            if self._is_news(host, wanted.get(host, _Order()), now_ns)
-        ]
+        groups = _Groups(self._options.fast_guests)
+        for rows in _portions(evaluator.world.tables[Kind.VM].taken()):
+            self._note(evaluator, rules, rows, urgent, now_ns)
+            self._group(evaluator, rows, urgent, hosts, groups, now_ns)
+            yield []
+        self._near_ns = {guest: at for guest, at in self._near_ns.items() if evaluator.knows(Kind.VM, guest)}
+        yield from self._orders(groups, now_ns)
 
     def _is_time(self, now_ns: int) -> bool:
         every_ns = seconds(self._options.every_s)
@@ -99,35 +134,45 @@ class Steering:
         self._next_ns = now_ns + every_ns
         return True
 
-    def _note(self, evaluator: Evaluator, close: set[str], now_ns: int) -> None:
-        """Remember when each guest was last near, and since when it has been known."""
-        known = evaluator.world.tables[Kind.VM].row_of
-        self._begun_ns = {guest: min(self._begun_ns.get(guest, now_ns), now_ns) for guest in known}
-        self._near_ns = {guest: at for guest, at in self._near_ns.items() if guest in known and at <= now_ns}
-        self._near_ns |= {guest: now_ns for guest in close if guest in known}
+    def _note(
+        self, evaluator: Evaluator, rules: Iterable[Rule], rows: NDArray[np.int64], urgent: set[str], now_ns: int
+    ) -> None:
+        """Remember who of these guests is near just now."""
+        close = near(evaluator.world, rules, self._options.margin_ratio, rows)
+        subjects = evaluator.world.tables[Kind.VM].subjects
+        there = {subject.id for row in rows.tolist() if (subject := subjects[row]) is not None}
+        self._near_ns |= dict.fromkeys(close | (urgent & there), now_ns)
 
-    def _wanted(self, evaluator: Evaluator, urgent: set[str], hosts: Collection[str], now_ns: int) -> dict[str, _Order]:
+    def _group(
+        self,
+        evaluator: Evaluator,
+        rows: NDArray[np.int64],
+        urgent: set[str],
+        hosts: Collection[str],
+        groups: _Groups,
+        now_ns: int,
+    ) -> None:
         hold_ns, calm_ns = seconds(self._options.hold_s), seconds(self._options.calm_after_s)
-        fast: dict[str, list[tuple[bool, str]]] = {}
-        calm: dict[str, list[str]] = {}
-        table = evaluator.world.tables[Kind.VM]
-        for guest, row in table.row_of.items():
+        table, begun_ns = evaluator.world.tables[Kind.VM], self._begun_ns or now_ns
+        known = (now_ns - np.maximum(table.since[rows], begun_ns) > calm_ns).tolist()
+        for row, long_known in zip(rows.tolist(), known, strict=True):
             subject = table.subjects[row]
             if subject is None or subject.host not in hosts:
                 continue
-            near_ns = self._near_ns.get(guest)
-            if near_ns is not None and now_ns - near_ns <= hold_ns:
-                fast.setdefault(subject.host, []).append((guest not in urgent, guest))
-            elif now_ns - (self._begun_ns[guest] if near_ns is None else near_ns) > calm_ns:
-                calm.setdefault(subject.host, []).append(guest)
-        limit = self._options.fast_guests
-        return {
-            host: _Order(
-                tuple(sorted(guest for _less, guest in sorted(fast.get(host, ()))[:limit])),
-                tuple(sorted(calm.get(host, ()))),
-            )
-            for host in fast.keys() | calm.keys()
-        }
+            near_ns = self._near_ns.get(subject.id)
+            if near_ns is None:
+                if long_known:
+                    groups.calm(subject.host, subject.id)
+            elif now_ns - near_ns <= hold_ns:
+                groups.fast(subject.host, subject.id, urgent=subject.id in urgent)
+            elif now_ns - near_ns > calm_ns:
+                groups.calm(subject.host, subject.id)
+
+    def _orders(self, groups: _Groups, now_ns: int) -> Iterator[list[Sampling]]:
+        hosts = sorted(groups.hosts() | self._asked.keys())
+        for first in range(0, len(hosts), _HOSTS_AT_ONCE):
+            orders = [(host, groups.order(host)) for host in hosts[first : first + _HOSTS_AT_ONCE]]
+            yield [self._ask(host, order, now_ns) for host, order in orders if self._is_news(host, order, now_ns)]
 
     def _is_news(self, host: str, order: _Order, now_ns: int) -> bool:
         """Tell whether a host is to be asked: for something else than before, or again before it forgets."""
@@ -151,3 +196,8 @@ class Steering:
             calm=list(order.calm),
             calm_s=options.calm_s,
         )
+
+
+def _portions(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for first in range(0, len(rows), _GUESTS_AT_ONCE):
+        yield rows[first : first + _GUESTS_AT_ONCE]

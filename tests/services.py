@@ -166,7 +166,7 @@ class Mosquitto(Server):
         config.write_text(
             f"user root\nlistener {self.port} {self.host}\n"
             "log_type all\nlog_dest stderr\nlog_timestamp_format %Y-%m-%dT%H:%M:%S\n"
-            "max_queued_messages 0\nmax_inflight_messages 0\n"
+            "max_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\n"
             f"persistence {'true' if self.persistence else 'false'}\npersistence_location {self.folder}/\n"
             f"{'' if 'allow_anonymous' in self.extra else 'allow_anonymous true'}\n{self.extra}\n"
         )

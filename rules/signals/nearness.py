@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from virtpilot.model import Kind
 from virtpilot.rules.language.records import Rule
-from virtpilot.rules.language.typed import COMPARE, Columns, Masks, Part
+from virtpilot.rules.language.typed import COMPARE, Columns, Masks, Part, Window
 from virtpilot.rules.signals.columns import masks
 from virtpilot.rules.signals.world import World
 
@@ -21,22 +21,40 @@ _UPWARDS: Final = frozenset({">", ">="})
 _DOWNWARDS: Final = frozenset({"<", "<="})
 
 
-def near(world: World, rules: Iterable[Rule], margin: float) -> set[str]:
-    """Return the ids of the guests near a threshold of a rule about guests; `margin` is a share of each threshold."""
+def near(world: World, rules: Iterable[Rule], margin: float, rows: NDArray[np.int64] | None = None) -> set[str]:
+    """Return the ids of the guests near a threshold of a rule about guests; `margin` is a share of each threshold.
+
+    Of all guests, or of those in some rows.
+    """
     table = world.tables[Kind.VM]
-    ids = list(table.row_of)
-    rows = np.fromiter(table.row_of.values(), np.int64, len(ids))
+    rows = table.taken() if rows is None else rows
     columns = world.columns(Kind.VM, rows)
-    found = np.zeros(len(ids), np.bool_)
+    found = np.zeros(len(rows), np.bool_)
     with np.errstate(all="ignore"):
         for rule in rules:
-            if rule.on is not Kind.VM or not ids:
+            if rule.on is not Kind.VM or not len(rows):
                 continue
-            close = np.broadcast_to(relaxed(rule.when.part, columns, margin)[0], len(ids))
+            close = np.broadcast_to(_close(rule.when.part, columns, margin), len(rows))
             if rule.where is not None and close.any():
-                close = close & masks(rule.where, columns, len(ids))[0]
+                close = close & masks(rule.where, columns, len(rows))[0]
             found |= close
-    return {ids[at] for at in np.flatnonzero(found)}
+    return set(table.ids(rows[found]))
+
+
+def _close(part: Part, columns: Columns, margin: float) -> NDArray[np.bool_]:
+    """Return where a condition would hold; windows are worked out only where what else it asks leaves it open."""
+    if part.sign != "and":
+        return relaxed(part, columns, margin)[0]
+    true: NDArray[np.bool_] = np.ones(1, np.bool_)
+    for one in sorted(part.parts, key=_reads_a_window):
+        true = true & relaxed(one, columns, margin)[0]
+        if not true.any():
+            break
+    return true
+
+
+def _reads_a_window(part: Part) -> bool:
+    return isinstance(part.source, Window) or any(map(_reads_a_window, part.parts))
 
 
 def relaxed(part: Part, columns: Columns, margin: float) -> Masks:

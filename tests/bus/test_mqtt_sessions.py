@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 
 import pytest
 
@@ -88,3 +89,16 @@ def test_retained_messages_come_once_to_each_start_of_a_client_and_not_after_a_r
         assert listener.receive(0.3) is None
         listener.close()
     sender.close()
+
+
+def test_small_messages_do_not_wait_for_one_another(make_mosquitto: MakeMosquitto) -> None:
+    """Nagle's algorithm would hold a decision back for up to 40 ms behind the signal before it."""
+    broker = make_mosquitto()
+    bus = MqttBus(MqttOptions(port=broker.port), "prompt")
+    try:
+        assert until(lambda: bus.generation)
+        connection = bus._client.socket()
+        assert isinstance(connection, socket.socket)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    finally:
+        bus.close()

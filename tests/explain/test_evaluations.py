@@ -44,7 +44,8 @@ class Watched:
             samples.append(Sample("vm", tags, {"cpu_steal_ratio": steal}, now_ns))
         signals = self.book.evaluator.feed(samples, "m")
         self.tracer.signals(signals)
-        self.tracer.tick(now_ns)
+        for _ in self.tracer.look(now_ns):
+            pass
 
     def kept(self) -> list[Evaluation]:
         return list(read(self.path))

@@ -39,7 +39,8 @@ class Desk:
                 for guest, value in self.values.items()
             ]
             self.evaluator.feed(samples, "c")
-            found += self.steering.look(self.evaluator, (RULE,), self.measuring, self.there, now_ns)
+            orders = self.steering.look(self.evaluator, (RULE,), self.measuring, self.there, now_ns)
+            found += [order for portion in orders for order in portion]
         return found
 
 
@@ -126,6 +127,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
     for _ in range(30):
         desk.at_s += 1
         now_ns = T0 + seconds(desk.at_s)
-        found += desk.steering.look(desk.evaluator, (RULE,), desk.measuring, desk.there, now_ns)
+        for orders in desk.steering.look(desk.evaluator, (RULE,), desk.measuring, desk.there, now_ns):
+            found += orders
     assert len(found) >= 2
     assert all(order.fast == ["a"] and order.until_ns > order.at_ns for order in found)
