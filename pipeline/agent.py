@@ -156,7 +156,8 @@ class Agent:
     def _send(self, samples: list[Sample], now_ns: int) -> None:
         self.samples += len(samples)
         if samples:
-            self.uplink.send(encode_lines(samples), now_ns)
+            # Rules look at devices with their guest's or host's own sample: those come first.
+            self.uplink.send(encode_lines(sorted(samples, key=_is_subject)), now_ns)
 
     def _with_own(self, sample: Sample) -> Sample:
         """Return a sample with what the agent itself knows of the host or the guest."""
@@ -285,3 +286,7 @@ def last_will(topics: Topics, host: str, boot: str, now_ns: int) -> Message:
     """Return what the broker says for a host whose agent vanished."""
     status = HostStatus(host=host, online=False, at_ns=now_ns, boot=boot)
     return Message(topics.status(host), msgspec.json.encode(status), retain=True)
+
+
+def _is_subject(sample: Sample) -> bool:
+    return sample.measurement in {"host", "vm"}

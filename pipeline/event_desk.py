@@ -197,6 +197,7 @@ class EventDesk:
             self._running.pop(event.guest, None)
         fields = {name: value for name, value in event.numbers.items() if ("vm_job", name) in FIELDS}
         fields["running_count"] = int(event.kind is EventKind.JOB_PROGRESS)
+        fields["failed_count"] = int(event.kind is EventKind.JOB_ENDED)
         tags = {**self._tags, "vm": event.guest, "name": event.name}
         return Sample("vm_job", tags | ({"operation": event.detail} if event.detail else {}), fields, event.at_ns)
 

@@ -176,7 +176,7 @@ class Scene:
         """Return what a host measures: itself, then the guests that are on it now."""
         time_ns = self._rehearsal.clock.now_ns()
         agents = self._rehearsal.agents
-        samples = []
+        samples: list[Sample] = []
         for actor in self._actors.values():
             if agents.places.get(actor.id, actor.host) != host:
                 continue
@@ -186,11 +186,20 @@ class Scene:
             fields = self._fields(actor, tick, time_ns)
             if not fields:
                 continue
+            samples += self._devices(actor, tags, tick, time_ns)
             samples.append(Sample(actor.kind.value, tags, fields, time_ns))
             for (guest, knob), value in agents.knobs.items():
                 if guest == actor.id:
                     samples.append(Sample("knob", tags | {"knob": knob}, {"value_count": value}, time_ns))
         return samples
+
+    @staticmethod
+    def _devices(actor: Actor, tags: dict[str, str], tick: int, time_ns: int) -> Iterator[Sample]:
+        for device in actor.devices:
+            told = ((name, one.at(tick)) for name, one in device.series.items())
+            fields: dict[str, int | float] = {name: value for name, value in told if value is not None}
+            if fields:
+                yield Sample(device.measurement, tags | device.tags, fields, time_ns)
 
     def _fields(self, actor: Actor, tick: int, time_ns: int) -> dict[str, int | float]:
         """Return a subject's values at a tick; none where one of its series has ended or is missing all over."""

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import lark
 
-from virtpilot.fields import FIELDS, Type, Unit, names
+from virtpilot.fields import FIELDS, Type, Unit
 from virtpilot.model import Kind
-from virtpilot.rules.language import functions, typed
+from virtpilot.rules.language import devices, functions, known, typed
+from virtpilot.rules.language.devices import Device, Of
 from virtpilot.rules.language.grammar import Tree
+from virtpilot.rules.language.known import samples_of, unknown_field
 from virtpilot.rules.language.syntax import ExpressionError
 from virtpilot.rules.language.typed import Aggregate, Columns, Masks, Part, Reads, Window
 from virtpilot.rules.language.units import added, multiplied, quantity
 
 _Combine = Callable[[str, Unit | None, Unit | None], Unit | None]
-_MEMBERS: Final = {"vms": Kind.VM, "hosts": Kind.HOST}
 _ANY_OWNER: Final = re.compile(r"\b(?:hosts?|vms)\.")
 _GUEST_OWNER: Final = re.compile(r"\bvms\.")
-_PRESENCE: Final = {Kind.VM: ("vm", "state_code"), Kind.HOST: ("host", "cpus_count")}
+_DEVICE_OWNER: Final = re.compile(rf"\b(?:{'|'.join(devices.WORDS)})\.")
 
 
 class Compiler:
@@ -30,7 +30,7 @@ class Compiler:
     def __init__(
         self,
         text: str,
-        on: Kind,
+        on: Of,
         *,
         allow_current: bool = False,
         members: str = "",
@@ -80,25 +80,42 @@ class Compiler:
         if not self._bare:
             hint = f"write `{self._members}.{str(token)[:80]}`"
             raise ExpressionError(token.start_pos or 0, f"`{str(token)[:80]}` of whom? {hint}")
-        return self._read(self._on.value, token)
+        return self._read(self._on, token)
 
     def _make_host_field(self, tree: Tree) -> Part:
+        if isinstance(self._on, Device):
+            raise ExpressionError(tree.meta.start_pos, "`host.` is not a device's: it stands outside")
         if self._on is not Kind.VM:
             raise ExpressionError(tree.meta.start_pos, "`host.` is for rules on a vm")
-        return self._read("host", cast("lark.Token", tree.children[0]))
+        return self._read(Kind.HOST, cast("lark.Token", tree.children[0]))
+
+    def _make_single_field(self, tree: Tree) -> Part:
+        """Read a field of what a guest has one of at most, such as its job."""
+        word, token = cast("list[lark.Token]", tree.children)
+        single = devices.SINGLE[str(word)]
+        if self._on is not single.owner or self._allow_current:
+            what = "`set` has the guest's own fields, and its host's" if self._allow_current else "it is a guest's"
+            raise ExpressionError(tree.meta.start_pos, f"`{word}.` cannot stand here: {what}")
+        self.reads.every |= samples_of(self._on)
+        if not single.text or str(token) != single.text:
+            return self._read(single.device, token)
+        self.reads.tags.add(f"{word}.{single.text}")
+        self.reads.every |= samples_of(single.device)
+        return typed.text(lambda columns, _current: columns.single_tag(single.device, single.text))
 
     def _make_member_field(self, tree: Tree) -> Part:
         owner, token = cast("list[lark.Token]", tree.children)
         if str(owner) != self._members:
-            hint = f"such as `sum({owner}.{str(token)[:80]})` or `max({owner}.{str(token)[:80]})`"
+            field = str(token)[:80]
+            hint = f"such as `max({owner}.{field})` or `count({owner} where {field} …)`"
             raise ExpressionError(tree.meta.start_pos, f"`{owner}.` stands in an aggregate, {hint}")
-        return self._read(self._on.value, token)
+        return self._read(self._on, token)
 
-    def _read(self, measurement: str, token: lark.Token) -> Part:
-        name = str(token)
+    def _read(self, of: Of, token: lark.Token) -> Part:
+        measurement, name = of.value, str(token)
         declared = FIELDS.get((measurement, name))
         if declared is None:
-            raise ExpressionError(token.start_pos or 0, _unknown_field(name, measurement, current=self._allow_current))
+            raise ExpressionError(token.start_pos or 0, unknown_field(name, of, current=self._allow_current))
         self.reads.fields.add((measurement, name))
         self.reads.every.add((measurement, name))
         part = typed.number(declared.unit, lambda columns, _current: columns.field(measurement, name))
@@ -112,7 +129,7 @@ class Compiler:
         if name == "cluster" or self._on is Kind.CLUSTER or (name == "vm" and self._on is not Kind.VM):
             raise ExpressionError(tree.meta.start_pos, f"`tags.{name}` tells nothing apart on a {self._on}")
         self.reads.tags.add(name)
-        self.reads.every |= _samples_of(self._on)
+        self.reads.every |= samples_of(self._on)
         return typed.text(lambda columns, _current: columns.tag(name))
 
     def _make_signal(self, tree: Tree) -> Part:
@@ -120,12 +137,14 @@ class Compiler:
 
     def _signal(self, tree: Tree, within_ns: int) -> Part:
         rule = str(tree.children[0]).removeprefix("signals.")
+        if isinstance(self._on, Device):
+            raise ExpressionError(tree.meta.start_pos, "signals are of guests, hosts and the cluster, not of a device")
         if self._allow_current or self._inside:
             raise ExpressionError(tree.meta.start_pos, "a signal's past is asked for with `recent(signals.<rule>, 2m)`")
         self.reads.recall({rule: within_ns})
         self.reads.asked.add(rule)
         self.reads.refers.append((rule, self._on, tree.meta.start_pos))
-        self.reads.every |= _samples_of(self._on)
+        self.reads.every |= samples_of(self._on)
 
         def evaluate(columns: Columns) -> Masks:
             fires = columns.signal(rule, within_ns)
@@ -135,7 +154,7 @@ class Compiler:
 
     def _override(self, inner: Tree, spans: Sequence[lark.Token], at: int) -> Part:
         """Read a number from a guest's own tag, checked like any other, with what holds where it has none."""
-        if inner.data != "field" or len(spans) != 1 or self._on is Kind.CLUSTER:
+        if inner.data != "field" or len(spans) != 1 or self._on not in {Kind.VM, Kind.HOST}:
             raise ExpressionError(at, "`override` is written `override(cpu_steal_max, 10%)`, on a vm or host")
         tag, default = f"{functions.OVERRIDE}{inner.children[0]}", quantity(str(spans[0]))
         self.reads.tags.add(tag)
@@ -211,11 +230,12 @@ class Compiler:
 
     def _make_members(self, tree: Tree) -> Part:
         name, owner = cast("list[lark.Token]", tree.children[:2])
-        if str(name) != "count":
-            hint = f"write `{name}({owner}.<field>)`" if functions.over_members(str(name)) else "write `count(…)`"
-            raise ExpressionError(tree.meta.start_pos, f"of `{owner}` themselves there is a count only; {hint}")
         where = cast("Tree", tree.children[2]) if len(tree.children) > 2 else None
-        return self._aggregate(tree, "count", str(owner), None, where)
+        wrong = known.over_whom(str(name), str(owner), chosen=where is not None)
+        if wrong:
+            raise ExpressionError(tree.meta.start_pos, wrong)
+        counted = self._aggregate(tree, "count", str(owner), None, where)
+        return typed.some(counted) if str(name) == functions.ANY else counted
 
     def _make_call(self, tree: Tree) -> Part:
         name, inner = str(tree.children[0]), cast("Tree", tree.children[1])
@@ -223,35 +243,23 @@ class Compiler:
         where = next((child for child in tree.children[2:] if isinstance(child, lark.Tree)), None)
         if name in {"override", "recent"}:
             return (self._recent if name == "recent" else self._override)(inner, spans, tree.meta.start_pos)
-        owners = _owners(inner) if not self._members else set()
-        if functions.window(name) is None and not functions.over_members(name):
-            raise ExpressionError(tree.meta.start_pos, functions.unknown(name))
+        if spans and where is not None:
+            raise ExpressionError(where.meta.start_pos, "`where` goes with members such as `vms`, not with a window")
+        owners = _owners(inner) - {self._members}
+        wrong = known.call(name, self._slice(inner), owners, str(spans[0]) if spans else "")
         if self._allow_current:
-            raise ExpressionError(
-                tree.meta.start_pos, f"`{name}(…)`: `set` has no functions, only fields and `current`"
-            )
-        if spans:
-            if self._inside:
-                raise ExpressionError(tree.meta.start_pos, "a window within a window")
-            if where is not None:
-                raise ExpressionError(where.meta.start_pos, "`where` goes with `vms` and `hosts`, not with a window")
-            return self._window(tree, name, inner, spans)
-        if not owners:
-            over = f"`{name}({self._slice(inner)}, 5m)` over time, `{name}(vms.…)` over guests"
-            raise ExpressionError(tree.meta.start_pos, f"`{name}` over what? {over}")
-        if not functions.over_members(name):
-            raise ExpressionError(tree.meta.start_pos, f"`{name}` is over time, such as `{name}(<field>, 5m)`")
-        if len(owners) > 1:
-            raise ExpressionError(tree.meta.start_pos, f"`{name}` is over vms or over hosts, not over both")
-        return self._aggregate(tree, name, owners.pop(), inner, where)
+            wrong = functions.unknown(name) or f"`{name}(…)`: `set` has no functions, only fields and `current`"
+        if wrong or (spans and self._inside):
+            raise ExpressionError(tree.meta.start_pos, wrong or "a window within a window")
+        return (
+            self._window(tree, name, inner, spans) if spans else self._aggregate(tree, name, owners.pop(), inner, where)
+        )
 
     def _slice(self, tree: Tree) -> str:
         return " ".join(self._source[tree.meta.start_pos : tree.meta.end_pos].split())
 
     def _window(self, tree: Tree, name: str, inner: Tree, spans: Sequence[lark.Token]) -> Part:
-        function = functions.window(name)
-        if function is None:
-            raise ExpressionError(tree.meta.start_pos, f"`{name}` is over vms or hosts; over time there is `avg`")
+        function = cast("functions.Function", functions.window(name))
         compiler = Compiler(self._source, self._on, inside=True, members=self._members, bare=self._bare)
         series = compiler.part(inner)
         what = "counter" if series.counter else {"number": "gauge"}.get(series.kind, series.kind)
@@ -268,10 +276,11 @@ class Compiler:
         )
         window.series_text, window.what = self._slice(inner), what
         if not compiler.reads.aggregates:
-            own = {Kind.HOST: _ANY_OWNER, Kind.VM: _GUEST_OWNER}[on]
+            own = _DEVICE_OWNER if isinstance(on, Device) else {Kind.HOST: _ANY_OWNER, Kind.VM: _GUEST_OWNER}[on]
             window.series_text = own.sub("", window.series_text)
             window.key = (on, own.sub("", window.text))
         self.reads.beneath(compiler.reads)
+        self.reads.aggregates |= compiler.reads.aggregates
         return self._over_time(window, name, series, tree)
 
     def _over_time(self, window: Window, name: str, series: Part, tree: Tree) -> Part:
@@ -288,31 +297,41 @@ class Compiler:
         return part
 
     def _aggregate(self, tree: Tree, name: str, owner: str, inner: Tree | None, where: Tree | None) -> Part:
-        if self._members:
+        try:
+            members = known.members(owner, self._on)
+        except ValueError as error:
+            raise ExpressionError(tree.meta.start_pos, str(error)) from None
+        if self._members and isinstance(members, Kind):
             raise ExpressionError(tree.meta.start_pos, "an aggregate within an aggregate")
-        members = _MEMBERS[owner]
-        scope = Kind.CLUSTER if members is Kind.HOST or self._on is Kind.CLUSTER else Kind.HOST
-        aggregate = Aggregate(self._slice(tree), name, members, scope)
-        part = typed.number(Unit.COUNT, lambda columns, _current: columns.aggregate(known))
+        aggregate = Aggregate(self._slice(tree), name, members, self._scope(members), owner)
+        part = typed.number(Unit.COUNT, lambda columns, _current: columns.aggregate(aggregate))
         if inner is not None:
-            value = self._of_members(owner, inner, "number", bare=False)
+            value = self._of_members(aggregate, inner, "number", bare=False)
             aggregate.value = value.value
             part.unit = functions.unit_of(name, value.unit)
             part.most = value.most if name not in {"sum", "count"} else None
         if where is not None:
-            aggregate.where = self._of_members(owner, cast("Tree", where.children[0]), "truth", bare=True).truth
-        if not self.reads.every:
+            aggregate.where = self._of_members(aggregate, cast("Tree", where.children[0]), "truth", bare=True).truth
+        if isinstance(members, Device):
+            self.reads.every |= samples_of(self._on)
+        if not aggregate.reads.every:
             # Of a subject that no wanted field is read of, no sample would come.
-            self.reads.every |= _samples_of(members)
-        known = self.reads.aggregates.setdefault(aggregate.key, aggregate)
-        part.source = known
+            self.reads.every |= samples_of(members)
+        part.source = self.reads.aggregates.setdefault(aggregate.key, aggregate)
         return part
 
-    def _of_members(self, owner: str, tree: Tree, kind: str, *, bare: bool) -> Part:
-        compiler = Compiler(self._source, _MEMBERS[owner], members=owner, bare=bare)
+    def _scope(self, members: Of) -> Kind:
+        """Return whose members are meant."""
+        if isinstance(members, Device):
+            return devices.DECLARED[members].owner
+        return Kind.CLUSTER if members is Kind.HOST or self._on is Kind.CLUSTER else Kind.HOST
+
+    def _of_members(self, aggregate: Aggregate, tree: Tree, kind: str, *, bare: bool) -> Part:
+        compiler = Compiler(self._source, aggregate.members, members=aggregate.word, bare=bare)
         part = compiler.part(tree)
         compiler._must(part, kind, tree)
         self.reads.beneath(compiler.reads)
+        aggregate.reads.add(compiler.reads)
         return part
 
 
@@ -327,33 +346,20 @@ def _span(token: lark.Token) -> int:
     return span_ns
 
 
-def _samples_of(kind: Kind) -> set[tuple[str, str]]:
-    """Return a field to read so that samples of a kind come at all."""
-    return {_PRESENCE[kind]} if kind in _PRESENCE else set()
-
-
 def _owners(tree: Tree) -> set[str]:
-    """Return whose fields stand in a tree: vms, hosts, both, none."""
-    return {str(part.children[0]) for part in tree.iter_subtrees() if part.data == "member_field"}
+    """Return whose fields stand in a tree, but within aggregates of its own: vms, hosts, disks, several, none."""
+    if tree.data == "member_field":
+        return {str(tree.children[0])}
+    inner = [child for child in tree.children if isinstance(child, lark.Tree)]
+    over_time = any(isinstance(child, lark.Token) and child.type == "QUANTITY" for child in tree.children)
+    if tree.data == "members" or (tree.data == "call" and not over_time):
+        return set()
+    return {owner for child in inner for owner in _owners(child)}
 
 
 def _hosts_alone(reads: Reads) -> bool:
     """Tell whether a guest's window is about its host only: then it is the host's own."""
     return bool(reads.fields) and not reads.tags and not reads.aggregates and {m for m, _ in reads.fields} == {"host"}
-
-
-def _unknown_field(name: str, measurement: str, *, current: bool) -> str:
-    text = f"`{name[:80]}` is not a field of {measurement}"
-    owners = sorted(owner for owner, field in FIELDS if field == name)
-    if measurement == Kind.VM and "host" in owners:
-        return f"{text}; the host's is `host.{name}`"
-    if measurement == Kind.HOST and "vm" in owners:
-        return f"{text}; its guests' are aggregated, such as `max(vms.{name})`"
-    if owners:
-        return f"{text}: {', '.join(owners)} has it, out of reach here"
-    known = [*names(measurement), *(["current"] if current else [])]
-    near = difflib.get_close_matches(name[:80], known, 1)
-    return f"{text}; did you mean `{near[0]}`?" if near else text
 
 
 def _check_units(left: Part, right: Part, at: int) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from virtpilot.fields import Unit
 from virtpilot.model import Kind
 from virtpilot.rules.language.compiler import Compiler
+from virtpilot.rules.language.devices import Device
 from virtpilot.rules.language.grammar import MAX_DEPTH, MAX_LENGTH, MAX_NODES, tree_of
 from virtpilot.rules.language.syntax import ExpressionError
 from virtpilot.rules.language.typed import Aggregate, Columns, Masks, Numbers, Part, Reads, Value, Window
@@ -85,6 +86,9 @@ class _OneRow:
 
     def tag(self, name: str) -> NDArray[np.object_]:
         raise ExpressionError(0, f"the tag {name} is no number")
+
+    def single_tag(self, device: Device, name: str) -> NDArray[np.object_]:
+        raise ExpressionError(0, f"the tag {name} of {device} is no number")
 
     def signal(self, rule: str, within_ns: int) -> Numbers:  # noqa: ARG002 - the protocol's
         raise ExpressionError(0, f"signals.{rule} is no number")

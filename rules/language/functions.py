@@ -47,6 +47,7 @@ WINDOWS: Final[dict[str, Function]] = {
 }
 _PERCENTILE: Final = Function("mean", _GAUGE)
 MEMBERS: Final = ("avg", "min", "max", "sum", "count", "stddev")
+ANY: Final = "any"
 
 
 def window(name: str) -> Function | None:
@@ -65,11 +66,15 @@ def quantile(name: str) -> int | None:
 
 
 def unknown(name: str) -> str:
-    """Return what to say of a function that is not known."""
+    """Return what to say of a function that is not known, "" of one that is."""
+    if window(name) is not None or over_members(name):
+        return ""
+    if name == ANY:
+        return "`any` is written `any(disks where <condition>)`; of conditions there is `or`"
     close = difflib.get_close_matches(
-        name[:40].lower(), [*WINDOWS, *MEMBERS, "recent", "override", "p50", "p90", "p95", "p99"], 1
+        name[:40].lower(), [*WINDOWS, *MEMBERS, ANY, "recent", "override", "p50", "p90", "p95", "p99"], 1
     )
-    hint = f"; did you mean `{close[0]}`?" if close else f": there are {', '.join(WINDOWS)}, sum and p1 to p99"
+    hint = f"; did you mean `{close[0]}`?" if close else f": there are {', '.join(WINDOWS)}, sum, any and p1 to p99"
     return f"`{name[:40]}(…)` is not a function{hint}"
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import lark
 
+from virtpilot.rules.language.devices import SINGLE, WORDS
 from virtpilot.rules.language.syntax import ExpressionError, explain
 from virtpilot.rules.language.units import QUANTITY
 
@@ -16,6 +17,8 @@ MAX_DEPTH: Final = 50
 
 Tree = lark.Tree[lark.Token]
 
+_MEMBERS: Final = "|".join(("vms", "hosts", *WORDS))
+_SINGLE: Final = "|".join(SINGLE)
 _GRAMMAR: Final = rf"""
 ?start: either
 ?either: both ("or" both)*
@@ -31,6 +34,7 @@ _GRAMMAR: Final = rf"""
      | STRING -> text
      | "current" -> current
      | "host" "." NAME -> host_field
+     | SINGLE "." NAME -> single_field
      | MEMBERS "." NAME -> member_field
      | TAG -> tag
      | SIGNAL -> signal
@@ -44,8 +48,9 @@ ADD: "+" | "-"
 MULTIPLY: "*" | "/"
 TAG: /tags\.[A-Za-z_][A-Za-z0-9_]*(?:[.-][A-Za-z0-9_]+)*/
 SIGNAL: /signals\.[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,62}}[A-Za-z0-9_])?/
-MEMBERS: /(?:vms|hosts)\b/
-NAME: /(?!(?:and|or|not|current|host|hosts|vms|where|tags|signals)\b)[A-Za-z_][A-Za-z0-9_]*/
+MEMBERS: /(?:{_MEMBERS})\b/
+SINGLE: /(?:{_SINGLE})\b/
+NAME: /(?!(?:and|or|not|current|host|{_MEMBERS}|{_SINGLE}|where|tags|signals)\b)[A-Za-z_][A-Za-z0-9_]*/
 STRING: /"[^"\\\n]*"/
 QUANTITY: /{QUANTITY}/
 %import common.WS

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Final
 
 import lark
+
+from virtpilot.rules.language.devices import SINGLE, WORDS
 
 _WORD_BEFORE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\s*\Z")
 _NUMBER: Final = re.compile(r"[0-9][A-Za-z0-9_.%/]*")
@@ -60,15 +63,22 @@ def _entity(name: str) -> str:
         return (
             "a guest's own fields are written without `vm.`; all guests of a host are `vms.`, as in `max(vms.<field>)`"
         )
-    return f"`{name[:_SHOWN]}.` is not known: there are `host.<field>`, `tags.<name>`, in aggregates `vms.`, `hosts.`"
+    close = difflib.get_close_matches(name[:_SHOWN], WORDS, 1)
+    if close:
+        return f"`{name[:_SHOWN]}.` is not known; did you mean `max({close[0]}.<field>)`?"
+    singles = ", ".join(f"`{word}.<field>`" for word in ("host", *SINGLE))
+    others = ", ".join(f"`{word}.`" for word in ("vms", "hosts", *WORDS))
+    return f"`{name[:_SHOWN]}.` is not known: there are `tags.<name>`, {singles}, in aggregates {others}"
 
 
 def _token(token: lark.Token, text: str) -> tuple[int, str]:
     at = token.start_pos or 0
     shown = str(token)[:_SHOWN]
     word = _WORD_BEFORE.search(text, 0, at)
-    if shown == "." and word is not None:
-        return word.start(), _entity(word[0].strip())
+    before = "" if word is None else word[0].strip()
+    if word is not None and (shown == "." or before in {"host", *SINGLE}):
+        alone = f"of `{before}` a field is meant: write `{before}.<field>`"
+        return word.start(), _entity(before) if shown == "." else alone
     if token.type == "MEMBERS":
         return at, f"`{shown}` stands in an aggregate, such as `sum({shown}.<field>)` or `count({shown} where …)`"
     if token.type == "COMMA" or (token.type == "QUANTITY" and text[:at].rstrip().endswith(",")):

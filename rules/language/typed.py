@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from virtpilot.fields import Unit
 from virtpilot.model import Kind
+from virtpilot.rules.language.devices import Device, Of
 from virtpilot.rules.language.units import Quantity, quantity
 
 Numbers = NDArray[np.float64]
@@ -26,6 +27,9 @@ class Columns(Protocol):
 
     def tag(self, name: str) -> NDArray[np.object_]:
         """Return a tag of each subject, "" where it has none."""
+
+    def single_tag(self, device: Device, name: str) -> NDArray[np.object_]:
+        """Return a tag of each subject's one device, such as its job; "" where it has none."""
 
     def signal(self, rule: str, within_ns: int) -> Numbers:
         """Tell (1, 0) whether a rule's signal fires on each subject, its host or the cluster, or did within a span."""
@@ -47,7 +51,7 @@ class Window:
     `on` is whose history it is: a host's where the series reads nothing else, also in a rule about its guests.
     """
 
-    def __init__(self, text: str, on: Kind, function: str, merge: str, spans: Sequence[int], series: Value) -> None:
+    def __init__(self, text: str, on: Of, function: str, merge: str, spans: Sequence[int], series: Value) -> None:
         self.text = text
         self.on = on
         self.key = (on, text)
@@ -64,14 +68,20 @@ class Window:
 
 
 class Aggregate:
-    """A function over the guests of a host, or over all hosts or guests, taken at each tick."""
+    """A function over the guests of a host, or over all hosts or guests, taken at each tick.
 
-    def __init__(self, text: str, function: str, members: Kind, scope: Kind) -> None:
+    Of a subject's own devices it is taken with each of the subject's samples; `word` is what rules call them.
+    """
+
+    def __init__(self, text: str, function: str, members: Of, scope: Kind, word: str = "") -> None:
         self.text = text
         self.function = function
         self.members = members
         self.scope = scope
-        """Whose members: a host's, or the cluster's."""
+        """Whose members: a guest's (devices), a host's, or the cluster's."""
+        self.word = word
+        self.reads = Reads()
+        """What it reads of its members."""
         self.value: Value | None = None
         self.where: Truth | None = None
 
@@ -86,8 +96,8 @@ class Reads(msgspec.Struct):
 
     fields: set[tuple[str, str]] = msgspec.field(default_factory=set)
     every: set[tuple[str, str]] = msgspec.field(default_factory=set)
-    windows: dict[tuple[Kind, str], Window] = msgspec.field(default_factory=dict)
-    every_window: dict[tuple[Kind, str], Window] = msgspec.field(default_factory=dict)
+    windows: dict[tuple[Of, str], Window] = msgspec.field(default_factory=dict)
+    every_window: dict[tuple[Of, str], Window] = msgspec.field(default_factory=dict)
     aggregates: dict[tuple[Kind, str], Aggregate] = msgspec.field(default_factory=dict)
     tags: set[str] = msgspec.field(default_factory=set)
     signals: dict[str, int] = msgspec.field(default_factory=dict)
@@ -101,9 +111,15 @@ class Reads(msgspec.Struct):
         """Add what a part reads that is about others, or over time: its fields are not the subject's own."""
         self.every |= other.every
         self.every_window |= other.every_window
-        self.aggregates |= other.aggregates
         self.refers += other.refers
         self.recall(other.signals)
+
+    def add(self, other: Reads) -> None:
+        """Add what another part about the same subjects reads."""
+        self.fields |= other.fields
+        self.windows |= other.windows
+        self.aggregates |= other.aggregates
+        self.beneath(other)
 
     def recall(self, signals: Mapping[str, int]) -> None:
         """Note that signals are looked for, each within a span."""
@@ -200,6 +216,13 @@ def compared(sign: str, left: Part, right: Part) -> Part:
         return true & known, ~true & known
 
     return truth(sign, (left, right), evaluate)
+
+
+def some(count: Part) -> Part:
+    """Return whether a count is of any at all."""
+    none = number(None, lambda _columns, _current: 0.0)
+    none.literal = Quantity(0.0, None)
+    return compared(">", count, none)
 
 
 def same_text(sign: str, left: Part, right: Part) -> Part:

@@ -15,7 +15,9 @@ _BYTES: Final = {
     "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
     "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40,
 }  # fmt: skip
-QUANTITY: Final = r"[0-9]+(?:\.[0-9]+)?(?:%|(?:ms|s|m|h|d|B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)(?:\/s)?\b)?(?![A-Za-z0-9_.%])"
+QUANTITY: Final = (
+    r"[0-9]+(?:\.[0-9]+)?(?:%|(?:ms|s|m|h|d|B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)(?:\/s)?\b|\/s\b)?(?![A-Za-z0-9_.%])"
+)
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([^0-9\s].*)?")
 _DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
@@ -41,8 +43,8 @@ def quantity(text: str) -> Quantity:
         raise ValueError(f"a number is {MAX_NUMBER:g} at most")
     rate = suffix.endswith("/s")
     suffix = suffix.removesuffix("/s")
-    if suffix == "" and not rate:
-        return Quantity(number, None)
+    if suffix == "":
+        return Quantity(number, Unit.PER_SECOND if rate else None)
     if suffix == "%" and not rate:
         return Quantity(number / 100, Unit.RATIO)
     if suffix in _SECONDS and not rate:

@@ -10,6 +10,7 @@ import msgspec
 
 from virtpilot.fields import FIELDS, Unit
 from virtpilot.model import Subject
+from virtpilot.rules.language.devices import WORDS, Device, named, names_in
 from virtpilot.rules.language.expression import Aggregate, Condition, Window
 from virtpilot.rules.language.nodes import near
 from virtpilot.rules.language.typed import Part
@@ -41,6 +42,8 @@ class Wording(msgspec.Struct, frozen=True):
             return known[name]
         if name.startswith("tags."):
             return subject.tags.get(name.removeprefix("tags."), "unknown")
+        if name in WORDS:
+            return ", ".join(names_in(inputs, name)) or "none"
         measured = self.first if name == "value" else name
         value = inputs.get(measured)
         return "unknown" if value is None else shown(value, self.units.get(measured, ""))
@@ -49,6 +52,7 @@ class Wording(msgspec.Struct, frozen=True):
 def wording(text: str, when: Condition) -> Wording:
     """Return a text's parts; raises ValueError (with the place in the text) for a name that cannot be told."""
     units = dict(_measured(when.part))
+    words = sorted({one.word for one in when.reads.aggregates.values() if isinstance(one.members, Device)})
     pieces = _MARK.split(text)
     for number, piece in enumerate(pieces):
         if number % 2 == 0:
@@ -56,8 +60,8 @@ def wording(text: str, when: Condition) -> Wording:
                 raise ValueError("`{{` and `}}` come in pairs")
             continue
         name = " ".join(piece.split())
-        if name not in {*_ABOUT_SUBJECT, *_ABOUT_RULE, *units} and not _TAG.fullmatch(name):
-            names = [*_ABOUT_SUBJECT, *_ABOUT_RULE, *sorted(units)]
+        if name not in {*_ABOUT_SUBJECT, *_ABOUT_RULE, *units, *words} and not _TAG.fullmatch(name):
+            names = [*_ABOUT_SUBJECT, *_ABOUT_RULE, *words, *sorted(units)]
             hint = near(name, names) or f": there are {', '.join(names)} and tags.<name>"
             raise ValueError(f"`{{{{ {name[:60]} }}}}` cannot be told here{hint}")
         pieces[number] = name
@@ -70,8 +74,7 @@ def _measured(part: Part) -> Iterator[tuple[str, Unit | None]]:
         case Window() | Aggregate():
             yield part.source.text, part.unit
         case (measurement, field):
-            own = measurement == part.owner
-            yield field if own else f"{measurement}.{field}", FIELDS[measurement, field].unit
+            yield named(measurement, field, part.owner), FIELDS[measurement, field].unit
     for inner in part.parts:
         yield from _measured(inner)
 

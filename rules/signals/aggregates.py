@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind
+from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.functions import quantile
 from virtpilot.rules.language.typed import Aggregate, Columns, Numbers
 from virtpilot.rules.signals.table import Table
@@ -21,11 +22,12 @@ from virtpilot.rules.signals.table import Table
 _ALL: Final = 1
 
 
-class _Members:
+class Members:
     """The members that count just now, in order of their ids, and which group each belongs to."""
 
-    def __init__(self, columns: Columns, groups: NDArray[np.int64], count: int) -> None:
+    def __init__(self, columns: Columns, groups: NDArray[np.int64], count: int, rows: NDArray[np.int64]) -> None:
         self.columns = columns
+        self.rows = rows
         self.groups = groups
         self.count = count
         """How many groups there are."""
@@ -55,7 +57,7 @@ class _Members:
 class Aggregates:
     """The newest value of each aggregate: a column over hosts, or one number for the cluster."""
 
-    def __init__(self, aggregates: Iterable[Aggregate], tables: Mapping[Kind, Table]) -> None:
+    def __init__(self, aggregates: Iterable[Aggregate], tables: Mapping[Of, Table]) -> None:
         self._all = {aggregate.key: aggregate for aggregate in aggregates}
         self._tables = tables
         self._values: dict[tuple[Kind, str], Numbers] = {}
@@ -98,25 +100,29 @@ class Aggregates:
             if aggregate.scope is Kind.HOST:
                 live = np.fromiter(hosts.row_of.values(), np.int64, len(hosts.row_of))
                 values = np.full(hosts.capacity, np.nan)
-                members = _Members(columns, self._tables[Kind.VM].host_row[rows], hosts.capacity)
-                values[live] = _evaluate(aggregate, members)[live]
+                members = Members(columns, self._tables[Kind.VM].host_row[rows], hosts.capacity, rows)
+                values[live] = evaluate(aggregate, members)[live]
             else:
-                values = _evaluate(aggregate, _Members(columns, np.zeros(len(rows), np.int64), _ALL))
+                values = evaluate(aggregate, Members(columns, np.zeros(len(rows), np.int64), _ALL, rows))
             self._values[key] = values
 
 
-def _evaluate(aggregate: Aggregate, members: _Members) -> Numbers:
-    groups = members.groups
-    chosen = groups >= 0
-    if aggregate.where is not None:
-        chosen = chosen & aggregate.where(members.columns)[0]
+def chosen(aggregate: Aggregate, members: Members) -> NDArray[np.bool_]:
+    """Tell of each member whether it is one of those that are meant."""
+    found = members.groups >= 0
+    return found & aggregate.where(members.columns)[0] if aggregate.where is not None else found
+
+
+def evaluate(aggregate: Aggregate, members: Members) -> Numbers:
+    """Return an aggregate of each group."""
+    groups, meant = members.groups, chosen(aggregate, members)
     if aggregate.value is None:
-        return members.only(groups[chosen], np.zeros(0), aggregate.function)
+        return members.only(groups[meant], np.zeros(0), aggregate.function)
     values = np.broadcast_to(np.asarray(aggregate.value(members.columns, np.nan), np.float64), len(groups))
-    known = chosen & np.isfinite(values)
+    known = meant & np.isfinite(values)
     found = members.only(groups[known], values[known], aggregate.function)
     if aggregate.function == "sum":
         # None to add up is 0; some to add up, and of none the value known, is unknown.
-        asked, answered = (np.bincount(groups[one], minlength=members.count) for one in (chosen, known))
+        asked, answered = (np.bincount(groups[one], minlength=members.count) for one in (meant, known))
         found = np.where((asked > 0) & (answered == 0), np.nan, found)
     return found + 0.0

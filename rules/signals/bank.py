@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind, SignalState
+from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.links import sorted_by_need
 from virtpilot.rules.language.records import NoData, Rule
 from virtpilot.rules.language.typed import Numbers
@@ -24,7 +25,7 @@ Change = tuple[int, int, Rule, int, int]
 class Bank:
     """One machine a rule; `number` is a rule's place in its file."""
 
-    def __init__(self, rules: Sequence[Rule], tables: Mapping[Kind, Table]) -> None:
+    def __init__(self, rules: Sequence[Rule], tables: Mapping[Of, Table]) -> None:
         self._tables = tables
         self._machines = {rule.name: Machine(rule, tables[rule.on].capacity) for rule in rules}
         for name in {name for rule in rules for name in rule.recalled()} & self._machines.keys():

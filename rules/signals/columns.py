@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind, Subject
+from virtpilot.rules.language.devices import DECLARED, NO_JOB, Device, Of
 from virtpilot.rules.language.expression import Aggregate, Condition, Masks, Numbers, Window
+from virtpilot.rules.signals.aggregates import Members, evaluate
 from virtpilot.rules.signals.windows import gather
 
 if TYPE_CHECKING:
     from virtpilot.rules.signals.world import World
 
 
-class RowColumns:
-    """Offers the rows `rows` of the subjects of a kind to expressions."""
+_SINGLE: Final = {device.value: device for device, declared in DECLARED.items() if not declared.tag}
 
-    def __init__(self, world: World, kind: Kind, rows: NDArray[np.int64]) -> None:
+
+class RowColumns:
+    """Offers the rows `rows` of the subjects of a kind, or of devices, to expressions."""
+
+    def __init__(self, world: World, kind: Of, rows: NDArray[np.int64]) -> None:
         self._world = world
         self._table = world.tables[kind]
         self._hosts = world.tables[Kind.HOST]
@@ -27,6 +32,8 @@ class RowColumns:
         self._fields: dict[tuple[str, str], Numbers] = {}
         self._windows: dict[tuple[str, str], Numbers] = {}
         self._tags: dict[str, NDArray[np.object_]] = {}
+        self._devices: dict[Device, Members] = {}
+        self._aggregates: dict[tuple[Kind, str], Numbers] = {}
 
     def field(self, measurement: str, name: str) -> Numbers:
         """Return a field of each subject, or of its host; NaN where it is missing."""
@@ -41,7 +48,31 @@ class RowColumns:
         if measurement == self._kind.value:
             found: Numbers = table.values[table.column[name], rows]
             return found
+        if measurement in _SINGLE:
+            return self._single(_SINGLE[measurement], name)
         return gather(self._hosts.values[self._hosts.column[name]], table.host_row[rows])
+
+    def _single(self, device: Device, name: str) -> Numbers:
+        """Return a field of the one device of a kind that each subject has, such as its job."""
+        table, members = self._world.tables[device], self.devices(device)
+        found = np.full(len(self._rows), np.nan)
+        found[members.groups] = table.values[table.column[name], members.rows]
+        return np.where(np.isnan(found), 0.0, found) if device is Device.JOB and name == NO_JOB else found
+
+    def single_tag(self, device: Device, name: str) -> NDArray[np.object_]:
+        """Return a tag of each subject's one device, "" where it has none."""
+        members = self.devices(device)
+        found = np.full(len(self._rows), "", np.object_)
+        found[members.groups] = members.columns.tag(name)
+        return found
+
+    def devices(self, device: Device) -> Members:
+        """Return the devices of a kind that the subjects have just now."""
+        known = self._devices.get(device)
+        if known is None:
+            rows, places = self._world.devices[device].live(self._rows)
+            known = self._devices[device] = Members(self._world.columns(device, rows), places, len(self._rows), rows)
+        return known
 
     def tag(self, name: str) -> NDArray[np.object_]:
         """Return a tag of each subject, "" where it has none."""
@@ -61,7 +92,12 @@ class RowColumns:
         return found
 
     def aggregate(self, aggregate: Aggregate) -> Numbers:
-        """Return what was said at the last tick of the guests of each subject's host, or of the whole cluster."""
+        """Return what is said of each subject's devices; at the last tick of its host's guests, or the cluster's."""
+        if isinstance(aggregate.members, Device):
+            known = self._aggregates.get(aggregate.key)
+            if known is None:
+                known = self._aggregates[aggregate.key] = evaluate(aggregate, self.devices(aggregate.members))
+            return known
         values = self._world.aggregates.value(aggregate)
         if aggregate.scope is Kind.CLUSTER:
             return np.full(len(self._rows), values[0])
@@ -89,7 +125,7 @@ def _tag(subject: Subject, name: str) -> str:
         case "host":
             return subject.host
         case "vm":
-            return subject.id
+            return subject.tags.get("vm", subject.id)
         case _:
             return subject.tags.get(name, "")
 

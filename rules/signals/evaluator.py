@@ -13,10 +13,11 @@ from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
-from virtpilot.rules.signals.intake import Entries, Intake, Segment, Tolerance
+from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.machine import INACTIVE, STATES
 from virtpilot.rules.signals.saved import VERSION, Saved, SavedHistory, Turn, checked, checked_turns
 from virtpilot.rules.signals.table import Row, Table
+from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.world import World
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,7 @@ class Evaluator:
         tolerance: Tolerance = Tolerance(),  # noqa: B008 - frozen
     ) -> None:
         self._tolerance = tolerance
-        self._world = World(ruleset, also or {})
+        self._world = World(ruleset, also or {}, tolerance)
         self._tables = self._world.tables
         self._bank = self._world.bank
         self._intake = Intake(self._world, tolerance)
@@ -112,25 +113,26 @@ class Evaluator:
         for kind in (Kind.HOST, Kind.VM):
             silent[kind], gone = self._absent(self._tables[kind], now_ns)
             for subject_id in gone:
-                signals += self._end(self._tables[kind], subject_id, now_ns)
+                signals += self._end(kind, subject_id, now_ns)
         self._world.look_around(silent)
         for kind, quiet in silent.items():
             if quiet:
-                signals += self._silent(self._tables[kind], quiet, now_ns)
+                signals += self._silent(kind, quiet, now_ns)
         signals += self._cluster(now_ns)
-        self._forget_knobs(now_ns)
+        self._forget(now_ns)
         if self.ahead > 2 * self._ahead_told:
             self._ahead_told = self.ahead
             log.warning("samples from the future are dropped: is a host's clock wrong?", count=self.ahead)
         return signals
 
-    def _forget_knobs(self, now_ns: int) -> None:
-        """Drop the knobs that nobody tells of any more, now and then; soon also when the clock was set back."""
+    def _forget(self, now_ns: int) -> None:
+        """Drop knobs and devices that nobody tells of any more, now and then; soon also when the clock was set back."""
         if 0 < self._knobs_until_ns - now_ns <= _KNOBS_NS:
             return
         self._knobs_until_ns = now_ns + _KNOBS_NS
         oldest_ns, newest_ns = now_ns - self._tolerance.forget_ns, now_ns + self._tolerance.ahead_ns
         self._knobs = {key: known for key, known in self._knobs.items() if oldest_ns <= known[1] <= newest_ns}
+        self._world.forget_devices(oldest_ns, newest_ns)
 
     def _absent(self, table: Table, now_ns: int) -> tuple[list[str], list[str]]:
         """Return the subjects that are silent and those that are gone, by id."""
@@ -141,11 +143,11 @@ class Evaluator:
         quiet = (silence > np.maximum(self._tolerance.stale_ns, usual)) & ~gone
         return table.ids(rows[quiet]), table.ids(rows[gone])
 
-    def _end(self, table: Table, subject_id: str, now_ns: int) -> list[Signal]:
-        row = table.row_of[subject_id]
-        ended = self._bank.end(table.kind, row)
+    def _end(self, kind: Kind, subject_id: str, now_ns: int) -> list[Signal]:
+        row = self._tables[kind].row_of[subject_id]
+        ended = self._bank.end(kind, row)
         signals = [self._signal(rule, row, old, INACTIVE, now_ns) for rule, old in ended]
-        self._world.remove(table.kind, subject_id)
+        self._world.remove(kind, subject_id)
         return signals
 
     def _cluster(self, now_ns: int) -> list[Signal]:
@@ -161,9 +163,10 @@ class Evaluator:
         entries = Entries(np.array([row]), np.array([now_ns]), np.array([patience]), [0])
         return [signal for _order, _rule, signal in self._step(Kind.CLUSTER, entries)]
 
-    def _silent(self, table: Table, quiet: list[str], now_ns: int) -> list[Signal]:
-        rows = np.array([table.row_of[subject_id] for subject_id in quiet], np.int64)
-        changes = self._bank.silence(self._world.columns(table.kind, rows), table.kind, rows, now_ns)
+    def _silent(self, kind: Kind, quiet: list[str], now_ns: int) -> list[Signal]:
+        row_of = self._tables[kind].row_of
+        rows = np.array([row_of[subject_id] for subject_id in quiet], np.int64)
+        changes = self._bank.silence(self._world.columns(kind, rows), kind, rows, now_ns)
         return [self._signal(rule, int(rows[at]), old, new, now_ns) for at, _number, rule, old, new in changes]
 
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:

@@ -2,6 +2,7 @@
 
 Samples are taken in the order in which they come, however they are batched: a batch is cut into segments in which each
 subject occurs once and no host comes after one of its guests, and a segment is put and then evaluated as a whole.
+A device is looked at with its owner's next sample: what comes after that sample in a segment is put after it.
 """
 
 from __future__ import annotations
@@ -9,30 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Subject
+from virtpilot.rules.language.devices import Device
+from virtpilot.rules.signals.devices import DeviceTable
 from virtpilot.rules.signals.subjects import Subjects
 from virtpilot.rules.signals.table import Table
+from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.world import World
 
 _OFF: Final = frozenset({5, 6})  # virDomainState: shut off, crashed
-
-
-class Tolerance(msgspec.Struct, frozen=True):
-    """How much silence is borne."""
-
-    gap_intervals: float = 3.0
-    """A gap of so many usual intervals does not restart `for` and `clear_for`."""
-    stale_ns: int = seconds(60)
-    """A subject silent for longer has no data (at least `gap_intervals`)."""
-    forget_ns: int = seconds(3600)
-    """A subject silent for longer is gone: its signals end."""
-    ahead_ns: int = seconds(300)
-    """A sample so far in the future is dropped: its clock is wrong, and the true ones after it would look late."""
 
 
 class Entries(NamedTuple):
@@ -57,6 +46,14 @@ class _Part:
         self.subjects: list[Subject] = []
         self.samples: list[Sample] = []
 
+    def take(self, row: int, order: int, subject: Subject, sample: Sample) -> None:
+        """Let a sample wait."""
+        self.taken.add(row)
+        self.rows.append(row)
+        self.orders.append(order)
+        self.subjects.append(subject)
+        self.samples.append(sample)
+
     def only(self, keep: NDArray[np.bool_]) -> None:
         """Leave out what is not to be kept."""
         kept = np.flatnonzero(keep).tolist()
@@ -75,6 +72,7 @@ class Intake:
         self.now_ns = 0
         self._world = world
         self._tables = world.tables
+        self._devices: dict[str, DeviceTable] = {device.value: table for device, table in world.devices.items()}
         self._tolerance = tolerance
         self._subjects = Subjects()
 
@@ -95,8 +93,13 @@ class Intake:
     def segments(self, samples: Iterable[Sample], cause: str, other: Callable[[Sample], None]) -> Iterator[Segment]:
         """Yield segments, each in the tables when it comes; `other` gets the samples that are about no subject."""
         parts, guests_of = {Kind.HOST: _Part(), Kind.VM: _Part()}, set[str]()
-        of, tables, host_kind = self._subjects.of, self._tables, Kind.HOST
+        before: list[Sample] = []
+        after: list[Sample] = []
+        of, tables, host_kind, devices = self._subjects.of, self._tables, Kind.HOST, self._devices
         for order, sample in enumerate(samples):
+            if sample.measurement in devices:
+                (after if self._follows(sample, parts) else before).append(sample)
+                continue
             subject = of(sample)
             if subject is None:
                 other(sample)
@@ -105,8 +108,8 @@ class Intake:
             table, part = tables[kind], parts[kind]
             row = table.row_of.get(subject.id)
             if row in part.taken or (kind is host_kind and subject.id in guests_of):
-                yield self._take(parts, cause)
-                parts, guests_of = {Kind.HOST: _Part(), Kind.VM: _Part()}, set()
+                yield from self._whole(before, parts, after, cause)
+                parts, guests_of, before, after = {Kind.HOST: _Part(), Kind.VM: _Part()}, set(), [], []
                 part = parts[kind]
             if row is None:
                 row = self._new(table, subject, sample)
@@ -114,14 +117,57 @@ class Intake:
                     continue
             elif table.subjects[row] is not subject and self._left_behind(table, row, subject, sample):
                 continue
-            part.taken.add(row)
-            part.rows.append(row)
-            part.orders.append(order)
-            part.subjects.append(subject)
-            part.samples.append(sample)
+            part.take(row, order, subject, sample)
             if kind is not host_kind:
                 guests_of.add(subject.host)
+        yield from self._whole(before, parts, after, cause)
+
+    def _whole(
+        self, before: list[Sample], parts: dict[Kind, _Part], after: list[Sample], cause: str
+    ) -> Iterator[Segment]:
+        self._put_devices(before, cause)
         yield self._take(parts, cause)
+        self._put_devices(after, cause)
+
+    def _follows(self, sample: Sample, parts: dict[Kind, _Part]) -> bool:
+        """Tell whether a device's sample comes after its owner's."""
+        kind = self._devices[sample.measurement].declared.owner
+        owner = sample.tags.get("vm" if kind is Kind.VM else "host", "")
+        return self._tables[kind].row_of.get(owner) in parts[kind].taken
+
+    def _put_devices(self, samples: list[Sample], cause: str) -> None:
+        parts: dict[Device, _Part] = {}
+        for sample in samples:
+            table, subject = self._devices[sample.measurement], self._subjects.device(sample)
+            row = None if subject is None else self._device_row(table, subject, sample)
+            if subject is None or row is None:
+                continue
+            device = table.declared.device
+            part = parts.setdefault(device, _Part())
+            if row in part.taken:
+                self._put_part(table, part, cause)
+                part = parts[device] = _Part()
+            part.take(row, 0, subject, sample)
+        for device, part in parts.items():
+            self._put_part(self._world.devices[device], part, cause)
+
+    def _device_row(self, table: DeviceTable, subject: Subject, sample: Sample) -> int | None:
+        """Return a device's row; None for one too many, and for one of a guest that is measured elsewhere."""
+        owners, owner = self._tables[table.declared.owner], sample.tags.get("vm", subject.host)
+        owner_row = owners.row_of.get(owner)
+        known = None if owner_row is None else owners.subjects[owner_row]
+        if known is not None and known.host != subject.host:
+            return None
+        row = table.row_of.get(subject.id)
+        if row is not None:
+            return row
+        return self._new(table, subject, sample) if table.has_room(owner) else None
+
+    def _put_part(self, table: DeviceTable, part: _Part, cause: str) -> None:
+        rows, times, _patience, _orders = self._put(table, part, cause)
+        if len(rows):
+            device = table.declared.device
+            self._world.windows.take(device, self._world.columns(device, rows), rows, times)
 
     def _new(self, table: Table, subject: Subject, sample: Sample) -> int | None:
         """Return a row for a subject that is not known yet, None where its sample is none to begin with."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from virtpilot.errors import StateError
 from virtpilot.model import Kind, Signal, SignalState
+from virtpilot.rules.language.devices import Device, Of
 from virtpilot.rules.signals.table import SavedTable
 
 VERSION: Final = 2
@@ -29,7 +30,7 @@ class SavedRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SavedHistory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A window's points: how many of each subject, and all of them one after the other in little-endian columns."""
 
-    kind: Kind
+    kind: str
     series: str
     merge: str
     span_ns: Time
@@ -57,11 +58,19 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole state."""
 
     version: int
-    tables: dict[Kind, SavedTable]
+    tables: dict[str, SavedTable]
     knobs: list[tuple[str, str, float, Time]]
     rules: list[SavedRule]
     windows: list[SavedHistory] = []
     cluster: str = ""
+
+
+def kind_of(text: str) -> Of | None:
+    """Return the kind of subject or device that a text names, None where this version knows none."""
+    try:
+        return Kind(text) if text in set(Kind) else Device(text)
+    except ValueError:
+        return None
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,8 +92,9 @@ def checked(snapshot: Mapping[str, Any]) -> Saved:
         saved = msgspec.convert(snapshot, Saved)
     except msgspec.ValidationError as error:
         raise StateError(f"signals: {error}") from error
-    for kind, table in saved.tables.items():
-        if problem := table.problem(kind):
+    for name, table in saved.tables.items():
+        kind = kind_of(name)
+        if kind is not None and (problem := table.problem(kind)):
             raise StateError(f"signals: {problem}")
     if not all(history.whole() for history in saved.windows):
         raise StateError("signals: the points of a window are not whole")

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from virtpilot.model import Kind, Sample, Subject
+from virtpilot.rules.language.devices import DECLARED
+from virtpilot.rules.signals.devices import device_id
 
 _KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
+_DEVICES: Final = {device.value: declared for device, declared in DECLARED.items()}
 _OWN_TAGS: Final = frozenset({"cluster", "host", "vm", "name"})
-_REMEMBERED: Final = 65_536
+_REMEMBERED: Final = 262_144
 
 
 class Subjects:
-    """Tells the subject of a sample; the same tags give the same subject."""
+    """Tells the subject of a sample; the same tags give the same subject.
+
+    A device's is of its owner's kind, with an id and the tags of its own.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[dict[str, str], str, Subject | None]] = {}
 
     def of(self, sample: Sample) -> Subject | None:
         """Return whom a sample is about, None where it is no host and no guest."""
+        return self._of(sample, _subject)
+
+    def device(self, sample: Sample) -> Subject | None:
+        """Return the device that a sample is about, None where it does not say whose or which."""
+        return self._of(sample, _device)
+
+    def _of(self, sample: Sample, read: Callable[[Sample], Subject | None]) -> Subject | None:
         known = self._known.get(id(sample.tags))
         # Kept with the tags themselves, so that no others can have this place in memory.
         if known is not None and known[0] is sample.tags and known[1] == sample.measurement:
             return known[2]
-        subject = _subject(sample)
+        subject = read(sample)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[id(sample.tags)] = (sample.tags, sample.measurement, subject)
@@ -41,3 +55,14 @@ def _subject(sample: Sample) -> Subject | None:
         return Subject(kind, host, host, host, others)
     guest = tags.get("vm", "")
     return Subject(kind, guest, tags.get("name", guest), host, others) if guest else None
+
+
+def _device(sample: Sample) -> Subject | None:
+    declared, tags = _DEVICES[sample.measurement], sample.tags
+    host = tags.get("host", "")
+    owner = host if declared.owner is Kind.HOST else tags.get("vm", "")
+    name = tags.get(declared.tag, "") if declared.tag else ""
+    if not host or not owner or (declared.tag and not name):
+        return None
+    others = {tag: value for tag, value in tags.items() if tag not in {"cluster", "host", "name"}}
+    return Subject(declared.owner, device_id(owner, name), tags.get("name", owner), host, others)

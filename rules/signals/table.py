@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from virtpilot.clock import SECOND
 from virtpilot.model import Kind, Subject
+from virtpilot.rules.language.devices import DECLARED, Of
 
 _FIRST_ROWS: Final = 64
 # The usual interval between samples is followed slowly, so that one gap does not look normal.
@@ -41,7 +42,7 @@ class SavedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interval: bytes
     values: dict[str, bytes]
 
-    def problem(self, kind: Kind) -> str:
+    def problem(self, kind: Of) -> str:
         """Return what is wrong with it, "" where nothing is."""
         size = 8 * len(self.subjects)
         if any(len(column) != size for column in (self.time, self.since, self.interval, *self.values.values())):
@@ -50,7 +51,8 @@ class SavedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return f"not every subject of kind {kind} has a cause"
         if len({subject.id for subject in self.subjects}) != len(self.subjects):
             return f"a subject of kind {kind} comes twice"
-        if any(subject.kind is not kind for subject in self.subjects):
+        owner = kind if isinstance(kind, Kind) else DECLARED[kind].owner
+        if any(subject.kind is not owner for subject in self.subjects):
             return f"the subjects of kind {kind} hold one of another kind"
         times = np.concatenate([np.frombuffer(self.time, _INT), np.frombuffer(self.since, _INT)])
         intervals = np.frombuffer(self.interval, _FLOAT)
@@ -62,7 +64,7 @@ class SavedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Table:
     """Grows by doubling; rows of subjects that have gone are used again."""
 
-    def __init__(self, kind: Kind, fields: Iterable[str]) -> None:
+    def __init__(self, kind: Of, fields: Iterable[str]) -> None:
         self.kind = kind
         self.fields = tuple(sorted(fields))
         self.column = {name: index for index, name in enumerate(self.fields)}

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from virtpilot.model import Kind
+from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.typed import Columns, Numbers, Window
 from virtpilot.rules.signals.history import History
 from virtpilot.rules.signals.over_time import evaluate
-from virtpilot.rules.signals.saved import SavedHistory
+from virtpilot.rules.signals.saved import SavedHistory, kind_of
 from virtpilot.rules.signals.table import Table
 
-_Key = tuple[Kind, str, str, int]
+_Key = tuple[Of, str, str, int]
 
 
 class _Kept:
@@ -31,10 +31,10 @@ class _Kept:
 class Windows:
     """Histories shared by the windows of one series, span and way of merging; values as of a subject's last sample."""
 
-    def __init__(self, windows: Iterable[Window], tables: dict[Kind, Table]) -> None:
+    def __init__(self, windows: Iterable[Window], tables: dict[Of, Table]) -> None:
         self._kept: dict[_Key, _Kept] = {}
         self._tables = tables
-        self._of: dict[tuple[Kind, str], tuple[_Kept, Window]] = {}
+        self._of: dict[tuple[Of, str], tuple[_Kept, Window]] = {}
         for window in windows:
             capacity = tables[window.on].capacity
             kept = self._kept.setdefault(_key(window), _Kept(window, capacity))
@@ -63,7 +63,7 @@ class Windows:
                 self._look(kept, stale, self._tables[first.on].time[stale])
         return gather(kept.values[first], rows)
 
-    def take(self, kind: Kind, columns: Columns, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
+    def take(self, kind: Of, columns: Columns, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
         """Take a sample of each row of a kind."""
         for kept in self._about(kind):
             with np.errstate(all="ignore"):
@@ -71,7 +71,7 @@ class Windows:
                 kept.history.push(rows, times, np.broadcast_to(values, len(rows)))
             kept.stale[rows] = True
 
-    def _about(self, kind: Kind) -> Iterator[_Kept]:
+    def _about(self, kind: Of) -> Iterator[_Kept]:
         return (kept for key, kept in self._kept.items() if key[0] is kind)
 
     @staticmethod
@@ -81,7 +81,7 @@ class Windows:
         for window, values in kept.values.items():
             values[rows] = evaluate(window, points, times)
 
-    def grow(self, kind: Kind, capacity: int) -> None:
+    def grow(self, kind: Of, capacity: int) -> None:
         """Make room for more rows of a kind."""
         for kept in self._about(kind):
             kept.history.grow(capacity)
@@ -89,7 +89,7 @@ class Windows:
             for window, values in kept.values.items():
                 kept.values[window] = np.pad(values, (0, capacity - len(values)), constant_values=np.nan)
 
-    def clear(self, kind: Kind, row: int) -> None:
+    def clear(self, kind: Of, row: int) -> None:
         """Forget a row of a kind."""
         for kept in self._about(kind):
             kept.history.clear(row)
@@ -119,10 +119,11 @@ class Windows:
     def load(self, saved: Iterable[SavedHistory]) -> None:
         """Take up histories that `dump` gave; those that no rule reads any more are left out."""
         for one in saved:
-            kept = self._kept.get((one.kind, one.series, one.merge, one.span_ns))
-            if kept is None:
+            kind = kind_of(one.kind)
+            kept = None if kind is None else self._kept.get((kind, one.series, one.merge, one.span_ns))
+            if kind is None or kept is None:
                 continue
-            table = self._tables[one.kind]
+            table = self._tables[kind]
             (times, values, weights), start = one.points(), 0
             for subject_id, count in one.subjects:
                 row = table.row_of.get(subject_id)

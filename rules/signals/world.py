@@ -8,44 +8,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind
+from virtpilot.rules.language.devices import DECLARED, Device, Of
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.aggregates import Aggregates
 from virtpilot.rules.signals.bank import Bank
 from virtpilot.rules.signals.columns import RowColumns, masks
+from virtpilot.rules.signals.devices import DeviceTable
+from virtpilot.rules.signals.reading import inputs
 from virtpilot.rules.signals.table import Row, Table
+from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.windows import Windows
 
 
 class World:
     """The tables, with what is derived from them."""
 
-    def __init__(self, ruleset: RuleSet, also: Mapping[str, Iterable[str]]) -> None:
+    def __init__(
+        self,
+        ruleset: RuleSet,
+        also: Mapping[str, Iterable[str]],
+        tolerance: Tolerance = Tolerance(),  # noqa: B008 - frozen
+    ) -> None:
         wanted = {name: set(fields) for name, fields in ruleset.wanted().items()}
         for measurement, fields in also.items():
             wanted.setdefault(measurement, set()).update(fields)
         conditions = [condition for rule in ruleset.rules for condition in rule.conditions()]
-        self.tables = {kind: Table(kind, wanted.get(kind.value, ())) for kind in Kind}
+        self.tables: dict[Of, Table] = {kind: Table(kind, wanted.get(kind.value, ())) for kind in Kind}
+        self.devices = {
+            device: DeviceTable(device, wanted[device.value], self.tables[DECLARED[device].owner], tolerance)
+            for device in Device
+            if device.value in wanted
+        }
+        self.tables |= dict[Of, Table](self.devices.items())
         self.windows = Windows((w for one in conditions for w in one.reads.every_window.values()), self.tables)
-        self.aggregates = Aggregates((a for one in conditions for a in one.reads.aggregates.values()), self.tables)
+        aggregates = (a for one in conditions for a in one.reads.aggregates.values())
+        self.aggregates = Aggregates((a for a in aggregates if isinstance(a.members, Kind)), self.tables)
         self.bank = Bank(ruleset.rules, self.tables)
         self.cluster = ""
         self._capacity = {kind: table.capacity for kind, table in self.tables.items()}
 
-    def columns(self, kind: Kind, rows: NDArray[np.int64]) -> RowColumns:
+    def columns(self, kind: Of, rows: NDArray[np.int64]) -> RowColumns:
         """Return the inputs of rows."""
         return RowColumns(self, kind, rows)
 
-    def grow(self, kind: Kind) -> None:
+    def grow(self, kind: Of) -> None:
         """Make room everywhere where a table has grown."""
         capacity = self.tables[kind].capacity
         if capacity != self._capacity[kind]:
             self._capacity[kind] = capacity
             self.windows.grow(kind, capacity)
-            self.bank.grow(kind, capacity)
+            if isinstance(kind, Kind):
+                self.bank.grow(kind, capacity)
 
-    def remove(self, kind: Kind, subject_id: str) -> None:
-        """Forget a subject."""
+    def remove(self, kind: Of, subject_id: str) -> None:
+        """Forget a subject with its devices, or a device."""
         row = self.tables[kind].row_of[subject_id]
         self.tables[kind].remove(subject_id)
         self.windows.clear(kind, row)
@@ -54,6 +71,18 @@ class World:
             guests = self.tables[Kind.VM]
             guests.host_row[guests.host_row == row] = -1
             self.aggregates.clear(row)
+        for device, table in self.devices.items():
+            if table.declared.owner is kind:
+                for one in table.named(subject_id):
+                    self.remove(device, one)
+
+    def forget_devices(self, oldest_ns: int, newest_ns: int) -> None:
+        """Forget the devices whose last sample is not of this span of time: they have gone."""
+        for device, table in self.devices.items():
+            rows = table.taken()
+            gone = (table.time[rows] < oldest_ns) | (table.time[rows] > newest_ns)
+            for one in table.ids(rows[gone]):
+                self.remove(device, one)
 
     def find_hosts(self) -> None:
         """Join every guest to its host anew."""
@@ -92,17 +121,8 @@ class World:
             return [masks(condition, columns, len(rows)) for condition in conditions]
 
     def inputs(self, condition: Condition, row: int) -> dict[str, float]:
-        """Return what a condition reads of a row just now: fields by name, windows and aggregates by text."""
-        columns, reads = self.columns(condition.on, np.array([row], np.int64)), condition.reads
-        own = condition.on.value
-        found = {
-            field if measurement == own else f"{measurement}.{field}": columns.field(measurement, field)
-            for measurement, field in sorted(reads.fields)
-        }
-        found |= {window.text: columns.window(window) for window in reads.windows.values()}
-        found |= {f"signals.{name}": columns.signal(name, 0) for name in sorted(reads.asked)}
-        found |= {aggregate.text: columns.aggregate(aggregate) for aggregate in reads.aggregates.values()}
-        return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
+        """Return what a condition reads of a row just now, by name."""
+        return inputs(self, condition, row)
 
     def row(self, kind: Kind, subject_id: str) -> Row | None:
         """Return a subject as last measured, None where it is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +15,21 @@ from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import Problem
 from virtpilot.fields import FIELDS, names
 from virtpilot.model import Kind, Mode, Result, SignalState
-from virtpilot.rules.language.nodes import Getter, NodeReader, near
+from virtpilot.rules.language.devices import DECLARED, Declared
+from virtpilot.rules.language.nodes import Getter, Mistake, NodeReader, near
 from virtpilot.rules.language.records import KNOBS
 from virtpilot.rules.language.safe_yaml import compose, read
-from virtpilot.rules.testing.records import NONE, WHATS, Actor, Answer, Expectation, Measured, RuleTest, TestFile
+from virtpilot.rules.testing.records import (
+    NONE,
+    WHATS,
+    Actor,
+    Answer,
+    Device,
+    Expectation,
+    Measured,
+    RuleTest,
+    TestFile,
+)
 from virtpilot.rules.testing.series import Series, SeriesError, series
 
 SUFFIX: Final = ".test.yaml"
@@ -33,7 +45,11 @@ _STATES: Final[Mapping[str, tuple[str, ...]]] = {
     "outcome": (*Result, NONE),
 }
 _TEST_KEYS: Final = ("name", "about", "every", "start", "mode", "fleet", "hosts", "guests", "answers", "expect")
-_ACTOR_KEYS: Final = {Kind.HOST: ("tags", "series"), Kind.VM: ("host", "uuid", "tags", "knobs", "series")}
+_DEVICES: Final = {kind: [one for one in DECLARED.values() if one.owner is kind] for kind in (Kind.HOST, Kind.VM)}
+_ACTOR_KEYS: Final = {
+    Kind.HOST: ("tags", "series", *(one.word for one in _DEVICES[Kind.HOST])),
+    Kind.VM: ("host", "uuid", "tags", "knobs", "series", *(one.word for one in _DEVICES[Kind.VM])),
+}
 _EXPECT_KEYS: Final = (*WHATS, "of", "at", "from", "by", "is", "guard", "action", "reason")
 
 
@@ -187,7 +203,8 @@ class TestReader(NodeReader):
             own: dict[str, Any] = {
                 "tags": get("tags", self._tags, dict[str, str]()),
                 "knobs": get("knobs", self._knobs, dict[str, int]()),
-                "series": get("series", lambda item: self._measured(item, kind), Measured()),
+                "series": get("series", lambda item: self._measured(item, kind.value), Measured()),
+                "devices": tuple(self._devices(keys, kind)),
             }
             host = name if kind is Kind.HOST else get("host", self._scalar, "")
             unique = name if kind is Kind.HOST else get("uuid", self._scalar, str(uuid5(NAMESPACE_URL, name)))
@@ -212,13 +229,34 @@ class TestReader(NodeReader):
             raise self._mistake(node, f"{text[:40]!r} is not a whole number")
         return int(text)
 
-    def _measured(self, node: Node, kind: Kind) -> Measured:
-        found = self._mapping(node, names(kind.value), f"the series of a {kind}") or {}
-        return {name: self._series(value, kind, name) for name, value in found.items()}
+    def _devices(self, keys: Mapping[str, Node], kind: Kind) -> Iterator[Device]:
+        """Yield what an actor has of its own: `disks: {vda: {…}}`, or `job: {…}` of which there is one."""
+        for declared in _DEVICES[kind]:
+            if declared.word in keys:
+                with contextlib.suppress(Mistake):
+                    yield from self._of_one_kind(keys[declared.word], declared)
 
-    def _series(self, node: Node, kind: Kind, field: str) -> Series:
+    def _of_one_kind(self, node: Node, declared: Declared) -> Iterator[Device]:
+        measurement = declared.device.value
+        if declared.tag:
+            if not isinstance(node, MappingNode):
+                raise self._mistake(node, f"`{declared.word}` is a mapping of names to series")
+            texts = [str(key.value) if isinstance(key, ScalarNode) else "?" for key, _value in node.value]
+            for name, value in (self._mapping(node, texts, f"`{declared.word}`") or {}).items():
+                yield Device(measurement, {declared.tag: name}, self._measured(value, measurement))
+            return
+        known = [*names(measurement), *filter(None, [declared.text])]
+        found = self._mapping(node, known, f"`{declared.word}`") or {}
+        tags = {declared.text: self._scalar(found.pop(declared.text))} if declared.text in found else {}
+        yield Device(measurement, tags, {name: self._series(value, measurement, name) for name, value in found.items()})
+
+    def _measured(self, node: Node, measurement: str) -> Measured:
+        found = self._mapping(node, names(measurement), f"the series of a {measurement}") or {}
+        return {name: self._series(value, measurement, name) for name, value in found.items()}
+
+    def _series(self, node: Node, measurement: str, field: str) -> Series:
         try:
-            return series(self._scalar(node), FIELDS[kind.value, field].unit)
+            return series(self._scalar(node), FIELDS[measurement, field].unit)
         except SeriesError as error:
             raise self._mistake(node, error.message, error.column) from None
 
@@ -240,7 +278,7 @@ class TestReader(NodeReader):
             after_ns=get("after", self._duration, SECOND),
             result=None if result == NONE else Result(result),
             reason=get("reason", self._text, ""),
-            then=get("then", lambda item: self._measured(item, Kind.VM), Measured()),
+            then=get("then", lambda item: self._measured(item, Kind.VM.value), Measured()),
         )
 
     def _one_of(self, node: Node, known: Sequence[str]) -> str:

@@ -19,11 +19,10 @@ Measured = dict[str, Series]
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A disk or a network card of a guest, or one of a host: its measurement, what its tag says, its series."""
+    """A disk, file system or other device of a guest or a host, or its job: its measurement, own tags, series."""
 
     measurement: str
-    tag: str
-    name: str
+    tags: dict[str, str]
     series: Measured
 
 

@@ -24,6 +24,7 @@ _ALL: Final = [
     *rows(
         "vm_job",
         ("running_count", Unit.COUNT, _G, "1 while a job runs on the guest, 0 in its last sample", _JOB),
+        ("failed_count", Unit.COUNT, _G, "1 in the last sample of a job that was aborted or failed, else 0", _JOB),
         ("data_total_bytes", Unit.BYTES, _G, "what the job has to carry, as it is known now", _JOB),
         ("data_processed_bytes", Unit.BYTES, _G, "carried so far", _JOB),
         ("data_remaining_bytes", Unit.BYTES, _G, "still to be carried in this round", _JOB),

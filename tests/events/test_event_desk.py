@@ -188,12 +188,14 @@ def test_a_jobs_statistics_are_samples_too(site: Site) -> None:
     )
     (running,) = site.told(told)
     tags = {"cluster": "c", "host": "h1", "vm": GUEST, "name": "web-1", "operation": "migration_out"}
-    fields: dict[str, int | float] = {"data_remaining_bytes": 5, "dirty_bytes_per_second": 7, "running_count": 1}
-    assert running == Sample("vm_job", tags, fields, NOW)
+    fields: dict[str, int | float] = {"data_remaining_bytes": 5, "dirty_bytes_per_second": 7}
+    assert running == Sample("vm_job", tags, fields | {"running_count": 1, "failed_count": 0}, NOW)
     (over,) = site.told(happened(EventKind.JOB_COMPLETED, "migration_out", downtime_seconds=0.09))
-    assert over.fields == {"downtime_seconds": 0.09, "running_count": 0}
-    assert [event.kind for event in site.heard()] == ["job_progress", "job_completed"]
-    assert site.desk.by_kind == {"job_progress": 1, "job_completed": 1}
+    assert over.fields == {"downtime_seconds": 0.09, "running_count": 0, "failed_count": 0}
+    (failed,) = site.told(happened(EventKind.JOB_ENDED, "migration_out", elapsed_seconds=3.0))
+    assert failed.fields == {"elapsed_seconds": 3.0, "running_count": 0, "failed_count": 1}
+    assert [event.kind for event in site.heard()] == ["job_progress", "job_completed", "job_ended"]
+    assert site.desk.by_kind == {"job_progress": 1, "job_completed": 1, "job_ended": 1}
 
 
 def test_events_wait_for_a_broker_that_is_away_and_keep_their_order(site: Site) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind
+from virtpilot.rules.language.devices import Device
 from virtpilot.rules.language.expression import Aggregate, Numbers, Window, condition, formula
 
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=300)
@@ -41,6 +42,9 @@ class Rows:
 
     def window(self, window: Window) -> Numbers:
         raise AssertionError(window.text)
+
+    def single_tag(self, device: Device, name: str) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+        raise AssertionError((device, name))
 
     def aggregate(self, aggregate: Aggregate) -> Numbers:
         raise AssertionError(aggregate.text)

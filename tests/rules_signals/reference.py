@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState
 from virtpilot.rules.language import NoData, Rule, RuleSet, load
-from virtpilot.rules.signals.intake import Tolerance
+from virtpilot.rules.signals.tolerance import Tolerance
 
 START_NS: Final = 1_700_000_000 * SECOND
 INACTIVE, PENDING = SignalState.INACTIVE, SignalState.PENDING

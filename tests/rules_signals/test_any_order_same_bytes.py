@@ -34,6 +34,11 @@ rules:
   - {name: uneven, on: cluster, when: 'max(hosts.cpu_usage_ratio) - min(hosts.cpu_usage_ratio) > 30%', for: 10s}
   - {name: mean, on: cluster, when: 'avg(avg(vms.cpu_steal_ratio), 40s) > 15%'}
   - {name: above, on: vm, when: cpu_usage_ratio > avg(hosts.cpu_usage_ratio), where: tags.tier == "gold"}
+  - {name: slow-disk, on: vm, when: max(disks.read_latency_seconds) > 200ms, for: 10s}
+  - {name: disk-errors, on: vm, when: 'any(disks where avg(write_latency_seconds, 30s) > 150ms)'}
+  - {name: both-disks, on: vm, when: 'flaps(count(disks where read_latency_seconds > 300ms), 1m) > 1'}
+  - {name: slow-guests, on: cluster, when: 'count(vms where any(disks where read_latency_seconds > 200ms)) > 1'}
+  - {name: moving, on: vm, when: job.running_count == 1 and job.throttle_ratio > 30% and job.operation == "out"}
   - {name: own, on: vm, when: 'cpu_steal_ratio > override(steal, 20%)', during: '22:14-22:15', no_data: clear}
 """
 )
@@ -58,7 +63,30 @@ def messages(round_: Round, time_s: float) -> dict[str, list[Sample]]:
             found[name].append(host(name, time_s, usage))
         else:
             tier = "gold" if name in {"g1", "g3"} else ""
-            found[_ON[name]].append(vm(name, time_s, steal, usage, on=_ON[name], tier=tier))
+            own = vm(name, time_s, steal, usage, on=_ON[name], tier=tier)
+            # Some devices come before their guest, some after it, some both, whatever the agent.
+            late = len(name) + round(10 * (steal or 0)) + round(time_s) // 10
+            found[_ON[name]] += [own, *devices(own, steal, usage)] if late % 2 else [*devices(own, steal, usage), own]
+    return found
+
+
+def devices(guest: Sample, steal: float | None, usage: float | None) -> list[Sample]:
+    """Two disks and a job, measured with their guest."""
+    tags = {name: value for name, value in guest.tags.items() if name != "tier"}
+    seconds_of = {"vda": steal, "vdb": usage, "vdc": usage if steal == 0.9 else None}
+    found = [
+        Sample(
+            "vm_disk",
+            tags | {"disk": disk},
+            {f"{way}_latency_seconds": value for way in ("read", "write")},
+            guest.time_ns,
+        )
+        for disk, value in seconds_of.items()
+        if value is not None
+    ]
+    if usage is not None:
+        fields = {"running_count": int(usage > 0.2), "throttle_ratio": usage}
+        found.append(Sample("vm_job", tags | {"operation": "out" if steal else "in"}, fields, guest.time_ns))
     return found
 
 

@@ -13,7 +13,7 @@ from tests.rules_signals.reference import RULES, START_NS, Change, Event, Refere
 from virtpilot.clock import seconds
 from virtpilot.model import Sample, Signal
 from virtpilot.rules.signals.evaluator import Evaluator
-from virtpilot.rules.signals.intake import Tolerance
+from virtpilot.rules.signals.tolerance import Tolerance
 
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=60)
 LONGER = settings(REPEATABLE, max_examples=250)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.rules_signals.reference import FIRING, changes, host, ruleset, vm
 from virtpilot.model import Kind
+from virtpilot.rules.language.devices import Device
 from virtpilot.rules.language.expression import Aggregate, Window, condition
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.gate import Gate
@@ -34,6 +35,9 @@ class Given:
 
     def signal(self, rule: str, within_ns: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         raise AssertionError
+
+    def single_tag(self, device: Device, name: str) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+        raise AssertionError((device, name))
 
     def aggregate(self, aggregate: Aggregate) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         raise AssertionError

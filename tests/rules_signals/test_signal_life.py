@@ -20,7 +20,7 @@ from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal, SignalState
 from virtpilot.rules.language.expression import condition
 from virtpilot.rules.signals.evaluator import Evaluator
-from virtpilot.rules.signals.intake import Tolerance
+from virtpilot.rules.signals.tolerance import Tolerance
 
 ALL = ruleset(RULES)
 Told = list[tuple[float, SignalState]]

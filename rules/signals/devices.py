@@ -1,0 +1,83 @@
+"""The newest values of devices, and which of them belong to a guest or a host just now."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.rules.language.devices import DECLARED, Device
+from virtpilot.rules.signals.table import Table
+from virtpilot.rules.signals.tolerance import Tolerance
+
+BETWEEN: Final = "\x1f"
+"""Stands between the owner's id and the device's name in a device's id: no tag holds it."""
+MAX_OF_ONE: Final = 512
+"""So many devices of a kind a guest or host can have; what comes beyond that is not looked at."""
+
+
+def device_id(owner: str, name: str) -> str:
+    """Return the id of a device."""
+    return f"{owner}{BETWEEN}{name}"
+
+
+class DeviceTable(Table):
+    """The devices of one kind, a row each."""
+
+    def __init__(self, device: Device, fields: Iterable[str], owners: Table, tolerance: Tolerance) -> None:
+        super().__init__(device, fields)
+        self.declared = DECLARED[device]
+        self._owners = owners
+        self._tolerance = tolerance
+        self._of: dict[str, list[tuple[str, int]]] = {}
+
+    def has_room(self, owner: str) -> bool:
+        """Tell whether an owner may have one more."""
+        return len(self._of.get(owner, ())) < MAX_OF_ONE
+
+    def add(self, subject_id: str) -> int:
+        """Return the row of a device, a fresh one where it is new."""
+        known = self.row_of.get(subject_id)
+        if known is not None:
+            return known
+        row = super().add(subject_id)
+        owner, _between, name = subject_id.partition(BETWEEN)
+        insort(self._of.setdefault(owner, []), (name, row))
+        return row
+
+    def remove(self, subject_id: str) -> None:
+        """Forget a device."""
+        owner, _between, name = subject_id.partition(BETWEEN)
+        left = self._of[owner]
+        left.remove((name, self.row_of[subject_id]))
+        if not left:
+            del self._of[owner]
+        super().remove(subject_id)
+
+    def named(self, owner: str) -> list[str]:
+        """Return the ids of an owner's devices."""
+        return [device_id(owner, name) for name, _row in self._of.get(owner, ())]
+
+    def name(self, row: int) -> str:
+        """Return what a device is called by its owner."""
+        subject = self.subjects[row]
+        return "" if subject is None else subject.id.partition(BETWEEN)[2]
+
+    def live(self, owner_rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the devices that some owners have just now, in order of their names, each with its owner's place.
+
+        One that has not been measured with its owner for too long has gone.
+        """
+        found: Sequence[Sequence[tuple[str, int]]] = [
+            self._of.get(subject.id, ()) if (subject := self._owners.subjects[row]) is not None else ()
+            for row in owner_rows.tolist()
+        ]
+        rows = np.array([row for own in found for _name, row in own], np.int64)
+        places = np.repeat(np.arange(len(found)), [len(own) for own in found])
+        usual = self._tolerance.gap_intervals * self.interval[rows]
+        silence = self._owners.time[owner_rows][places] - self.time[rows]
+        here = silence <= np.maximum(self._tolerance.stale_ns, usual)
+        return rows[here], places[here]
