@@ -8,8 +8,11 @@ from typing import Final
 
 import pytest
 
+from virtpilot.model import Kind
 from virtpilot.rules.language import check
+from virtpilot.rules.language.devices import DECLARED, Device
 from virtpilot.rules.language.document import RULE_KEYS
+from virtpilot.rules.language.expression import condition
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 MANUAL: Final = (ROOT / "docs/rules.md").read_text()
@@ -34,3 +37,18 @@ def test_the_condition_shown_compiles(tmp_path: Path) -> None:
     file = tmp_path / "rule.yaml"
     file.write_text(f"virtpilot: 1\nrules:\n  - {{name: shown, on: vm, when: '{shown}'}}\n")
     assert check([file]) == []
+
+
+def test_the_conditions_on_devices_compile() -> None:
+    _head, _, section = MANUAL.partition("### Devices")
+    shown = re.findall(r"`([^`]+)`", section.splitlines()[2])
+    assert len(shown) == 3
+    for text in shown:
+        condition(text, Kind.VM)
+
+
+def test_the_manual_names_every_device() -> None:
+    _head, _, section = MANUAL.partition("### Devices")
+    table = section.partition("\n* ")[0]
+    assert set(re.findall(r"`((?:vm|host)_\w+)`", table)) == {device.value for device in Device}
+    assert {one.word for one in DECLARED.values()} <= set(re.findall(r"`(\w+)`", table))
