@@ -78,6 +78,8 @@ class Executor:
         self._travel = Travel(site, self._knobs, caps)
         self._site = site
         self._survey = False
+        # Why every lease ends now, "" while each ends in its time.
+        self.forsaken = ""
         self._retries = Retries()
         self._next_prune_ns = 0
 
@@ -217,7 +219,8 @@ class Executor:
     def _over(self, lease: Lease, now_ns: int) -> bool:
         """Tell whether a lease is to be settled; the cap holds also for one whose end a clock set back moved away."""
         left_ns = lease.end_ns - now_ns
-        return lease.state is not LeaseState.HELD or not 0 < left_ns <= self._lease_max_ns + _CLOCK_SLACK_NS
+        ends = lease.state is not LeaseState.HELD or bool(self.forsaken)
+        return ends or not 0 < left_ns <= self._lease_max_ns + _CLOCK_SLACK_NS
 
     def _end(self, lease: Lease, now_ns: int) -> list[Outcome]:
         match lease.state:
@@ -226,7 +229,7 @@ class Executor:
                 made = self._knobs.undo(lease, INTERRUPTED, now_ns)
                 return ([] if told else [made]) + self._end_prior(lease, now_ns)
             case LeaseState.HELD:
-                return self._knobs.end(lease, "the lease has ended", now_ns)
+                return self._knobs.end(lease, self.forsaken or "the lease has ended", now_ns)
             case LeaseState.RELEASING:
                 return self._knobs.give_back(lease, now_ns)
 
@@ -252,6 +255,11 @@ class Executor:
             return False
         self._retries.worked(key)
         return True
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch of any command so far."""
+        return self._journal.epoch
 
     def busy(self, guest: str) -> bool:
         """Tell whether a long operation on a guest is in flight, or a change to it is still to be taken back."""

@@ -35,6 +35,14 @@ class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease_max_s: Annotated[
         float, Meta(description="No knob stays changed for longer than this without a new command.", gt=0, le=604800)
     ] = 86400.0
+    controller_grace_s: Annotated[
+        float,
+        Meta(
+            description="With no controller heard of for so long all leases end; 0: each at its own end only.",
+            ge=0,
+            le=86400,
+        ),
+    ] = 300.0
     migrations_out_max: Annotated[
         int,
         Meta(description="At most so many guests leave this host at the same time; 0: none ever does.", ge=0, le=100),

@@ -2,10 +2,12 @@
 
     libvirt, /proc → collector → uplink (spool → bus metrics/<host>)     trimmed by bus stored/<host>
     libvirt's events → event desk → bus events/<host>
+    bus controller → attention: leases end when no controller lives
     bus sampling/<host> → cadence: some guests more often, some less, for a while
     bus commands/<host> → verifier → executor (journal, knobs, migration) → bus outcomes/<host>
 
-Metrics need no controller: a lost broker fills the spool, a lost controller changes nothing, leases end by themselves.
+Metrics need no controller: a lost broker fills the spool. Leases end by themselves, at their end or when the controller
+was lost for too long.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import msgspec
 import structlog
 
 from virtpilot.actuators.command import Verifier
-from virtpilot.actuators.executor import Executor
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.errors import CommandRefused, HypervisorError
@@ -64,7 +65,7 @@ class Agent:
         uplink: Uplink,
         collector: HostCollector,
         hypervisor: Hypervisor,
-        executor: Executor,
+        attention: Attention,
         verifier: Verifier,
         clock: Clock,
         migration_uri: str,
@@ -74,15 +75,13 @@ class Agent:
         self.host = host
         self.uplink = uplink
         self.collector = collector
-        self.executor = executor
+        self.executor = executor = attention.executor
         source = hypervisor if isinstance(hypervisor, EventSource) else None
-        self._attention = Attention(executor)
-        moving, told = executor.moving, self._attention.told
+        self.attention = attention
+        moving, told = executor.moving, attention.told
         self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moving=moving, told=told)
         self.cadence = Cadence(host, sampling, timing.tick_s)
-        self.commands_refused = 0
-        self.samples = 0
-        self.ticks = 0
+        self.commands_refused = self.samples = self.ticks = 0
         self._boot = boot
         self._topics = topics
         self.bus = bus
@@ -100,6 +99,7 @@ class Agent:
         self.bus.subscribe(self._topics.commands(self.host))
         self.bus.subscribe(self._topics.stored(self.host))
         self.bus.subscribe(self._topics.sampling(self.host))
+        self.bus.subscribe(self._topics.controller)
         now_ns = self._clock.now_ns()
         self.desk.own(self.executor.recover(now_ns), now_ns)
         self._next_tick_ns = self._clock.monotonic_ns()
@@ -112,6 +112,7 @@ class Agent:
             self.tick(now_ns)
         elif self.cadence.due(self._clock.monotonic_ns()):
             self._look_closer(now_ns)
+        self.attention.tick()
         self.desk.own(self.executor.poll(now_ns), now_ns)
         self._take_events(now_ns)
         self.uplink.tick()
@@ -150,7 +151,7 @@ class Agent:
         # What an event told of is no news in the samples.
         self._take_events(now_ns)
         self.desk.see(samples)
-        self._attention.see(samples, whole=only is None)
+        self.attention.see(samples, whole=only is None)
         return samples
 
     def _send(self, samples: list[Sample], now_ns: int) -> None:
@@ -185,6 +186,8 @@ class Agent:
                 self._on_stored(message)
             case "commands":
                 self._on_command(message, now_ns)
+            case "controller":
+                self.attention.on_controller(message)
             case "sampling":
                 self.cadence.take(message.payload, now_ns, self._clock.monotonic_ns())
         delivery.ack()
@@ -207,6 +210,8 @@ class Agent:
             self.commands_refused += 1
             log.warning("command refused", guard=refused.guard, reason=refused.reason)
             return
+        if command.epoch >= self.executor.epoch:
+            self.attention.controller.heard()
         self.desk.own(self.executor.submit(command, now_ns), now_ns)
 
     def _announce(self, now_ns: int) -> None:

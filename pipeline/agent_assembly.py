@@ -18,8 +18,10 @@ from virtpilot.hypervisor import Hypervisor
 from virtpilot.model import Bus
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.agent_config import AgentConfig
+from virtpilot.pipeline.attention import Attention
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.cadence import CadenceOptions
+from virtpilot.pipeline.presence import ControllerWatch
 from virtpilot.pipeline.process import boot_id
 from virtpilot.pipeline.spool import Spool, SpoolOptions
 from virtpilot.pipeline.uplink import Uplink
@@ -46,9 +48,9 @@ def agent(
 ) -> Agent:
     """Put an agent together; the bus comes last: a start that fails must not take the place of one that runs."""
     topics = Topics(cluster)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    executor = Executor(hypervisor, Journal(folder / "journal.jsonl"), host=host, caps=caps)
+    executor = Executor(hypervisor, _journal(folder), host=host, caps=caps)
     tags, now, leased = {"cluster": cluster, "host": host}, clock.monotonic_ns, executor.leased
+    attention = Attention(executor, ControllerWatch(caps.controller_grace_s, clock))
     collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=timing.budget_s)
     spooled, session = Spool(folder / "spool", boot, spool), bus()
     return Agent(
@@ -59,13 +61,19 @@ def agent(
         uplink=Uplink(session, spooled, topics, host, clock),
         collector=collector,
         hypervisor=hypervisor,
-        executor=executor,
+        attention=attention,
         verifier=verifier,
         clock=clock,
         migration_uri=migration_uri,
         timing=timing,
         sampling=sampling,
     )
+
+
+def _journal(folder: Path) -> Journal:
+    """Return the journal in the agent's folder, which is there from now on; raises StateError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Journal(folder / "journal.jsonl")
 
 
 def agent_from(config: AgentConfig, clock: Clock) -> Agent:

@@ -78,6 +78,12 @@ def _watch_between_ticks(exporter: Exporter, agents: Sequence[Agent]) -> None:
     watch("virtpilot_agent_sampling_refused_total", "Orders not taken.", "counter", lambda made: made.cadence.refused)
     watch("virtpilot_agent_guests_fast_count", "Guests sampled faster.", "gauge", lambda made: len(made.cadence.fast))
     watch("virtpilot_agent_guests_calm_count", "Guests told less often.", "gauge", lambda made: len(made.cadence.calm))
+    exporter.watch(
+        "virtpilot_agent_controller_silent_seconds",
+        "How long ago a controller was last heard of.",
+        "gauge",
+        lambda: max((made.attention.controller.silent_s for made in agents), default=0.0),
+    )
     exporter.watch("virtpilot_agent_events_total", "Events.", "counter", lambda: _event_counts(agents), "kind")
 
 

@@ -11,7 +11,7 @@ import msgspec
 from virtpilot.actuators.command import Signer, load_private
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.clock import Clock, seconds
-from virtpilot.model import Bus, Store
+from virtpilot.model import Bus, Message, Store
 from virtpilot.pipeline import state
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.asking import Asking
@@ -25,6 +25,7 @@ from virtpilot.pipeline.operations.desk import Desk
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.own_machine import machine_uuids
 from virtpilot.pipeline.pilot import Pilot
+from virtpilot.pipeline.presence import presence
 from virtpilot.pipeline.records import RECORDS, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook
 from virtpilot.pipeline.store.file import FileStore
@@ -38,7 +39,7 @@ from virtpilot.topics import Topics
 def controller(
     config: ControllerConfig,
     *,
-    bus: Callable[[], Bus],
+    bus: Callable[[Message], Bus],
     clock: Clock,
     signer: Signer,
     folder: Path | None,
@@ -46,15 +47,15 @@ def controller(
 ) -> Controller:
     """Put a controller together and let it take up where it left; raises RuleError and StateError.
 
-    Its state is kept in `folder`, None for one in memory; `rulebook` takes the place of the config's rules.
+    `bus` is given its last will. Its state is kept in `folder`, None for one in memory; `rulebook` takes the place of the config's rules.
     """
     state_path = _state_path(folder)
     saved = None if state_path is None else state.load(state_path)
     rulebook = rulebook or Rulebook(config.rules)
-    pilot = _pilot(config, rulebook, _epoch(saved, clock))
+    topics, pilot = Topics(config.cluster), _pilot(config, rulebook, _epoch(saved, clock))
     made = Controller(
-        topics=Topics(config.cluster),
-        bus=bus(),
+        topics=topics,
+        bus=bus(presence(topics, pilot.epoch, clock.now_ns(), online=False)),
         rulebook=rulebook,
         pilot=pilot,
         operations=OperationsPage(config.operations, pilot.desk, lambda work: located(work, pilot.fleet)),
@@ -113,7 +114,7 @@ def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
     """Put the controller of a cluster together."""
     return controller(
         _knowing_this_machine(config),
-        bus=lambda: MqttBus(config.bus, f"virtpilot-{config.cluster}-controller"),
+        bus=lambda will: MqttBus(config.bus, f"virtpilot-{config.cluster}-controller", will),
         clock=clock,
         signer=Signer(load_private(Path(config.commands.private_key_file))),
         folder=Path(config.state_folder),

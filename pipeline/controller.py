@@ -33,6 +33,7 @@ from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.pauses import Pauses
 from virtpilot.pipeline.pilot import Pilot
+from virtpilot.pipeline.presence import Heartbeat
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
@@ -134,6 +135,7 @@ class Controller:
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
         self._upkeep = Upkeep()
         self._pauses = Pauses()
+        self._heartbeat = Heartbeat(bus, topics, pilot.epoch, clock)
         self._next_tick_ns = 0
 
     @property
@@ -224,6 +226,7 @@ class Controller:
 
     def tick(self, now_ns: int) -> None:
         """Notice what did not come, measure effects, decide; begin what may take longer."""
+        self._heartbeat.tick()
         if self.reload_asked.is_set():
             self.reload_asked.clear()
             self.rulebook.reload()
@@ -394,4 +397,5 @@ class Controller:
         self._keeper.close()
         self._alerts.close(2.0)
         self._operations.close()
+        self._heartbeat.stop()
         self.bus.close()

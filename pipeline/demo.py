@@ -55,7 +55,7 @@ class Demo:
                 rules=rules or RuleOptions(modes={"*": Mode.ACT}),
                 timing=ControllerTiming(save_s=60.0),
             ),
-            bus=lambda: self.broker.connect("controller"),
+            bus=lambda will: self.broker.connect("controller", will),
             clock=self.clock,
             signer=signer,
             folder=folder / "controller",

@@ -59,7 +59,7 @@ class Rehearsal:
             ControllerConfig(
                 cluster=CLUSTER, guards=guards, scheduling=scheduling, timing=ControllerTiming(tick_s=tick_s)
             ),
-            bus=lambda: broker.connect("controller"),
+            bus=lambda will: broker.connect("controller", will),
             clock=self.clock,
             signer=signer,
             folder=None,

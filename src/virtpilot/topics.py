@@ -50,6 +50,11 @@ class Topics:
         """JSON `Decision`, accepted and refused."""
         return f"{self._root}/decisions"
 
+    @property
+    def controller(self) -> str:
+        """JSON `Presence`, every ten seconds, retained, and the controller's last will."""
+        return f"{self._root}/controller"
+
     def commands(self, host: str) -> str:
         """JSON, a signed `Command`, with message expiry."""
         return self._of("commands", host)

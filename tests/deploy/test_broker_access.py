@@ -27,6 +27,7 @@ NAMES: Final = (HOST, OTHER, *ROLES)
 TOPICS: Final = (
     *(f"virtpilot/c1/{family}/{name}" for family in FAMILIES for name in NAMES),
     "virtpilot/c1/decisions",
+    "virtpilot/c1/controller",
     "virtpilot/c1/metrics/host-1/deeper",
     "virtpilot/c1/status",
     "virtpilot/host-1",
@@ -36,7 +37,8 @@ TOPICS: Final = (
 # Family → whose topics, for each user.
 MAY_PUBLISH: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     HOST: dict.fromkeys(("metrics", "events", "status", "outcomes"), (HOST,)),
-    "controller": dict.fromkeys(("outcomes", "commands", "sampling", "signals"), NAMES) | {"decisions": ()},
+    "controller": dict.fromkeys(("outcomes", "commands", "sampling", "signals"), NAMES)
+    | {"decisions": (), "controller": ()},
     "writer": {"stored": NAMES},
     "dashboards": {},
     "fleet": dict.fromkeys(("metrics", "events", "status", "outcomes"), NAMES),
@@ -55,6 +57,8 @@ HARMLESS: Final = {
     *((role, f"virtpilot/c1/{family}/{role}") for role in ROLES for family in ("metrics", "events", "status")),
     *((role, f"virtpilot/c1/outcomes/{role}") for role in ROLES),
 }
+for _user in USERS:
+    MAY_READ[_user]["controller"] = ()
 Seen = set[tuple[str, str]]
 
 
@@ -63,7 +67,10 @@ def allowed(table: dict[str, dict[str, tuple[str, ...]]], user: str, topic: str)
     parts = topic.split("/")
     if parts[:2] != ["virtpilot", "c1"] or parts[2] not in table[user]:
         return False
-    return tuple(parts[3:]) in {(name,) for name in table[user][parts[2]]} or parts[2:] == ["decisions"]
+    return tuple(parts[3:]) in {(name,) for name in table[user][parts[2]]} or parts[2:] in (
+        ["decisions"],
+        ["controller"],
+    )
 
 
 @pytest.fixture(scope="module")

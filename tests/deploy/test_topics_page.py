@@ -22,8 +22,8 @@ def listed(user: str, way: str) -> set[str]:
 
 def test_the_table_is_the_access_list() -> None:
     rows = _ROW.findall((ROOT / "docs/topics.md").read_text(encoding="utf-8"))
-    assert len(rows) == 9
-    for role, name in (("agent", "the host's agent"), ("controller", "controller"), ("writer", "writers")):
+    assert len(rows) == 10
+    for role, name in (("agent", "host's agent"), ("controller", "controller"), ("writer", "writers")):
         assert {family for family, writes, _reads in rows if name in writes} == listed(role, "write"), role
         assert {family for family, _writes, reads in rows if name in reads} == listed(role, "read"), role
     assert {family for family, _writes, reads in rows if "dashboards" in reads} == listed("dashboards", "read")

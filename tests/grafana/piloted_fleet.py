@@ -58,7 +58,7 @@ class PilotedFleet:
                 guards=GuardOptions(warm_up_s=70),
                 timing=ControllerTiming(save_s=60.0),
             ),
-            bus=lambda: self.broker.connect("controller"),
+            bus=lambda will: self.broker.connect("controller", will),
             clock=self.clock,
             signer=signer,
             folder=folder / "controller",
