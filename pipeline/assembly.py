@@ -47,8 +47,8 @@ def controller(
 ) -> Controller:
     """Put a controller together and let it take up where it left; raises RuleError and StateError.
 
-    `bus` is given its last will. Its state is kept in `folder`, None for one in memory; `rulebook` takes the place of the
-    config's rules.
+    `bus` is given its last will. Its state is kept in `folder`, None for one in memory; `rulebook` takes the
+    place of the config's rules.
     """
     state_path = _state_path(folder)
     saved = None if state_path is None else state.load(state_path)

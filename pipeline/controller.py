@@ -133,8 +133,7 @@ class Controller:
         self._outbox = Outbox(bus, topics, signer)
         self._turns: Recent[Turn] = Recent()
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
-        self._upkeep = Upkeep()
-        self._pauses = Pauses()
+        self._upkeep, self._pauses = Upkeep(), Pauses()
         self._heartbeat = Heartbeat(bus, topics, pilot.epoch, clock)
         self._next_tick_ns = 0
 
