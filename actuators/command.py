@@ -18,11 +18,11 @@ import stat
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
-from virtpilot.action import Migrate, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, Power, SetKnob
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, ConfigError, Problem
 from virtpilot.model import Command
@@ -39,8 +39,8 @@ _PREFIX: Final = b"virtpilot command v1\n"
 _WILDCARDS: Final = frozenset("*+#")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _URI: Final = re.compile(r"[a-z][a-z0-9+]{0,30}://[!-~]{0,1000}")
-_ACTIONS: Final[Mapping[str, type[SetKnob | ReleaseKnob | Migrate]]] = {
-    str(kind.__struct_config__.tag): kind for kind in (SetKnob, ReleaseKnob, Migrate)
+_ACTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
+    str(kind.__struct_config__.tag): kind for kind in get_args(Action)
 }
 _INT64: Final = 2**63
 _PUBLIC_PEM: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----")
@@ -174,6 +174,8 @@ def _check_values(command: Command) -> None:
     match action:
         case SetKnob():
             _check_set(action)
+        case Power() if not (math.isfinite(action.within_s) and 0 < action.within_s <= MAX_VALIDITY_S):
+            raise CommandRefused("value", f"{action.within_s} s for a guest to {action.verb}")
         case Migrate() if not _IDENTIFIER.fullmatch(action.target):
             raise CommandRefused("value", f"target {action.target[:128]!r} is no host")
         case Migrate() if not _URI.fullmatch(action.uri):

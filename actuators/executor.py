@@ -13,12 +13,13 @@ from typing import Final
 
 import structlog
 
-from virtpilot.action import Migrate, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import INTERRUPTED, Caps, Knobs
-from virtpilot.actuators.ledger import Lease, LeaseState, OutcomeKept
+from virtpilot.actuators.ledger import Lease, LeaseState, Operation, OutcomeKept
 from virtpilot.actuators.lifecycle import Point, Site, nowhere, outcome, seen
 from virtpilot.actuators.migration import Migrations
+from virtpilot.actuators.power import Powers
 from virtpilot.actuators.travel import NotSettled, Travel
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, HypervisorError, HypervisorUnavailable
@@ -80,6 +81,7 @@ class Executor:
         self._survey = False
         # Why every lease ends now, "" while each ends in its time.
         self.forsaken = ""
+        self._powers = Powers(site, self._knobs, caps)
         self._retries = Retries()
         self._next_prune_ns = 0
 
@@ -116,6 +118,8 @@ class Executor:
                 return self._looked_at(action, now_ns) + self._knobs.release(command, action, now_ns)
             case Migrate() as action:
                 return self._migrations.start(command, action, now_ns)
+            case Power() as action:
+                return self._powers.start(command, action, now_ns)
 
     def _looked_at(self, action: SetKnob | ReleaseKnob, now_ns: int) -> list[Outcome]:
         """Look at a guest on whose knob no lease is held: it may have come with one that is not taken up yet."""
@@ -134,7 +138,7 @@ class Executor:
             now_ns,
             host=self._host,
             guest=command.action.guest,
-            action=action_name(command),
+            action=action_name(command.action),
             rule=command.rule,
             guard=guard,
             reason=reason,
@@ -195,8 +199,13 @@ class Executor:
 
     def _poll_operations(self, now_ns: int, outcomes: list[Outcome]) -> None:
         for operation in self._journal.operations():
-            work = partial(self._migrations.poll, operation, now_ns)
-            self._attempt((operation.command.id,), work, now_ns, outcomes)
+            self._attempt((operation.command.id,), partial(self._look, operation, now_ns), now_ns, outcomes)
+
+    def _look(self, operation: Operation, now_ns: int) -> list[Outcome]:
+        action = operation.command.action
+        if isinstance(action, Power):
+            return self._powers.poll(operation, action, now_ns)
+        return self._migrations.poll(operation, now_ns)
 
     def _poll_looks(self, now_ns: int, outcomes: list[Outcome]) -> None:
         """Look at a few of the guests that wait for it, all of them at the first time."""
@@ -268,7 +277,7 @@ class Executor:
         return guest in {*moving, *unsettled}
 
     def moving(self, guest: str) -> str:
-        """Return the id of the command by which a guest is on its way, empty where there is none."""
+        """Return the id of the command that a long operation on a guest carries out, empty where there is none."""
         return next((one.command.id for one in self._journal.operations() if one.guest == guest), "")
 
     def leases(self) -> Sequence[Lease]:
@@ -292,12 +301,14 @@ class Executor:
         self._journal.close()
 
 
-def action_name(command: Command) -> str:
-    """Return a command's action as outcomes name it."""
-    match command.action:
+def action_name(action: Action) -> str:
+    """Return an action as outcomes name it."""
+    match action:
         case SetKnob(knob=knob):
             return f"set {knob}"
         case ReleaseKnob(knob=knob):
             return f"release {knob}"
         case Migrate():
             return "migrate"
+        case Power(verb=verb):
+            return str(verb)

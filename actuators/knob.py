@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from virtpilot.action import ReleaseKnob, SetKnob
 from virtpilot.actuators.ledger import Entry, Lease, LeaseDropped, LeaseKept, LeaseState, OutcomeKept
-from virtpilot.actuators.lifecycle import OFF, Point, Site, outcome, seen
+from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import (
     CommandRefused,
@@ -22,6 +22,7 @@ from virtpilot.errors import (
     KnobUnsupported,
 )
 from virtpilot.events import EventKind
+from virtpilot.hypervisor import OFF
 from virtpilot.model import Command, Outcome, Result
 
 Shares = Annotated[int, Meta(ge=2, le=262144)]
@@ -50,6 +51,12 @@ class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     migration_timeout_s: Annotated[
         float, Meta(description="A migration that takes longer is aborted; the guest stays.", gt=0, le=86400)
     ] = 900.0
+    destroy_guests: Annotated[
+        bool,
+        Meta(
+            description="Guests may be destroyed by command: like pulling the plug, what they have not written is lost."
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         if self.cpu_shares_min > self.cpu_shares_max:

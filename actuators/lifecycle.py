@@ -11,18 +11,16 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
+from virtpilot.action import Power
 from virtpilot.actuators.journal import Journal
-from virtpilot.actuators.ledger import CommandSeen, Entry, EpochReached, Lease, OperationState
+from virtpilot.actuators.ledger import CommandSeen, Entry, EpochReached, Lease, Operation, OperationState
 from virtpilot.actuators.note import write_note
 from virtpilot.clock import seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, KnobUnsupported, StateError
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import GuestEvent, GuestState, Hypervisor, NoteKeeper
+from virtpilot.hypervisor import RUNNING, GuestEvent, GuestState, Hypervisor, NoteKeeper
 from virtpilot.model import Command, Outcome, Result, record_id
 
-# Xen shows an idle guest as blocked; it runs all the same.
-RUNNING: Final = frozenset({GuestState.RUNNING, GuestState.BLOCKED})
-OFF: Final = frozenset({GuestState.SHUTOFF, GuestState.CRASHED})
 # A command stays known for this long after its end, whatever the clocks do meanwhile.
 SEEN_MARGIN_NS: Final = seconds(3600)
 
@@ -55,6 +53,9 @@ class Point(StrEnum):
     AFTER_TAKE_UP = "after a lease is taken up"
     BEFORE_YIELD = "before a lease yields to a foreign change"
     AFTER_YIELD = "after a lease yields to a foreign change"
+    BEFORE_POWER = "before another state is asked for"
+    AFTER_POWER = "after another state was asked for"
+    BEFORE_POWER_END = "before the other state is written"
 
 
 def nowhere(_point: Point) -> None:
@@ -102,20 +103,23 @@ class Site:
 
     def check_guest(self, guest: str) -> None:
         """Refuse a guest that is not here, not running or under way; raises CommandRefused and HypervisorError."""
-        try:
-            state = self.hypervisor.state(guest)
-        except GuestNotFound:
-            raise CommandRefused("guest", f"guest {guest} is not on {self.host}") from None
+        state = self.state(guest)
         if state not in RUNNING:
             raise CommandRefused("state", f"guest {guest} is {state}, not running")
         self.check_idle(guest)
 
+    def state(self, guest: str) -> GuestState:
+        """Return the state of a guest that must be here; raises CommandRefused and HypervisorError."""
+        try:
+            return self.hypervisor.state(guest)
+        except GuestNotFound:
+            raise CommandRefused("guest", f"guest {guest} is not on {self.host}") from None
+
     def check_idle(self, guest: str) -> None:
-        """Refuse a guest that is under way; raises CommandRefused."""
+        """Refuse a guest on which a long operation is under way; raises CommandRefused."""
         for operation in self.journal.operations():
             if operation.guest == guest:
-                doing = "may be on its way still" if operation.state is OperationState.ORPHANED else "is on its way"
-                raise CommandRefused("busy", f"guest {guest} {doing} to another host ({operation.command.id})")
+                raise CommandRefused("busy", f"guest {guest} {_doing(operation)} ({operation.command.id})")
 
     def commit(self, *entries: Entry) -> None:
         """Write what must be on disk before a change; raises CommandRefused with guard "journal"."""
@@ -123,6 +127,13 @@ class Site:
             self.journal.commit(*entries)
         except StateError as error:
             raise CommandRefused("journal", f"nothing is changed that cannot be written down first: {error}") from error
+
+
+def _doing(operation: Operation) -> str:
+    if isinstance(operation.command.action, Power):
+        return f"is under way already: {operation.command.action.verb}"
+    sure = "may be on its way still" if operation.state is OperationState.ORPHANED else "is on its way"
+    return f"{sure} to another host"
 
 
 def seen(command: Command) -> tuple[CommandSeen, EpochReached]:

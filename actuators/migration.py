@@ -21,10 +21,10 @@ from virtpilot.actuators.ledger import (
     OperationState,
     OutcomeKept,
 )
-from virtpilot.actuators.lifecycle import RUNNING, Point, Site, outcome, seen
+from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
-from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout
-from virtpilot.hypervisor import GuestState, Job, JobState, JobStatus
+from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout, Unsupported
+from virtpilot.hypervisor import RUNNING, GuestState, Job, JobState, JobStatus
 from virtpilot.model import Command, Outcome, Result
 
 # How long an aborted migration may take to end before it is given up.
@@ -74,7 +74,8 @@ class Migrations:
         for lease in self._journal.leases():
             if lease.guest == action.guest and lease.state is not LeaseState.HELD:
                 raise CommandRefused("busy", f"{lease.knob} of guest {lease.guest} is being given back just now")
-        if len(self._journal.operations()) >= self._out_max:
+        leaving = [one for one in self._journal.operations() if isinstance(one.command.action, Migrate)]
+        if len(leaving) >= self._out_max:
             raise CommandRefused("caps", f"this host lets {self._out_max} guests leave at the same time")
 
     def _pack(self, action: Migrate) -> None:
@@ -91,6 +92,8 @@ class Migrations:
         except HypervisorTimeout:
             self._orphan(started, now_ns)
             return []
+        except Unsupported as error:
+            return [self._end(operation, Result.REFUSED, str(error), now_ns, guard="driver")]
         except HypervisorError as error:
             return [self._end(operation, Result.FAILED, str(error), now_ns)]
         self._site.reached(Point.AFTER_START)
@@ -196,6 +199,7 @@ class Migrations:
         reason: str,
         now_ns: int,
         *,
+        guard: str = "",
         after: Mapping[str, float] | None = None,
     ) -> Outcome:
         self._site.reached(Point.BEFORE_END_WRITTEN)
@@ -208,6 +212,7 @@ class Migrations:
             guest=operation.guest,
             action="migrate",
             rule=command.rule,
+            guard=guard,
             reason=reason,
             after=after,
         )

@@ -15,12 +15,12 @@ from msgspec.structs import replace
 
 from virtpilot.actuators.knob import Caps, Knobs
 from virtpilot.actuators.ledger import Lease, LeaseKept, LeaseState
-from virtpilot.actuators.lifecycle import OFF, RUNNING, Point, Site
+from virtpilot.actuators.lifecycle import Point, Site
 from virtpilot.actuators.note import read_note
 from virtpilot.clock import seconds
 from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import NoteKeeper
+from virtpilot.hypervisor import OFF, RUNNING, NoteKeeper
 from virtpilot.model import Outcome
 
 log = structlog.get_logger(__name__)

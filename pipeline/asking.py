@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from virtpilot.action import Action, Migrate, SetKnob
+from virtpilot.action import Action, Migrate, Power, SetKnob
 from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.options import GuardOptions
-from virtpilot.actuators.guards.request import GuardRequest, Input, Target
+from virtpilot.actuators.guards.request import ALIVE, GuardRequest, Input, Target
+from virtpilot.hypervisor import fitting_codes
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.placement import HostLoad, Reserve
 from virtpilot.rules.decisions.want import Want
@@ -64,6 +65,7 @@ class Asking:
             sample_ns=row.time_ns,
             first_seen_ns=row.since_ns,
             state_code=int(row.values.get("state_code", 1)),
+            fitting=fitting_codes(action.verb) if isinstance(action, Power) else ALIVE,
             inputs=tuple(self._inputs(want, row, knob)),
             effect_ns=want.remedy.expect.within_ns if want.remedy.expect is not None else 0,
             approved=approved,

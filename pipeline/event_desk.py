@@ -14,12 +14,13 @@ from typing import Final
 import msgspec
 import structlog
 
+from virtpilot.action import Verb
 from virtpilot.clock import seconds
 from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import EventSource, GuestEvent
 from virtpilot.libvirt_notes import NOTE_NAMESPACE
-from virtpilot.model import Bus, Message, Outcome, Sample, record_id
+from virtpilot.model import Bus, Message, Outcome, Result, Sample, record_id
 from virtpilot.topics import Topics
 
 MAX_WAITING: Final = 2_000
@@ -31,6 +32,8 @@ _BALLOON: Final = "memory_balloon"
 _JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})
 _SILENT_NS: Final = seconds(10)
 _OF_A_MOVE: Final = LIFECYCLE | _JOBS | {EventKind.MIGRATION_ITERATION}
+# The actions that are about a guest as a whole.
+_WHOLE: Final = frozenset({"migrate", *(str(verb) for verb in Verb)})
 log = structlog.get_logger(__name__)
 
 
@@ -45,7 +48,7 @@ class Own:
     def note(self, outcomes: Iterable[Outcome], now_ns: int) -> None:
         """Take note of what the executor did."""
         for outcome in outcomes:
-            if outcome.action == "migrate":
+            if outcome.action in _WHOLE and outcome.result is not Result.REFUSED:
                 self._moves[outcome.guest] = (outcome.command, now_ns)
             else:
                 for knob, value in outcome.after.items():

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
@@ -23,7 +23,7 @@ from virtpilot.pipeline.operations.moves import id_of, operation_of, waits_in_li
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want
-from virtpilot.rules.language.records import RuleSet, SetRemedy
+from virtpilot.rules.language.records import PowerRemedy, RuleSet, SetRemedy
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
 
@@ -173,6 +173,9 @@ class Pilot:
         """Return the action with the reason for it; raises Refused."""
         if isinstance(want.remedy, SetRemedy):
             return self._plan_set(want.remedy, row)
+        if isinstance(want.remedy, PowerRemedy):
+            power = Power(guest=row.subject.id, verb=want.remedy.verb, within_s=want.remedy.within_ns / 1e9)
+            return power, f"the rule asks the guest to {power.verb}"
         placement = best_target(self.fleet.guest_load(row), self._host_loads(now_ns), self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)

@@ -56,7 +56,7 @@ def replay(batches: list[Batch], rules: RuleSet, mode: Mode | None = None) -> Re
         return Reply(seconds(MIGRATION_SETUP_S + memory / MIGRATION_BYTES_PER_SECOND))
 
     rehearsal = Rehearsal(rules, start_ns, reply, mode=mode)
-    response = Response(rehearsal.agents.places, rehearsal.agents.knobs)
+    response = Response(rehearsal.agents.places, rehearsal.agents.knobs, rehearsal.agents.states)
     for batch in batches:
         rehearsal.run_until(batch.time_ns)
         for host, samples in response.respond(batch.host, batch.samples).items():

@@ -2,9 +2,10 @@
 
 A guest wants what it used and what it lacked (its steal). On a host whose guests have other shares, or are others, than
 were recorded, the CPU is shared out anew among what they want, by their shares, as the simulator does; what the host
-itself used stays. A moved guest's samples are its new host's. Memory moves with the guest. Nothing else responds: not
-disks, networks or pressure, and a guest that gets more CPU is not done any sooner. Where the record itself shows a
-knob set anew or a guest moved, the record is believed from there on.
+itself used stays. A moved guest's samples are its new host's. Memory moves with the guest. One that was suspended or
+shut down uses no CPU, and one that is off no memory; one that was started uses what was recorded, which is nothing.
+Nothing else responds: not disks, networks or pressure, and a guest that gets more CPU is not done any sooner. Where the
+record itself shows a knob set anew, a guest moved or in another state, the record is believed from there on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from virtpilot.simulator.contention import share
 
 SHARES: Final = "cpu_shares"
 USUAL_SHARES: Final = 1024
+# virDomainState
+_RUNNING: Final = 1
+_SHUT_OFF: Final = 5
 Fields = Mapping[str, int | float]
 
 
@@ -32,11 +36,14 @@ class _Guest(msgspec.Struct):
 
 
 class Response:
-    """Turns recorded samples into what the actions so far would have left; `places` and `knobs` are the stand-in's."""
+    """Turns recorded samples into what the actions so far would have left; all three are the stand-in's."""
 
-    def __init__(self, places: dict[str, str], knobs: dict[tuple[str, str], int]) -> None:
+    def __init__(
+        self, places: dict[str, str], knobs: dict[tuple[str, str], int], states: dict[str, int] | None = None
+    ) -> None:
         self._places = places
         self._knobs = knobs
+        self._states = {} if states is None else states
         self._guests: dict[str, _Guest] = {}
         self._hosts: dict[str, Fields] = {}
         self._touched: frozenset[str] = frozenset()
@@ -65,9 +72,15 @@ class Response:
             guest.host = host
             self._places.pop(guest_id, None)
         if sample.measurement == "vm":
+            if guest.fields.get("state_code") != sample.fields.get("state_code"):
+                self._forget_state(guest_id, guest)
             guest.fields = sample.fields
         elif sample.measurement == "knob":
             self._learn_knob(guest_id, guest, sample)
+
+    def _forget_state(self, guest_id: str, guest: _Guest) -> None:
+        if guest.fields:
+            self._states.pop(guest_id, None)
 
     def _learn_knob(self, guest_id: str, guest: _Guest, sample: Sample) -> None:
         knob, value = sample.tags.get("knob", ""), sample.fields.get("value_count")
@@ -88,19 +101,21 @@ class Response:
         fields = sample.fields
         if sample.measurement == "vm" and (host in self._touched or host != recorded):
             fields = self._guest_fields(guest_id, host, fields)
+            if "state_code" in fields and guest_id in self._states:
+                fields = dict(fields) | {"state_code": self._states[guest_id]}
         elif sample.measurement == "knob" and "value_count" in fields:
             set_to = self._knobs.get((guest_id, sample.tags.get("knob", "")))
             fields = fields if set_to is None else fields | {"value_count": set_to}
         return Sample(sample.measurement, sample.tags | {"host": host}, dict(fields), sample.time_ns)
 
     def _others(self) -> frozenset[str]:
-        """Return the hosts whose guests, or their shares, are others than were recorded."""
+        """Return the hosts whose guests, or their shares or states, are others than were recorded."""
         found: set[str] = set()
-        for guest_id in {*self._places, *(name for name, knob in self._knobs if knob == SHARES)}:
+        for guest_id in {*self._places, *self._states, *(name for name, knob in self._knobs if knob == SHARES)}:
             guest = self._guests.get(guest_id)
             if guest is not None:
                 place = self._places.get(guest_id, guest.host)
-                if place != guest.host or (guest_id, SHARES) in self._knobs:
+                if place != guest.host or (guest_id, SHARES) in self._knobs or guest_id in self._states:
                     found |= {guest.host, place}
         return frozenset(found)
 
@@ -121,10 +136,13 @@ class Response:
         names = self._on(host)
         if not names or not cpus:
             return {name: _used(self._guests[name].fields) for name in names}, rest
-        wanted = np.array([_wanted(self._guests[name].fields) for name in names])
+        wanted = np.array([0.0 if self._stopped(name) else _wanted(self._guests[name].fields) for name in names])
         shares = np.array([self._shares(name) for name in names])
         given = share(wanted, shares, np.zeros(len(names), np.intp), np.array([max(cpus - rest, 0.0)]))
         return dict(zip(names, given.tolist(), strict=True)), rest
+
+    def _stopped(self, name: str) -> bool:
+        return self._states.get(name, _RUNNING) != _RUNNING
 
     def _shares(self, name: str) -> float:
         recorded = self._guests[name].knobs.get(SHARES, USUAL_SHARES)
@@ -134,7 +152,8 @@ class Response:
         given, _rest = self._cores(host)
         vcpus = float(fields.get("vcpus_count", 1.0)) or 1.0
         cores = given.get(name, _used(fields))
-        usage = {"cpu_usage_ratio": cores / vcpus, "cpu_steal_ratio": max(_wanted(fields) - cores, 0.0) / vcpus}
+        lacking = 0.0 if self._stopped(name) else max(_wanted(fields) - cores, 0.0)
+        usage = {"cpu_usage_ratio": cores / vcpus, "cpu_steal_ratio": lacking / vcpus}
         return dict(fields) | {key: value for key, value in usage.items() if key in fields}
 
     def _host_fields(self, host: str, fields: Fields) -> Fields:
@@ -143,9 +162,9 @@ class Response:
         cpus = float(fields.get("cpus_count", 0.0))
         if cpus and "cpu_usage_ratio" in fields:
             found["cpu_usage_ratio"] = min((sum(given.values()) + rest) / cpus, 1.0)
-        came = self._memory(name for name in self._on(host) if self._guests[name].host != host)
+        came = self._memory(name for name in self._on(host) if self._guests[name].host != host and not self._off(name))
         here = [name for name, guest in self._guests.items() if guest.host == host]
-        went = self._memory(name for name in here if self._places.get(name, host) != host)
+        went = self._memory(name for name in here if self._places.get(name, host) != host or self._off(name))
         total = float(fields.get("memory_total_bytes", 0.0))
         if total and "memory_available_bytes" in fields:
             available = float(fields["memory_available_bytes"]) + went - came
@@ -153,6 +172,9 @@ class Response:
             if "memory_used_ratio" in fields:
                 found["memory_used_ratio"] = 1.0 - found["memory_available_bytes"] / total
         return found
+
+    def _off(self, name: str) -> bool:
+        return self._states.get(name) == _SHUT_OFF
 
     def _memory(self, names: Iterable[str]) -> float:
         return sum(float(self._guests[name].fields.get("memory_balloon_bytes", 0.0)) for name in names)

@@ -187,6 +187,8 @@ class Scene:
             if not fields:
                 continue
             samples += self._devices(actor, tags, tick, time_ns)
+            if actor.id in agents.states:
+                fields["state_code"] = agents.states[actor.id]
             samples.append(Sample(actor.kind.value, tags, fields, time_ns))
             for (guest, knob), value in agents.knobs.items():
                 if guest == actor.id:

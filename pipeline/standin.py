@@ -6,11 +6,12 @@ What a command does to the measurements is its caller's to say; here it is only 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from virtpilot.action import Migrate, ReleaseKnob, SetKnob
+from virtpilot.action import Migrate, Power, ReleaseKnob, SetKnob, Verb
 from virtpilot.actuators.command import Verifier
 from virtpilot.actuators.executor import action_name
 from virtpilot.actuators.lifecycle import outcome
@@ -18,7 +19,15 @@ from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Bus, Command, Message, Outcome, Result
 from virtpilot.topics import Topics
 
-_START_S = 1.0
+# The virDomainState in which a guest is afterwards.
+STATE_CODES: Final[Mapping[Verb, int]] = {
+    Verb.SUSPEND: 3,
+    Verb.RESUME: 1,
+    Verb.START: 1,
+    Verb.SHUTDOWN: 5,
+    Verb.REBOOT: 1,
+    Verb.DESTROY: 5,
+}
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -37,7 +46,7 @@ class _Lease(msgspec.Struct, frozen=True):
 
 
 class StandIn:
-    """Every host's agent; `knobs` and `places` are as the commands have left them."""
+    """Every host's agent; `knobs`, `places` and `states` are as the commands have left them."""
 
     def __init__(
         self,
@@ -48,6 +57,7 @@ class StandIn:
     ) -> None:
         self.knobs: dict[tuple[str, str], int] = {}
         self.places: dict[str, str] = {}
+        self.states: dict[str, int] = {}
         self.on_done: Callable[[Outcome, Command], None] = lambda _outcome, _command: None
         self._bus = bus
         self._topics = topics
@@ -79,7 +89,7 @@ class StandIn:
         if reply.result is None:
             return
         if reply.result is not Result.DONE:
-            self._tell(command, reply.result, now_ns, action_name(command), reason=reply.reason)
+            self._tell(command, reply.result, now_ns, action_name(command.action), reason=reply.reason)
             return
         action = command.action
         match action:
@@ -91,10 +101,13 @@ class StandIn:
                 if lease is not None:
                     self._give_back(key, lease, command, "", now_ns)
                 else:
-                    self._tell(command, Result.REVERTED, now_ns, action_name(command), reason="nothing leased")
+                    self._tell(command, Result.REVERTED, now_ns, action_name(command.action), reason="nothing leased")
             case Migrate():
                 self.places[action.guest] = action.target
-                self._tell(command, Result.DONE, now_ns, action_name(command), reason=reply.reason)
+                self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
+            case Power():
+                self.states[action.guest] = STATE_CODES[action.verb]
+                self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
 
     def _set(self, command: Command, action: SetKnob, now_ns: int) -> None:
         key = (action.guest, action.knob)
@@ -107,7 +120,7 @@ class StandIn:
             command,
             Result.DONE,
             now_ns,
-            action_name(command),
+            action_name(command.action),
             before={action.knob: before},
             after={action.knob: action.value},
         )

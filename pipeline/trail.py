@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
-from virtpilot.action import Migrate, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.events import Event
 from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
@@ -119,7 +119,7 @@ def _step(entry: Entry, what: str, result: str, reason: str) -> Step:
     )
 
 
-def describe(action: SetKnob | ReleaseKnob | Migrate) -> str:
+def describe(action: Action) -> str:
     """Return an action in a few words."""
     match action:
         case SetKnob():
@@ -128,6 +128,8 @@ def describe(action: SetKnob | ReleaseKnob | Migrate) -> str:
             return f"release {action.knob}"
         case Migrate():
             return f"migrate to {action.target}"
+        case Power():
+            return str(action.verb)
 
 
 def happened(event: Event) -> str:

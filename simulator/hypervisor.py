@@ -8,12 +8,14 @@ from typing import Final
 
 import numpy as np
 
+from virtpilot.action import Verb
 from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable, KnobUnsupported
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import GuestEvent, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.hypervisor import FITTING, GuestEvent, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
 from virtpilot.simulator.fault import Faults
 from virtpilot.simulator.migration import OPERATION, Migration, Migrations
+from virtpilot.simulator.power import PowerJob, switch
 from virtpilot.simulator.stats import guest_stats
 from virtpilot.simulator.world import World
 
@@ -115,6 +117,14 @@ class FleetHypervisor:
         if error:
             return RefusedJob(error)
         return MigrationJob(self._migrations, self._migrations.start(index, self._target(uri)))
+
+    def power(self, guest: str, verb: Verb) -> Job:
+        """Bring a guest into another state, at once, or never where it does not listen; raises what libvirt would."""
+        index = self._find(guest)
+        state = self._world.state_of(index)
+        if state not in FITTING[verb]:
+            raise HypervisorError(f"requested operation is not valid: domain is {state}")
+        return PowerJob(self._world, index, verb, done=switch(self._world, index, verb))
 
     def drain(self) -> list[GuestEvent]:
         """Return what the host's libvirt has told since the last call; the first call begins to listen."""

@@ -61,6 +61,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tags: dict[str, str] = {}
     cpu_shares: Shares = 1024
     running: bool = True
+    listens: bool = True  # to its power button: shuts down and reboots when asked
     noise: Ratio = 0.0
     cpu_cores: Signal = 0.0
     memory_used_mib: Signal = 128.0

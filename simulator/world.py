@@ -345,6 +345,18 @@ class World:
         self.rss_bytes[guest] = self.used_bytes[guest] = 0.0
         self.tell(guest, EventKind.STOPPED, _STOPPED.get(reason, ""))
 
+    def pause(self, guest: int, reason: int) -> None:
+        """Stop a guest's CPUs; `reason` is a virDomainPausedReason."""
+        self.stale = True
+        self.paused[guest], self.speed[guest], self.reason[guest] = True, 0.0, reason
+        self.tell(guest, EventKind.SUSPENDED, "paused")
+
+    def resume(self, guest: int, reason: int) -> None:
+        """Let a guest go on; `reason` is a virDomainRunningReason."""
+        self.stale = True
+        self.paused[guest], self.speed[guest], self.reason[guest] = False, 1.0, reason
+        self.tell(guest, EventKind.RESUMED, "unpaused")
+
     def power_off(self, host: int) -> None:
         """Cut a host's power: its guests end, its counters are lost."""
         self.stale = True

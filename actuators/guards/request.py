@@ -13,6 +13,8 @@ from virtpilot.model import Mode
 
 UP: Final = "up"
 DOWN: Final = "down"
+# virDomainState running and blocked: Xen shows an idle guest as blocked.
+ALIVE: Final = frozenset({1, 2})
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -49,6 +51,8 @@ class GuardRequest(msgspec.Struct, frozen=True, kw_only=True):
     sample_ns: int
     first_seen_ns: int
     state_code: int
+    fitting: frozenset[int] = ALIVE
+    """The virDomainStates in which the action makes sense."""
     rung: int = 0
     target: str = ""
     target_view: Target | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from virtpilot.actuators.guards.request import GuardRequest
+from virtpilot.actuators.guards.request import ALIVE, GuardRequest
 
-# virDomainState; Xen shows an idle guest as blocked.
+# virDomainState.
 _STATES: Final[Mapping[int, str]] = {
     0: "in no state",
     1: "running",
@@ -18,11 +18,11 @@ _STATES: Final[Mapping[int, str]] = {
     6: "crashed",
     7: "suspended",
 }
-_ALIVE: Final = frozenset({1, 2})
 
 
 def state(request: GuardRequest, _now_ns: int) -> str:
-    """Refuse where the guest does not run."""
-    if request.state_code in _ALIVE:
+    """Refuse where the guest is not as the action needs it: running, for most."""
+    if request.state_code in request.fitting:
         return ""
-    return f"the guest is {_STATES.get(request.state_code, f'in state {request.state_code}')}, not running"
+    needed = "running" if request.fitting == ALIVE else " or ".join(_STATES[code] for code in sorted(request.fitting))
+    return f"the guest is {_STATES.get(request.state_code, f'in state {request.state_code}')}, not {needed}"

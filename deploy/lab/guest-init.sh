@@ -1,7 +1,8 @@
 #!/bin/sh
 # The lab guest's only process tree: loads the drivers, then burns CPU as told. BusyBox ash.
 # virtpilot.load=PERCENT on the kernel command line is the duty at boot. At run time the virtio-serial port takes
-# "load PERCENT [ID]" and answers with the same line; "time" is answered with the guest's clock and uptime.
+# "load PERCENT [ID]" and "deaf 1 [ID]" (to its power button; 0: no longer) and answers with the same line; "time" is
+# answered with the guest's clock and uptime.
 busybox mkdir -p /proc /sys /dev /run
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
@@ -60,6 +61,7 @@ listen() {
             *) echo "$value" >&3; echo "load $value $id" >&4 ;;
           esac
           ;;
+        deaf) if [ "$value" = 1 ]; then echo >/run/deaf; else busybox rm -f /run/deaf; fi; echo "deaf $value $id" >&4 ;;
         time) read -r up _ </proc/uptime; echo "time $EPOCHREALTIME $up" >&4 ;;
       esac
     else
@@ -87,9 +89,23 @@ answer() {
   done
 }
 
+# The power button, as libvirt presses it to shut a guest down or reboot it: 24 bytes an event, key 116 going down.
+obey() {
+  while :; do
+    set -- $(busybox dd bs=24 count=1 2>/dev/null | busybox hexdump -v -e '1/2 "%d "')
+    if [ "${9:-} ${10:-} ${11:-}" = "1 116 1" ] && [ ! -e /run/deaf ]; then busybox poweroff -f; fi
+  done
+}
+
 [ -d /sys/class/net/eth0 ] && busybox ip link set eth0 up
 echo "virtpilot lab guest: up, load $load"
 burn &
+# Opened here: whoever has had an answer from the port is heard on the button as well.
+for button in /dev/input/event*; do
+  [ -e "$button" ] || continue
+  exec 6<"$button"
+  obey <&6 &
+done
 browse &
 answer &
 listen

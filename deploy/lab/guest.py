@@ -155,7 +155,14 @@ class Guest:
         """Make the guest burn `percent` (0 to 100) of one vCPU; returns when it has said so; raises LabError."""
         if not 0 <= percent <= 100:
             raise ValueError(f"a load is 0 to 100 percent, not {percent}")
-        order = f"load {percent} {secrets.token_hex(4)}"
+        self._order(f"load {percent}", timeout_s)
+
+    def set_deaf(self, deaf: bool, *, timeout_s: float = 20.0) -> None:
+        """Make the guest ignore its power button, or not; returns when it has said so; raises LabError."""
+        self._order(f"deaf {int(deaf)}", timeout_s)
+
+    def _order(self, words: str, timeout_s: float) -> None:
+        order = f"{words} {secrets.token_hex(4)}"
         until(lambda: self._asked(order), timeout_s, f"{self.name} takes the order {order!r}", step_s=0.1)
 
     def _asked(self, order: str) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 import msgspec
 
 from virtpilot.model import Mode
-from virtpilot.rules.decisions.want import PLACEMENT, Want
+from virtpilot.rules.decisions.want import PLACEMENT, POWER, Want
+
+_RISKS: Final = {PLACEMENT: 1, POWER: 2}
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,14 +30,14 @@ def arbitrate(
 ) -> tuple[tuple[Want, ...], list[tuple[Want, str]]]:
     """Return the winners and each loser with the reason.
 
-    The higher priority wins; of equal ones the safer: a set before a move, then the smaller `change` (relative to the
-    knob's value now); then the earlier rule by `order`. A knob's lease keeps it for its owner against equal and lower
-    priorities. A rule that may not act competes with nobody: it wins, and the guard `mode` will say so. One that a
-    guard has refused before keeps its knob from others, not the whole guest.
+    The higher priority wins; of equal ones the safer: a set before a move before another state, then the smaller
+    `change` (relative to the knob's value now); then the earlier rule by `order`. A knob's lease keeps it for its owner
+    against equal and lower priorities. A rule that may not act competes with nobody: it wins, and the guard `mode` will
+    say so. One that a guard has refused before keeps its knob from others, not the whole guest.
     """
 
-    def rank(want: Want) -> tuple[int, bool, float, int]:
-        return (-want.priority, want.knob == PLACEMENT, change(want), order.get(want.rule, len(order)))
+    def rank(want: Want) -> tuple[int, int, float, int]:
+        return (-want.priority, _RISKS.get(want.knob, 0), change(want), order.get(want.rule, len(order)))
 
     winners: list[Want] = []
     losers: list[tuple[Want, str]] = []

@@ -6,8 +6,8 @@ from enum import Enum, auto
 
 from virtpilot.model import Outcome, Result, record_id
 from virtpilot.rules.decisions.ladder import Ladder
-from virtpilot.rules.decisions.want import PLACEMENT, Measurements, knob_of
-from virtpilot.rules.language.records import Expect, Remedy, Rule
+from virtpilot.rules.decisions.want import Measurements
+from virtpilot.rules.language.records import Expect, MigrateRemedy, PowerRemedy, Remedy, Rule, SetRemedy
 
 
 class Verdict(Enum):
@@ -79,5 +79,10 @@ def read(rule: Rule, remedy: Remedy, subject_id: str, evaluator: Measurements) -
 
 def action_of(remedy: Remedy) -> str:
     """Return a remedy's action as the actuators' own outcomes name it."""
-    knob = knob_of(remedy)
-    return "migrate" if knob == PLACEMENT else f"set {knob}"
+    match remedy:
+        case SetRemedy(knob=knob):
+            return f"set {knob}"
+        case MigrateRemedy():
+            return "migrate"
+        case PowerRemedy(verb=verb):
+            return str(verb)

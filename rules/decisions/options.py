@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from virtpilot.action import Action, Migrate
+from virtpilot.action import Action, Migrate, Power
 from virtpilot.clock import seconds
 
 
@@ -28,4 +28,10 @@ class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def grace_ns(self, action: Action) -> int:
         """Return how long an action's outcome may take to come after its command's end."""
-        return seconds(self.migrate_grace_s if isinstance(action, Migrate) else self.set_grace_s)
+        match action:
+            case Migrate():
+                return seconds(self.migrate_grace_s)
+            case Power(within_s=within_s):
+                return seconds(self.set_grace_s + within_s)
+            case _:
+                return seconds(self.set_grace_s)

@@ -10,9 +10,10 @@ import msgspec
 
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.language.expression import Condition
-from virtpilot.rules.language.records import Cooldown, Remedy, Rule, RuleBudget, SetRemedy
+from virtpilot.rules.language.records import Cooldown, MigrateRemedy, PowerRemedy, Remedy, Rule, RuleBudget, SetRemedy
 
 PLACEMENT: Final = "placement"
+POWER: Final = "power"
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,8 +90,14 @@ class Measured(Protocol):
 
 
 def knob_of(remedy: Remedy) -> str:
-    """Return what a remedy changes: the knob's name, or the guest's placement."""
-    return remedy.knob if isinstance(remedy, SetRemedy) else PLACEMENT
+    """Return what a remedy changes: the knob's name, the guest's placement, or whether it runs."""
+    match remedy:
+        case SetRemedy(knob=knob):
+            return knob
+        case MigrateRemedy():
+            return PLACEMENT
+        case PowerRemedy():
+            return POWER
 
 
 def relative_change(remedy: Remedy, subject: Subject, evaluator: Measurements) -> float:
@@ -104,11 +111,20 @@ def relative_change(remedy: Remedy, subject: Subject, evaluator: Measurements) -
     return math.inf if target is None else abs(target - known[0]) / max(abs(known[0]), 1.0)
 
 
+def _own(remedy: Remedy) -> tuple[object, ...]:
+    match remedy:
+        case SetRemedy():
+            return remedy.formula.text, remedy.lease_ns
+        case PowerRemedy():
+            return str(remedy.verb), remedy.within_ns
+        case MigrateRemedy():
+            return ()
+
+
 def signature(rule: Rule) -> tuple[str, str]:
     """Return what tells a rule's signal, and its remedies, from others; compiled parts are known by their texts."""
     remedies = []
     for remedy in rule.remedies:
         expect = remedy.expect and (remedy.expect.condition.text, remedy.expect.within_ns)
-        own = (remedy.formula.text, remedy.lease_ns) if isinstance(remedy, SetRemedy) else ()
-        remedies.append((knob_of(remedy), own, expect))
+        remedies.append((knob_of(remedy), _own(remedy), expect))
     return rule.digest, repr(remedies)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from virtpilot.action import Verb
 from virtpilot.calendar import Calendar
+from virtpilot.clock import seconds
 from virtpilot.fields import Unit
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.attributes import AttributeReader
@@ -23,6 +25,7 @@ from virtpilot.rules.language.records import (
     Expect,
     MigrateRemedy,
     NoData,
+    PowerRemedy,
     Remedy,
     Rule,
     RuleBudget,
@@ -58,8 +61,12 @@ RULE_KEYS: Final = [
     "notify",
     "annotations",
 ]
-# Words of the whole language that this version of it does not have yet.
-_LATER_ACTIONS: Final = frozenset({"resume", "run", "shutdown", "start", "suspend", "webhook"})
+# What a remedy does; `lease` and `expect` go with it.
+REMEDIES: Final = ("set", "migrate", *(str(verb) for verb in Verb))
+# Whatever the guest itself has to do, it is given time for.
+PATIENT: Final = frozenset({Verb.SHUTDOWN, Verb.REBOOT})
+_WITHIN_NS: Final = seconds(60)
+MAX_WITHIN_NS: Final = seconds(3600)
 
 AT_LEAST: Final = re.compile(r"^at least ([1-9][0-9]{0,5}) of (vms|hosts)(?: within (\S{1,20}))?$")
 _NO_FIELD: Final = "this reads no field: no measurement could ever change it"
@@ -140,34 +147,37 @@ class Reader(AttributeReader):
         return tuple(remedy for remedy in found if remedy is not None)
 
     def _remedy(self, node: Node, on: Kind) -> Remedy | None:
-        keys = self._mapping(node, ("set", "migrate", "lease", "expect"), "a remedy")
+        keys = self._mapping(node, (*REMEDIES, "lease", "expect"), "a remedy")
         if keys is None:
             return None
-        if ("set" in keys) == ("migrate" in keys):
-            if not self._names_later(node):
-                self._note(node, "a remedy has either `set` or `migrate`")
+        does = [word for word in REMEDIES if word in keys]
+        if len(does) != 1:
+            self._note(node, f"a remedy has one of {', '.join(f'`{word}`' for word in REMEDIES)}")
             return None
         get = Getter(self, keys)
         expect = get("expect", lambda n: self._expect(n, on), None)
-        if "migrate" in keys:
-            if "lease" in keys:
-                self._note(keys["lease"], "`lease` goes with `set`")
-            get("migrate", self._migrate, None)
-            return MigrateRemedy(expect)
-        if "lease" not in keys:
-            self._note(node, "`lease` is missing: how long the knob stays changed")
-        lease_ns = get("lease", self._lease, 0)
-        return get("set", lambda n: self._set(n, on, lease_ns, expect), None)
+        if "lease" in keys and does != ["set"]:
+            self._note(keys["lease"], "`lease` goes with `set`")
+        match does[0]:
+            case "set":
+                if "lease" not in keys:
+                    self._note(node, "`lease` is missing: how long the knob stays changed")
+                lease_ns = get("lease", self._lease, 0)
+                return get("set", lambda n: self._set(n, on, lease_ns, expect), None)
+            case "migrate":
+                get("migrate", self._migrate, None)
+                return MigrateRemedy(expect)
+            case word:
+                verb = Verb(word)
+                return PowerRemedy(verb, get(word, lambda n: self._within(n, verb), _WITHIN_NS), expect)
 
-    def _stranger(self, name: str, known: Sequence[str], what: str) -> str:
-        if name in _LATER_ACTIONS and what == "a remedy":
-            return f"`{name}` is not part of this version of the language"
-        return super()._stranger(name, known, what)
-
-    @staticmethod
-    def _names_later(node: Node) -> bool:
-        keys = [key.value for key, _value in node.value if isinstance(key, ScalarNode)]
-        return not _LATER_ACTIONS.isdisjoint(keys)
+    def _within(self, node: Node, verb: Verb) -> int:
+        """Read how long a guest may take, `{within: 90s}`; most verbs have nothing to say: `{}`."""
+        keys = self._mapping(node, ("within",) if verb in PATIENT else (), f"`{verb}`")
+        within_ns = self._duration(keys["within"]) if keys and "within" in keys else _WITHIN_NS
+        if keys and not 0 < within_ns <= MAX_WITHIN_NS:
+            raise self._mistake(keys["within"], "a guest is given more than 0s and at most 1h")
+        return within_ns
 
     def _set(self, node: Node, on: Kind, lease_ns: int, expect: Expect | None) -> SetRemedy:
         before = len(self.problems)

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from virtpilot.action import Verb
 from virtpilot.calendar import Calendar
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.expression import Condition, Formula, RowValues
@@ -63,7 +64,15 @@ class MigrateRemedy(msgspec.Struct, frozen=True):
     expect: Expect | None
 
 
-Remedy = SetRemedy | MigrateRemedy
+class PowerRemedy(msgspec.Struct, frozen=True):
+    """Suspend, resume, start, shut down, reboot or destroy the guest; seen to be so within `within_ns`."""
+
+    verb: Verb
+    within_ns: int
+    expect: Expect | None
+
+
+Remedy = SetRemedy | MigrateRemedy | PowerRemedy
 
 
 class RuleBudget(msgspec.Struct, frozen=True):

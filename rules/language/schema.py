@@ -8,10 +8,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Final
 
+from virtpilot.action import Verb
 from virtpilot.calendar import MAX_CHARS
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.attributes import BUDGET, BUDGET_SCOPES, MAX_ANNOTATIONS, MAX_CALENDARS, MAX_WORDING
-from virtpilot.rules.language.document import AT_LEAST, MAX_REMEDIES, RULE_KEYS
+from virtpilot.rules.language.document import AT_LEAST, MAX_REMEDIES, PATIENT, RULE_KEYS
 from virtpilot.rules.language.nodes import MAX_ABOUT, MAX_NAMES, NAME
 from virtpilot.rules.language.outline import (
     FILE_KEYS,
@@ -32,6 +33,16 @@ _NAME: Final = f"^{NAME.pattern}$"
 _EXPRESSION: Final = (
     "Fields with units, windows and tags, such as `cpu_steal_ratio > 10% and host.cpu_usage_ratio > 85%`."
 )
+
+
+_POWER: Final[dict[Verb, str]] = {
+    Verb.SUSPEND: "Stop the guest's CPUs; it stays in memory.",
+    Verb.RESUME: "Let a suspended guest go on.",
+    Verb.START: "Start a guest that is off.",
+    Verb.SHUTDOWN: "Ask the guest to shut down; nothing harsher is done where it does not.",
+    Verb.REBOOT: "Ask the guest to reboot.",
+    Verb.DESTROY: "Pull the guest's plug, where its host's caps permit that.",
+}
 
 
 def _words(kind: type[StrEnum], about: str, default: str | None = None) -> Schema:
@@ -143,7 +154,7 @@ def _action() -> Schema:
         "remedies": {
             "type": "array",
             "maxItems": MAX_REMEDIES,
-            "items": {"oneOf": [_set(), _migrate()]},
+            "items": {"oneOf": [_set(), _migrate(), *map(_power, Verb)]},
             "description": "What to try, in order; the next only where the effect of the one before did not come.",
         },
     }
@@ -168,6 +179,12 @@ def _set() -> Schema:
 def _migrate() -> Schema:
     to = _object({"to": {"const": "best"}}, ["to"], "Live-migrate the guest to the host with the most headroom.")
     return _object({"migrate": to, "expect": _EXPECT}, ["migrate"])
+
+
+def _power(verb: Verb) -> Schema:
+    within = {"within": _duration("How long the guest may take, 1h at most; 60s where nothing is said.")}
+    what = _object(within if verb in PATIENT else {}, [], _POWER[verb])
+    return _object({str(verb): what, "expect": _EXPECT}, [str(verb)])
 
 
 def _group() -> Schema:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.clock import SECOND
 from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.rules.testing.records import NONE, Expectation
@@ -98,7 +98,7 @@ def _fits(record: Record, expected: Expectation) -> bool:
 
 
 def words(action: Action | None) -> str:
-    """Return an action as tests name it: `set cpu_shares 2048`, `migrate to host-2`, `release cpu_shares`."""
+    """Return an action as tests name it: `set cpu_shares 2048`, `migrate to host-2`, `suspend`."""
     match action:
         case None:
             return ""
@@ -108,6 +108,8 @@ def words(action: Action | None) -> str:
             return f"release {action.knob}"
         case Migrate():
             return f"migrate to {action.target}"
+        case Power():
+            return str(action.verb)
 
 
 def _action(action: Action | None) -> str:

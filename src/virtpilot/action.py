@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 
@@ -30,4 +32,23 @@ class Migrate(msgspec.Struct, frozen=True, tag="migrate", kw_only=True):
     uri: str
 
 
-Action = SetKnob | ReleaseKnob | Migrate
+class Verb(StrEnum):
+    """What is done to a guest as a whole."""
+
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    START = "start"
+    SHUTDOWN = "shutdown"
+    REBOOT = "reboot"
+    DESTROY = "destroy"
+
+
+class Power(msgspec.Struct, frozen=True, tag="power", kw_only=True):
+    """Bring a guest into another state, which must be seen within `within_s` seconds."""
+
+    guest: str
+    verb: Verb
+    within_s: float
+
+
+Action = SetKnob | ReleaseKnob | Migrate | Power

@@ -13,7 +13,8 @@ VirtpilotError
 │   ├── HypervisorUnavailable  the connection is gone; it is reopened
 │   ├── HypervisorTimeout      no answer within the deadline
 │   ├── GuestNotFound          the guest has gone
-│   └── KnobUnsupported        this driver or guest has no such knob
+│   ├── KnobUnsupported        this driver or guest has no such knob
+│   └── Unsupported            this driver or guest cannot do it at all
 ├── CannotDivide               claims to a host's resource that cannot be met together
 ├── CommandRefused             a command that must not be executed, with its reason
 └── StateError                 a state file or journal cannot be read or written
@@ -104,6 +105,10 @@ class GuestNotFound(HypervisorError):
 
 class KnobUnsupported(HypervisorError):
     """The driver or the guest does not have this knob."""
+
+
+class Unsupported(HypervisorError):
+    """The driver or the guest cannot do what was asked for, now or later."""
 
 
 class CannotDivide(VirtpilotError):

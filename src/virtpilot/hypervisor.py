@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
+from virtpilot.action import Verb
 from virtpilot.events import EventKind
 
 
@@ -22,6 +23,33 @@ class GuestState(StrEnum):
     SHUTOFF = "shutoff"
     CRASHED = "crashed"
     SUSPENDED = "pmsuspended"
+
+
+# Xen shows an idle guest as blocked; it runs all the same.
+RUNNING: Final = frozenset({GuestState.RUNNING, GuestState.BLOCKED})
+OFF: Final = frozenset({GuestState.SHUTOFF, GuestState.CRASHED})
+# From which states a guest can be brought into another one, and in which it is afterwards.
+FITTING: Final[Mapping[Verb, frozenset[GuestState]]] = {
+    Verb.SUSPEND: RUNNING,
+    Verb.RESUME: frozenset({GuestState.PAUSED}),
+    Verb.START: OFF,
+    Verb.SHUTDOWN: RUNNING,
+    Verb.REBOOT: RUNNING,
+    Verb.DESTROY: frozenset(GuestState) - OFF,
+}
+GOALS: Final[Mapping[Verb, frozenset[GuestState]]] = {
+    Verb.SUSPEND: frozenset({GuestState.PAUSED}),
+    Verb.RESUME: RUNNING,
+    Verb.START: RUNNING,
+    Verb.SHUTDOWN: OFF,
+    Verb.REBOOT: RUNNING,
+    Verb.DESTROY: OFF,
+}
+
+
+def fitting_codes(verb: Verb) -> frozenset[int]:
+    """Return from which states a guest can be brought into another one, as virDomainState numbers them."""
+    return frozenset(code for code, state in enumerate(GuestState) if state in FITTING[verb])
 
 
 Numbers = Mapping[str, int | float]
@@ -152,6 +180,9 @@ class Hypervisor(Protocol):
 
     def migrate(self, guest: str, uri: str) -> Job:
         """Start a live migration to the libvirt at `uri`; raises GuestNotFound."""
+
+    def power(self, guest: str, verb: Verb) -> Job:
+        """Ask for another state of a guest; the job is done once it is seen. Raises GuestNotFound or Unsupported."""
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
+from virtpilot.action import Verb
 from virtpilot.clock import SECOND, Clock
-from virtpilot.errors import HypervisorError, KnobUnsupported
+from virtpilot.errors import HypervisorError, KnobUnsupported, Unsupported
 from virtpilot.events import EventKind
 from virtpilot.hypervisor import GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job
 from virtpilot.libvirt_details import Details, read_shares
@@ -22,6 +23,7 @@ from virtpilot.libvirt_jobs import JobBook
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
 from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
 from virtpilot.libvirt_notes import read_note, write_note
+from virtpilot.libvirt_power import Reboot, Switch
 from virtpilot.libvirt_reader import Reader
 from virtpilot.libvirt_stats import Reading
 
@@ -52,6 +54,7 @@ class LibvirtHypervisor:
         binding: Any = None,
     ) -> None:
         self._clock = clock
+        self._deadline_s = deadline_s
         self._link = LibvirtLink(uri, binding=binding or load_binding(), clock=clock, deadline_s=deadline_s)
         self._details = Details(self._link, tag_names=tag_names)
         self._jobs = JobBook(self._link, clock)
@@ -174,11 +177,21 @@ class LibvirtHypervisor:
             raise KnobUnsupported(f"libvirt is not asked for {knob}")
 
     def migrate(self, guest: str, uri: str) -> Job:
-        """Start a live, peer-to-peer migration; raises GuestNotFound, or HypervisorError for an unusable URI."""
+        """Start a live migration; raises GuestNotFound, Unsupported, or HypervisorError for an unusable URI."""
+        self._link.call(Lane.COMMAND, _check_migrates)
         if not MIGRATION_URI.fullmatch(uri):
             raise HypervisorError(f"not a libvirt URI to migrate to: {uri[:200]!r}")
         persistent = self._on_guest(guest, lambda domain: bool(domain.isPersistent()))
         return LibvirtMigration(self._link, self._jobs, guest, uri, persistent=persistent)
+
+    def power(self, guest: str, verb: Verb) -> Job:
+        """Ask for another state of a guest; raises GuestNotFound, or Unsupported where the driver cannot do it."""
+        if verb is not Verb.REBOOT:
+            return Switch(self._link, guest, verb, self.state)
+        self.state(guest)
+        reboot = Reboot(self._link, guest)
+        reboot.asked(self._deadline_s)
+        return reboot
 
     def drain(self) -> list[GuestEvent]:
         """Return what libvirt has told of by itself since the last call."""
@@ -192,6 +205,12 @@ class LibvirtHypervisor:
         """Let go of the connections; calls that have not come back are left to end by themselves."""
         self._events.close()
         self._link.close()
+
+
+def _check_migrates(connection: Any) -> None:
+    """Raise Unsupported where the driver says that it moves no guests."""
+    if "<migration_features>" not in connection.getCapabilities():
+        raise Unsupported(f"the driver {connection.getType()} has no live migration")
 
 
 def _version(number: int) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.actuators.one_host import GUEST, SHARES, OneHost, at, command, executor, move, release, set_to
+from tests.actuators.one_host import GUEST, SHARES, OneHost, at, command, executor, move, power, release, set_to
+from virtpilot.action import Verb
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import Lease, LeaseState
 from virtpilot.actuators.lifecycle import Point
@@ -28,6 +29,8 @@ MOVE: Final = command(move(), "cm-4", at_ns=at(20))
 BASELINE: Final = 1024
 NOTE: Final = write_note(GUEST, [Lease(guest=GUEST, knob=SHARES, baseline=BASELINE, value=2048, rule="starved",
     command="cm-9", end_ns=at(60), state=LeaseState.HELD)])  # fmt: skip
+STOP: Final = command(power(Verb.SHUTDOWN), "cm-5", at_ns=at(20))
+START_AGAIN: Final = command(power(Verb.START), "cm-6", at_ns=at(20))
 Scene = Callable[[Executor, OneHost], None]
 
 
@@ -90,6 +93,12 @@ def move_in_vain(made: Executor, host: OneHost) -> None:
     made.poll(at(25))
 
 
+def stop_and_start(made: Executor, _host: OneHost) -> None:
+    made.submit(FIRST, at(0))
+    made.submit(STOP, at(20))
+    made.submit(START_AGAIN, at(22))
+
+
 SCENES: Final[dict[str, tuple[Scene, list[Command]]]] = {
     "set": (set_once, [FIRST]),
     "set twice": (set_twice, [FIRST, SECOND]),
@@ -101,6 +110,7 @@ SCENES: Final[dict[str, tuple[Scene, list[Command]]]] = {
     "move in vain": (move_in_vain, [MOVE]),
     "set and changed": (set_and_changed, [FIRST]),
     "come and end": (come_and_end, []),
+    "stop and start": (stop_and_start, [FIRST, STOP, START_AGAIN]),
 }
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob, Verb
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import Caps
 from virtpilot.actuators.lifecycle import Point, nowhere
 from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
-from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.hypervisor import GOALS, OFF, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
 from virtpilot.model import Command
 
 HOST = "host-1"
@@ -47,6 +47,27 @@ class OneJob:
         self.status = JobStatus(JobState.FAILED, error)
 
 
+class SwitchJob:
+    """A change of state, over when the guest is in it; a reboot when the test says so."""
+
+    def __init__(self, host: OneHost, guest: str, verb: Verb) -> None:
+        self._host, self._guest, self._verb = host, guest, verb
+        if host.obeys:
+            host.states[guest] = min(GOALS[verb])
+            if host.states[guest] in OFF:
+                host.knobs[guest, SHARES] = 1024  # what it starts with again
+
+    def poll(self) -> JobStatus:
+        self._host.answer("poll")
+        there = self._host.states.get(self._guest) in GOALS[self._verb] and (
+            self._verb is not Verb.REBOOT or self._host.obeys
+        )
+        return JobStatus(JobState.DONE if there else JobState.RUNNING)
+
+    def abort(self) -> None:
+        self._host.given_up.append(self._guest)
+
+
 class OneHost:
     """The Hypervisor Protocol over two dicts; `errors`: what a call of that name raises, `rounds` alters a value."""
 
@@ -58,6 +79,9 @@ class OneHost:
         self.sets: list[tuple[str, int]] = []
         self.notes: dict[str, str] = {}
         self.jobs: list[OneJob] = []
+        self.obeys = True
+        self.asked: list[tuple[str, Verb]] = []
+        self.given_up: list[str] = []
 
     def answer(self, call: str) -> None:
         if call in self.errors:
@@ -118,6 +142,12 @@ class OneHost:
         self.jobs.append(OneJob(self, guest))
         return self.jobs[-1]
 
+    def power(self, guest: str, verb: Verb) -> Job:
+        self.answer("power")
+        self.state(guest)
+        self.asked.append((guest, verb))
+        return SwitchJob(self, guest, verb)
+
     def close(self) -> None:
         return
 
@@ -146,6 +176,10 @@ def release(guest: str = GUEST) -> ReleaseKnob:
 
 def move(guest: str = GUEST, target: str = "host-2") -> Migrate:
     return Migrate(guest=guest, target=target, uri=URI)
+
+
+def power(verb: Verb, guest: str = GUEST, *, within_s: float = 60) -> Power:
+    return Power(guest=guest, verb=verb, within_s=within_s)
 
 
 def executor(

@@ -15,6 +15,7 @@ from tests.actuators.one_host import GUEST, SHARES, OneHost, at, executor
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.actuators.lifecycle import Point
+from virtpilot.hypervisor import OFF
 from virtpilot.model import Command, Result
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def covered(made: Executor, host: OneHost, now_ns: int) -> bool:
 
     Of a guest that may be on its way nothing can be changed: its lease outlives its end until that is known.
     """
-    if (GUEST, SHARES) not in host.knobs:
+    if (GUEST, SHARES) not in host.knobs or host.states[GUEST] in OFF:
         return all(lease.guest != GUEST for lease in made.leases())
     leases = [lease for lease in made.leases() if lease.guest == GUEST]
     if not leases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from virtpilot.action import Verb
 from virtpilot.errors import HypervisorError
 from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job
 
@@ -33,6 +34,9 @@ class ToldGuests:
         raise HypervisorError("only told of")
 
     def migrate(self, guest: str, uri: str) -> Job:
+        raise HypervisorError("only told of")
+
+    def power(self, guest: str, verb: Verb) -> Job:
         raise HypervisorError("only told of")
 
     def close(self) -> None:

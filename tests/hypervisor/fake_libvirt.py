@@ -200,6 +200,9 @@ class FakeConnection:
         self._owner.called("getInfo")
         return ["x86_64", 4096]
 
+    def getCapabilities(self) -> str:
+        return "<capabilities><host><migration_features><live/></migration_features></host></capabilities>"
+
     def getType(self) -> str:
         return self._owner.driver
 

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import pytest
 
 from deploy import lab as lab_module
 from deploy.lab import GuestPlan, Lab
+from tests.hypervisor.scene import OFF_UUID, OFF_XML, Scene, connection, ended, real, simulated
 from tests.lab.lab_process import need_a_lab
 from tests.services import until
+from virtpilot.action import Verb
 from virtpilot.actuators.ledger import Lease, LeaseState
 from virtpilot.actuators.note import read_note, write_note
 from virtpilot.clock import SystemClock
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorUnavailable, KnobUnsupported
-from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, Job, JobState, JobStatus, Selective
+from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, JobState, Selective
 from virtpilot.libvirt_host import LibvirtHypervisor
-from virtpilot.simulator.fleet import Fleet
-from virtpilot.simulator.hypervisor import FleetHypervisor
-from virtpilot.simulator.scenario import GuestSpec, HostSpec, Scenario
 
 NAME: Final = "hyptest"
 PLANS: Final = (
@@ -34,22 +33,8 @@ PLANS: Final = (
     GuestPlan("stayer", "host-1", tags={"tier": "batch"}),
     GuestPlan("other", "host-2"),
 )
-OFF_UUID: Final = "7f0a4d0e-6a56-4e0f-9d3e-1c2b3a495867"
-OFF_XML: Final = f"""<domain type='qemu'><name>off</name><uuid>{OFF_UUID}</uuid>
-<memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type>hvm</type></os></domain>"""
 NOBODY: Final = "00000000-0000-4000-8000-000000000000"
 FROM_QEMU: Final = {"balloon.usable", "balloon.rss", "block.0.rd.bytes"}
-
-
-class Scene(NamedTuple):
-    """A host with a guest that runs, one that is off, and a second host to move to; `wait` lets time pass."""
-
-    hypervisor: FleetHypervisor | LibvirtHypervisor
-    target: FleetHypervisor | LibvirtHypervisor
-    running: str
-    off: str
-    target_uri: str
-    wait: Callable[[Callable[[], bool]], bool]
 
 
 @pytest.fixture(scope="module")
@@ -61,53 +46,6 @@ def lab() -> Iterator[Lab]:
             libvirt.defineXML(OFF_XML)
         yield up
     assert lab_module.leftovers(NAME) == []
-
-
-@contextmanager
-def connection(lab: Lab) -> Iterator[Any]:
-    """Open libvirt-python's own connection to host-1."""
-    import libvirt
-
-    opened = libvirt.open(lab.hosts["host-1"].uri)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
-def simulated() -> Iterator[Scene]:
-    fleet = Fleet(
-        Scenario(
-            name="contract",
-            hosts=[HostSpec(name=name, cpus=2, memory_mib=4096) for name in ("host-1", "host-2")],
-            guests=[
-                GuestSpec(name="mover", host="host-1", vcpus=1, memory_mib=256, tags={"tier": "web"}, cpu_cores=0.5),
-                GuestSpec(name="off", host="host-1", vcpus=1, memory_mib=256, running=False),
-            ],
-        )
-    )
-    running, off = (guest.uuid for guest in fleet.view().guests)
-    made = [fleet.hypervisor(host) for host in fleet.hosts]
-
-    def wait(holds: Callable[[], bool]) -> bool:
-        for _ in range(120):
-            if holds():
-                return True
-            fleet.advance(0.5)
-        return False
-
-    fleet.advance(1)
-    yield Scene(made[0], made[1], running, off, fleet.migration_uri("host-2"), wait)
-
-
-def real(lab: Lab) -> Iterator[Scene]:
-    made = [LibvirtHypervisor(lab.hosts[name].uri, clock=SystemClock()) for name in ("host-1", "host-2")]
-    uuid = lab.guests["mover"].uuid
-    yield Scene(made[0], made[1], uuid, OFF_UUID, lab.hosts["host-2"].uri, lambda holds: until(holds, 60))
-    for hypervisor in made:
-        hypervisor.close()
-    if lab.where("mover") != "host-1":
-        lab.migrate("mover", "host-1")
 
 
 REAL: Final = pytest.param("real", marks=[pytest.mark.lab, pytest.mark.slow])
@@ -126,11 +64,6 @@ def guests(hypervisor: Hypervisor) -> dict[str, GuestStats]:
 def leased(guest: str, value: int = 2048) -> Lease:
     return Lease(guest=guest, knob="cpu_shares", baseline=1024, value=value, rule="starved", command="cm-1",
                  end_ns=10**18, state=LeaseState.HELD)  # fmt: skip
-
-
-def ended(scene: Scene, job: Job) -> JobStatus:
-    assert scene.wait(lambda: job.poll().state is not JobState.RUNNING)
-    return job.poll()
 
 
 def test_running_and_shut_off_guests_are_told(scene: Scene) -> None:
@@ -241,6 +174,33 @@ def test_a_migrated_guest_runs_there_and_is_no_longer_here(scene: Scene) -> None
         scene.hypervisor.state(scene.running)
     assert scene.running not in guests(scene.hypervisor)
     assert guests(scene.target)[scene.running].stats["state.state"] == 1
+
+
+def test_a_guest_is_brought_into_each_state_and_back(scene: Scene) -> None:
+    hypervisor, guest = scene.hypervisor, scene.running
+    for verb, state in (
+        (Verb.SUSPEND, GuestState.PAUSED),
+        (Verb.RESUME, GuestState.RUNNING),
+        (Verb.REBOOT, GuestState.RUNNING),
+        (Verb.SHUTDOWN, GuestState.SHUTOFF),
+        (Verb.START, GuestState.RUNNING),
+        (Verb.DESTROY, GuestState.SHUTOFF),
+        (Verb.START, GuestState.RUNNING),
+    ):
+        if verb in {Verb.REBOOT, Verb.SHUTDOWN}:
+            scene.booted(guest)
+        assert ended(scene, hypervisor.power(guest, verb)).state is JobState.DONE, verb
+        assert hypervisor.state(guest) is state
+
+
+def test_what_a_guests_state_does_not_allow_is_an_error(scene: Scene) -> None:
+    for verb in (Verb.SUSPEND, Verb.RESUME, Verb.SHUTDOWN, Verb.REBOOT, Verb.DESTROY):
+        with pytest.raises(HypervisorError):
+            scene.hypervisor.power(scene.off, verb)
+    with pytest.raises(HypervisorError):
+        scene.hypervisor.power(scene.running, Verb.START)
+    with pytest.raises(GuestNotFound):
+        scene.hypervisor.power(NOBODY, Verb.REBOOT)
 
 
 def test_after_its_close_a_hypervisor_is_not_there(scene: Scene) -> None:

@@ -81,3 +81,27 @@ def test_what_was_not_recorded_is_not_made_up() -> None:
     places = {"id-a": "h2"}
     response = Response(places, {("id-a", "cpu_shares"): 2048})
     assert response.respond("h1", [bare])["h2"][0].fields == {"state_code": 1}
+
+
+def test_a_guest_that_was_stopped_uses_nothing_and_the_others_get_it() -> None:
+    states: dict[str, int] = {}
+    response = Response({}, {}, states)
+    response.respond("h1", H1)
+    states["id-a"] = 3
+    found = response.respond("h1", H1)["h1"]
+    assert (value(found, "a", "state_code"), value(found, "a", "cpu_usage_ratio")) == (3, 0)
+    assert (value(found, "a", "cpu_steal_ratio"), value(found, "b", "cpu_steal_ratio")) == (0, 0)
+    assert value(found, "b", "cpu_usage_ratio") == pytest.approx(1.0)
+    assert value(found, "h1", "memory_available_bytes") == 32 * GIB
+    states["id-a"] = 5
+    assert value(response.respond("h1", H1)["h1"], "h1", "memory_available_bytes") == 36 * GIB
+
+
+def test_another_state_in_the_record_is_believed() -> None:
+    states = {"id-a": 5}
+    response = Response({}, {}, states)
+    response.respond("h1", H1)
+    assert states == {"id-a": 5}
+    stopped = guest("a", "h1", 5, 0.0, 0.0)
+    response.respond("h1", [Sample("vm", stopped.tags, stopped.fields | {"state_code": 3}, stopped.time_ns)])
+    assert states == {}

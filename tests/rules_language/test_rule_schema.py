@@ -26,7 +26,7 @@ BAD = sorted((HERE / "bad").glob("*.yaml"))
 # What of the loader's messages speaks of structure, words and shapes, which a schema knows too.
 STRUCTURE = re.compile(
     r"is not known in|`\w+` is missing|`\w+` is a list|is a mapping of keys|is not one of|a single value is needed"
-    r"|is not a duration|a priority is|is not a name|a list of names|has either `set` or `migrate`|has one knob"
+    r"|is not a duration|a priority is|is not a name|a list of names|a remedy has one of|has one knob"
     r"|is written `<condition>|`lease` goes with"
 )
 VALIDATOR = Draft202012Validator(rule_schema())

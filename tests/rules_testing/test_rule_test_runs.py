@@ -143,6 +143,28 @@ def test_a_moved_guest_is_measured_on_its_new_host(tmp_path: Path) -> None:
     assert happened(tested) == []
 
 
+def test_a_guest_that_was_shut_down_is_off_and_can_be_started(tmp_path: Path) -> None:
+    """Guards know in which state an action makes sense."""
+    (tmp_path / "p.yaml").write_text(
+        "virtpilot: 1\nrules:\n"
+        "  - name: idle\n    on: vm\n    when: cpu_usage_ratio < 1%\n    mode: act\n    cooldown: 1h\n"
+        "    remedies: [{shutdown: {within: 2m}, expect: state_code == 5 within 1m}, {destroy: {}}]\n"
+        "  - name: fallen\n    on: vm\n    when: state_code == 5\n    for: 2m\n    mode: act\n"
+        "    remedies: [{resume: {}}, {start: {}}]\n"
+    )
+    (tmp_path / "p.test.yaml").write_text(
+        "virtpilot: 1\ntests:\n  - name: it\n    hosts: {h1: {}}\n"
+        "    guests: {g1: {host: h1, series: {cpu_usage_ratio: 0%}}}\n"
+        "    answers: [{to: resume, of: g1, result: refused}]\n    expect:\n"
+        "      - {command: idle, of: g1, by: 1m, is: given, action: shutdown}\n"
+        "      - {outcome: idle, of: g1, by: 1m, is: effective, action: shutdown}\n"
+        "      - {signal: fallen, of: g1, at: 1m, is: pending}\n"
+        "      - {decision: fallen, of: g1, by: 4m, is: refused, guard: state, reason: 'shut off, not paused'}\n"
+    )
+    (tested,) = rule_tests.run([tmp_path], SystemClock())
+    assert happened(tested) == []
+
+
 def test_what_falls_silent_has_no_data(tmp_path: Path) -> None:
     tested = run(tmp_path, "{signal: starved, of: g1, at: 3m, is: inactive}", steal="30%x5 stale")
     assert happened(tested) == []
