@@ -14,8 +14,9 @@ from typing import Final
 import structlog
 
 from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.journal import Journal
-from virtpilot.actuators.knob import INTERRUPTED, Caps, Knobs
+from virtpilot.actuators.knob import INTERRUPTED, Knobs
 from virtpilot.actuators.ledger import Lease, LeaseState, Operation, OutcomeKept
 from virtpilot.actuators.lifecycle import Point, Site, nowhere, outcome, seen
 from virtpilot.actuators.migration import Migrations
@@ -29,6 +30,7 @@ from virtpilot.model import Command, Outcome, Result
 log = structlog.get_logger(__name__)
 
 PRUNE_EVERY_NS: Final = seconds(600)
+LOOK_EVERY_NS: Final = seconds(5)
 _FIRST_RETRY_NS: Final = seconds(1)
 _LAST_RETRY_NS: Final = seconds(30)
 _CLOCK_SLACK_NS: Final = seconds(60)
@@ -84,6 +86,7 @@ class Executor:
         self._powers = Powers(site, self._knobs, caps)
         self._retries = Retries()
         self._next_prune_ns = 0
+        self._next_look_ns = 0
 
     def submit(self, command: Command, now_ns: int) -> list[Outcome]:
         """Execute an opened command; a duplicate changes nothing and has its known outcomes published again."""
@@ -192,10 +195,17 @@ class Executor:
         return outcomes
 
     def _poll_leases(self, now_ns: int, outcomes: list[Outcome]) -> None:
+        look = not 0 < self._next_look_ns - now_ns <= LOOK_EVERY_NS
+        if look:
+            self._next_look_ns = now_ns + LOOK_EVERY_NS
         for lease in self._journal.leases():
             # Of a guest on its way nothing can be changed: whoever has it in the end ends the lease.
-            if self._over(lease, now_ns) and not self.moving(lease.guest):
+            if self.moving(lease.guest):
+                continue
+            if self._over(lease, now_ns):
                 self._attempt(lease.key, partial(self._end, lease, now_ns), now_ns, outcomes)
+            elif look:
+                self._attempt(("strained", *lease.key), partial(self._relieve, lease, now_ns), now_ns, outcomes)
 
     def _poll_operations(self, now_ns: int, outcomes: list[Outcome]) -> None:
         for operation in self._journal.operations():
@@ -224,6 +234,11 @@ class Executor:
         for stats in self._site.hypervisor.guests():
             self.look_at(stats.uuid)
         return []
+
+    def _relieve(self, lease: Lease, now_ns: int) -> list[Outcome]:
+        """End a lease that its guest cannot bear any longer."""
+        why = self._knobs.strained(lease)
+        return self._knobs.end(lease, why, now_ns) if why else []
 
     def _over(self, lease: Lease, now_ns: int) -> bool:
         """Tell whether a lease is to be settled; the cap holds also for one whose end a clock set back moved away."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Final
+from collections.abc import Collection
+from typing import Final
 
 import msgspec
-from msgspec import Meta
 from msgspec.structs import replace
 
 from virtpilot.action import ReleaseKnob, SetKnob
+from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.knobs import check_value
+from virtpilot.actuators.knobs.memory import may_strain, shortage
 from virtpilot.actuators.ledger import Entry, Lease, LeaseDropped, LeaseKept, LeaseState, OutcomeKept
 from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
@@ -22,49 +24,9 @@ from virtpilot.errors import (
     KnobUnsupported,
 )
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import OFF
+from virtpilot.hypervisor import OFF, RUNNING, GuestState
+from virtpilot.knobs import Family, Knob, find, names
 from virtpilot.model import Command, Outcome, Result
-
-Shares = Annotated[int, Meta(ge=2, le=262144)]
-
-
-class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What this host never lets happen, whatever a command says."""
-
-    cpu_shares_min: Annotated[Shares, Meta(description="No guest is set to fewer CPU shares.")] = 2
-    cpu_shares_max: Annotated[Shares, Meta(description="No guest is set to more CPU shares.")] = 262144
-    lease_max_s: Annotated[
-        float, Meta(description="No knob stays changed for longer than this without a new command.", gt=0, le=604800)
-    ] = 86400.0
-    controller_grace_s: Annotated[
-        float,
-        Meta(
-            description="With no controller heard of for so long all leases end; 0: each at its own end only.",
-            ge=0,
-            le=86400,
-        ),
-    ] = 300.0
-    migrations_out_max: Annotated[
-        int,
-        Meta(description="At most so many guests leave this host at the same time; 0: none ever does.", ge=0, le=100),
-    ] = 2
-    migration_timeout_s: Annotated[
-        float, Meta(description="A migration that takes longer is aborted; the guest stays.", gt=0, le=86400)
-    ] = 900.0
-    destroy_guests: Annotated[
-        bool,
-        Meta(
-            description="Guests may be destroyed by command: like pulling the plug, what they have not written is lost."
-        ),
-    ] = False
-
-    def __post_init__(self) -> None:
-        if self.cpu_shares_min > self.cpu_shares_max:
-            raise ValueError("cpu_shares_min is above cpu_shares_max")
-
-    def limits(self) -> Mapping[str, tuple[int, int]]:
-        """Return each knob that this version knows with the lowest and the highest value let through."""
-        return {"cpu_shares": (self.cpu_shares_min, self.cpu_shares_max)}
 
 
 class Returned(msgspec.Struct, frozen=True):
@@ -83,7 +45,7 @@ class Knobs:
         self._site = site
         self._hypervisor = site.hypervisor
         self._journal = site.journal
-        self._limits = caps.limits()
+        self._caps = caps
         self._lease_max_ns = seconds(caps.lease_max_s)
 
     def set(self, command: Command, action: SetKnob, now_ns: int) -> list[Outcome]:
@@ -104,8 +66,8 @@ class Knobs:
 
     def _plan(self, command: Command, action: SetKnob, now_ns: int) -> Lease:
         """Return the lease to be; one that is held already gives its baseline and stays as the prior one."""
-        if action.knob not in self._limits:
-            raise CommandRefused("knob", f"no knob {action.knob!r} here; there are: {', '.join(sorted(self._limits))}")
+        if find(action.knob) is None:
+            raise CommandRefused("knob", f"no knob {action.knob!r} here; there are: {names()}")
         held = self._journal.lease(action.guest, action.knob)
         return Lease(
             guest=action.guest,
@@ -120,17 +82,22 @@ class Knobs:
         )
 
     def _check(self, lease: Lease, action: SetKnob) -> None:
-        self._site.check_guest(lease.guest)
-        self._check_foreign(lease, action.expected)
-        low, high = self._limits[lease.knob]
-        if not low <= lease.value <= high:
-            raise CommandRefused("caps", f"{lease.knob} {lease.value} is outside this host's {low} to {high}")
+        knob = _known(lease)
+        if not knob.of_host:
+            self._site.check_guest(lease.guest)
+        elif lease.guest != self._site.host:
+            raise CommandRefused("host", f"{lease.knob} is for {lease.guest}, this is {self._site.host}")
+        live = self._check_foreign(lease, action.expected)
+        try:
+            check_value(self._hypervisor, lease.guest, knob, live, lease.value, self._caps)
+        except KnobUnsupported as error:
+            raise CommandRefused("knob", str(error)) from error
         if seconds(action.lease_s) > self._lease_max_ns:
             limit_s = self._lease_max_ns / SECOND
             raise CommandRefused("caps", f"a lease of {action.lease_s:g} s is longer than this host's {limit_s:g} s")
 
-    def _check_foreign(self, lease: Lease, expected: int) -> None:
-        """Refuse to overwrite what somebody else has set."""
+    def _check_foreign(self, lease: Lease, expected: int) -> int:
+        """Return the live value; refuses to overwrite what somebody else has set."""
         held = lease.prior
         if held is not None and held.state is not LeaseState.HELD:
             raise CommandRefused("busy", f"{lease.knob} of guest {lease.guest} is being given back just now")
@@ -144,6 +111,7 @@ class Knobs:
         if live != ours:
             who = "the decision was based on" if held is None else "virtpilot set it to"
             raise CommandRefused(FOREIGN, f"{lease.knob} is {live}, {who} {ours}: somebody else changed it")
+        return live
 
     def _execute(self, lease: Lease) -> int:
         self._site.write_note(lease.guest)
@@ -236,9 +204,20 @@ class Knobs:
         self._site.reached(Point.AFTER_RELEASE_MARK)
         return self.give_back(releasing, now_ns)
 
+    def strained(self, lease: Lease) -> str:
+        """Return why a held lease is to end before its time, "" where it may stay; raises HypervisorError."""
+        knob = find(lease.knob)
+        if knob is None or not may_strain(knob, lease.baseline, lease.value):
+            return ""
+        try:
+            running = self._hypervisor.state(lease.guest) in RUNNING
+        except GuestNotFound:
+            return ""
+        return shortage(self._hypervisor.footprint(lease.guest), self._caps) if running else ""
+
     def give_back(self, lease: Lease, now_ns: int) -> list[Outcome]:
         """Restore the baseline of a lease marked for release; raises HypervisorError to be tried again."""
-        returned = self._return(lease, lease.baseline, ours=frozenset({lease.value, lease.baseline}))
+        returned = self._return(lease, lease.baseline, ours=own_values(lease))
         if returned.gone:
             return self.leave(lease, now_ns)
         self._site.reached(Point.AFTER_RESTORE)
@@ -275,10 +254,10 @@ class Knobs:
         self._site.tell(EventKind.LEASE_LEFT, lease, why, now_ns)
         return [made]
 
-    def _return(self, lease: Lease, target: int, *, ours: frozenset[int] | None) -> Returned:
+    def _return(self, lease: Lease, target: int, *, ours: Collection[int] | None) -> Returned:
         """Set a knob back to `target` where its value is one of `ours` (None: any); what others have set stays."""
         try:
-            state = self._hypervisor.state(lease.guest)
+            state = GuestState.RUNNING if _known(lease).of_host else self._hypervisor.state(lease.guest)
             if state in OFF:
                 return Returned(False, None, f"the guest is {state}: it starts with its own {lease.knob}")
             live = self._hypervisor.get_knob(lease.guest, lease.knob)
@@ -327,6 +306,22 @@ class Knobs:
 FOREIGN: Final = "foreign-change"
 # What a change that was cut short by the agent's own end is reported with.
 INTERRUPTED: Final = "the agent stopped during the change"
+
+
+def _known(lease: Lease) -> Knob:
+    knob = find(lease.knob)
+    if knob is None:
+        raise KnobUnsupported(f"no knob {lease.knob!r} here")
+    return knob
+
+
+def own_values(lease: Lease) -> Collection[int]:
+    """Return the values that virtpilot itself may have left; a balloon on its way stands anywhere between the two."""
+    knob = find(lease.knob)
+    if knob is not None and knob.family is Family.BALLOON:
+        low, high = sorted((lease.value, lease.baseline))
+        return range(low, high + 1)
+    return {lease.value, lease.baseline}
 
 
 def _before(lease: Lease) -> int:

@@ -89,7 +89,7 @@ class Site:
 
     def write_note(self, guest: str) -> None:
         """Have a guest carry its leases as the journal has them; raises HypervisorError."""
-        if isinstance(self.hypervisor, NoteKeeper):
+        if isinstance(self.hypervisor, NoteKeeper) and guest != self.host:  # a host's own knobs go nowhere
             leases = [lease for lease in self.journal.leases() if lease.guest == guest]
             with contextlib.suppress(KnobUnsupported):  # a driver without a place for notes moves no guests either
                 self.hypervisor.write_note(guest, write_note(guest, leases))

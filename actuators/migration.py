@@ -12,7 +12,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from virtpilot.action import Migrate
-from virtpilot.actuators.knob import Caps, Knobs
+from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.knob import Knobs
 from virtpilot.actuators.ledger import (
     LeaseState,
     Operation,

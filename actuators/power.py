@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from virtpilot.action import Power, Verb
-from virtpilot.actuators.knob import Caps, Knobs
+from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.knob import Knobs
 from virtpilot.actuators.ledger import (
     LeaseState,
     Operation,

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import structlog
 from msgspec.structs import replace
 
-from virtpilot.actuators.knob import Caps, Knobs
+from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.knob import Knobs, own_values
 from virtpilot.actuators.ledger import Lease, LeaseKept, LeaseState
 from virtpilot.actuators.lifecycle import Point, Site
 from virtpilot.actuators.note import read_note
@@ -46,6 +47,8 @@ class Travel:
         Raises HypervisorError to be asked again, NotSettled among them.
         """
         held = [lease for lease in self._journal.leases() if lease.guest == guest]
+        if guest == self._site.host:
+            return []  # the host's own knobs go nowhere
         try:
             state = self._hypervisor.state(guest)
             if state in RUNNING:
@@ -123,7 +126,8 @@ class Travel:
     def _compare(self, lease: Lease, carried: Mapping[str, Lease] | None, now_ns: int) -> list[Outcome]:
         """End a lease whose value is not ours any more; the value stays as it is."""
         live = self._read(lease)
-        if live is None or live == lease.value:
+        # A balloon on its way is neither here nor there.
+        if live is None or live == lease.value or (live != lease.baseline and live in own_values(lease)):
             return []
         # What was set live is gone with the process that had it, and so is the note.
         anew = carried is not None and lease.knob not in carried

@@ -7,10 +7,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Verifier, load_public
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
-from virtpilot.actuators.knob import Caps
 from virtpilot.clock import Clock
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.collectors.tree import FileTree, Tree

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from virtpilot.actuators.knob import Caps
+from virtpilot.actuators.caps import Caps
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.cadence import CadenceOptions

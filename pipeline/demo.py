@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Signer, Verifier
-from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND, Clock, VirtualClock
 from virtpilot.model import Mode
 from virtpilot.pipeline import agent_assembly, assembly, trail

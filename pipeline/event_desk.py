@@ -19,6 +19,7 @@ from virtpilot.clock import seconds
 from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import EventSource, GuestEvent
+from virtpilot.knobs import NO_LIMIT, find
 from virtpilot.libvirt_notes import NOTE_NAMESPACE
 from virtpilot.model import Bus, Message, Outcome, Result, Sample, record_id
 from virtpilot.topics import Topics
@@ -58,12 +59,31 @@ class Own:
 
     def command(self, event: GuestEvent) -> str:
         """Return the id of the command that led to an event, empty where none of this host's did."""
-        for knob, value in event.numbers.items():
-            if (event.guest, knob, value) in self._knobs:
-                return self._knobs[event.guest, knob, value][0]
+        told = [*event.numbers.items(), *((word.removeprefix("no-"), NO_LIMIT) for word in _gone(event))]
+        for name, value in told:
+            if (command := self._set(event, name, value)) is not None:
+                return command
         if event.kind in _OF_A_MOVE:
             return self._moving(event.guest) or self._moves.get(event.guest, ("", 0))[0]
         return ""
+
+    def _set(self, event: GuestEvent, name: str, value: float) -> str | None:
+        found = self._knobs.get((event.guest, name, value))
+        if event.kind is EventKind.BALLOON_CHANGED:
+            # It moves in steps of its own.
+            steps = [one for (guest, knob, _), one in self._knobs.items() if (guest, knob) == (event.guest, _BALLOON)]
+            found = steps[-1] if steps else None
+        knob = find(name)
+        if found is None and knob is not None and knob.is_set:
+            # What is pinned to all CPUs was given back to us as no pin.
+            found = self._knobs.get((event.guest, name, NO_LIMIT))
+        return None if found is None else found[0]
+
+
+def _gone(event: GuestEvent) -> list[str]:
+    """Return the limits that an event tells to be gone, as `no-<knob>`."""
+    words = event.detail.split() if event.kind is EventKind.KNOB_CHANGED else []
+    return [word for word in words if word.startswith("no-")]
 
 
 class KnobWatch:

@@ -22,7 +22,7 @@ from virtpilot.pipeline.operations.desk import Desk
 from virtpilot.pipeline.operations.moves import id_of, operation_of, waits_in_line
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
-from virtpilot.rules.decisions.want import Exhausted, Release, Want
+from virtpilot.rules.decisions.want import Exhausted, Release, Want, standing
 from virtpilot.rules.language.records import PowerRemedy, RuleSet, SetRemedy
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
@@ -189,17 +189,16 @@ class Pilot:
         return self._hosts
 
     def _plan_set(self, remedy: SetRemedy, row: Row) -> tuple[Action, str]:
-        known = self.fleet.evaluator.knob(row.subject.id, remedy.knob)
-        if known is None:
+        current = standing(remedy.knob, row.subject.id, row, self.fleet.evaluator)
+        if current is None:
             raise Refused("freshness", f"the value of {remedy.knob} is not known yet")
-        current, _measured_ns = known
-        value = remedy.target(int(current), row.values)
+        value = remedy.target(current, row.values)
         if value is None:
-            raise Refused("freshness", f"an input of `{remedy.formula.text}` is missing")
-        if value == int(current):
+            raise Refused("freshness", f"an input of `{remedy.formula.text}` is missing, or there is no limit yet")
+        if value == current:
             raise Refused("limits", f"{remedy.knob} is at {value} already")
         action = SetKnob(
-            guest=row.subject.id, knob=remedy.knob, value=value, expected=int(current), lease_s=remedy.lease_ns / 1e9
+            guest=row.subject.id, knob=remedy.knob, value=value, expected=current, lease_s=remedy.lease_ns / 1e9
         )
         return action, f"the rule asks for {remedy.formula.text}"
 

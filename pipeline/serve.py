@@ -10,8 +10,8 @@ from typing import Final
 
 import structlog
 
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Verifier, load_public
-from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND, Clock, SystemClock
 from virtpilot.pipeline import agent_assembly, assembly, settings
 from virtpilot.pipeline.agent import Agent, last_will

@@ -16,6 +16,7 @@ from virtpilot.hypervisor import HostFacts
 from virtpilot.simulator.fault import Faults
 from virtpilot.simulator.files import HostFiles, Moment
 from virtpilot.simulator.hypervisor import FleetHypervisor, host_facts
+from virtpilot.simulator.knobs import KnobBook
 from virtpilot.simulator.migration import Migrations
 from virtpilot.simulator.scenario import Scenario, mistakes
 from virtpilot.simulator.view import FleetView, fleet_view
@@ -32,6 +33,7 @@ class Fleet:
         if wrong:
             raise InputError(wrong)
         self._world = World(scenario)
+        self._knobs = KnobBook(self._world)
         self._migrations = Migrations(self._world)
         self._faults = Faults(self._world, self._migrations)
         self._start_ns = start_ns
@@ -67,7 +69,9 @@ class Fleet:
 
     def hypervisor(self, host: str, *, deadline_s: float = 5.0) -> FleetHypervisor:
         """Return a new connection to a host's libvirt; raises KeyError for an unknown host."""
-        return FleetHypervisor(self._world, self._migrations, self._faults, self._index(host), deadline_s=deadline_s)
+        return FleetHypervisor(
+            self._world, self._knobs, self._migrations, self._faults, self._index(host), deadline_s=deadline_s
+        )
 
     def tree(self, host: str) -> HostFiles:
         """Return the files of a host, which raise FileNotFoundError; KeyError for an unknown host."""

@@ -12,16 +12,26 @@ from virtpilot.action import Verb
 from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable, KnobUnsupported
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import FITTING, GuestEvent, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.hypervisor import (
+    FITTING,
+    Footprint,
+    GuestEvent,
+    GuestState,
+    GuestStats,
+    HostFacts,
+    Job,
+    JobState,
+    JobStatus,
+)
+from virtpilot.knobs import Knob, find
 from virtpilot.simulator.fault import Faults
+from virtpilot.simulator.knobs import KnobBook
 from virtpilot.simulator.migration import OPERATION, Migration, Migrations
 from virtpilot.simulator.power import PowerJob, switch
 from virtpilot.simulator.stats import guest_stats
 from virtpilot.simulator.world import World
 
 _URI: Final = re.compile(r"qemu\+(?:tcp|tls|ssh)://(?:[^/@]+@)?([^/:?]+)(?::\d+)?/system")
-_SHARES: Final = "cpu_shares"
-_SHARES_RANGE: Final = range(2, 262_145)
 
 
 class RefusedJob:
@@ -57,9 +67,16 @@ class FleetHypervisor:
     """One connection to one simulated host; raises what libvirt would: HypervisorError."""
 
     def __init__(
-        self, world: World, migrations: Migrations, faults: Faults, host: int, *, deadline_s: float = 5.0
+        self,
+        world: World,
+        knobs: KnobBook,
+        migrations: Migrations,
+        faults: Faults,
+        host: int,
+        *,
+        deadline_s: float = 5.0,
     ) -> None:
-        self._world, self._migrations, self._faults = world, migrations, faults
+        self._world, self._knobs, self._migrations, self._faults = world, knobs, migrations, faults
         self._host = host
         self._deadline_s = deadline_s
         self._closed = False
@@ -77,7 +94,7 @@ class FleetHypervisor:
         """Return all guests, shut-off ones too."""
         self._answer()
         here = np.flatnonzero(self._world.host == self._host).tolist()
-        return [guest_stats(self._world, guest) for guest in here]
+        return [guest_stats(self._world, self._knobs, guest) for guest in here]
 
     def some(self, wanted: Collection[str]) -> Sequence[GuestStats]:
         """Return those of the wanted guests that are here."""
@@ -88,16 +105,23 @@ class FleetHypervisor:
         return self._world.state_of(self._find(guest))
 
     def get_knob(self, guest: str, knob: str) -> int:
-        """Return a knob's live value; raises GuestNotFound or KnobUnsupported."""
-        return int(self._world.shares[self._find_knob(guest, knob)])
+        """Return the live value of a guest's knob, or of the host's; raises GuestNotFound or KnobUnsupported."""
+        known = self._known(guest, knob)
+        if known.of_host:
+            return self._knobs.get_of_host(self._world.host_names[self._host], known)
+        return self._knobs.get(self._find_running(guest), known)
 
     def set_knob(self, guest: str, knob: str, value: int) -> None:
         """Set a knob's live value; raises GuestNotFound, KnobUnsupported, or HypervisorError out of its range."""
-        index = self._find_knob(guest, knob)
-        if value not in _SHARES_RANGE:
-            first, last = _SHARES_RANGE[0], _SHARES_RANGE[-1]
-            raise HypervisorError(f"invalid argument: shares '{value}' must be in range [{first}, {last}]")
-        self._world.set_shares(index, value)
+        known = self._known(guest, knob)
+        if known.of_host:
+            self._knobs.set_of_host(self._world.host_names[self._host], known, value)
+        else:
+            self._knobs.set(self._find_running(guest), known, value)
+
+    def footprint(self, guest: str) -> Footprint:
+        """Return what a running guest takes up; raises GuestNotFound."""
+        return self._knobs.footprint(self._find_running(guest))
 
     def read_note(self, guest: str) -> str:
         """Return what a guest that runs carries, "" where nothing; raises GuestNotFound."""
@@ -191,11 +215,12 @@ class FleetHypervisor:
             raise GuestNotFound(f"no domain with matching uuid '{guest}'")
         return index
 
-    def _find_knob(self, guest: str, knob: str) -> int:
-        self._find(guest)
-        if knob != _SHARES:
-            raise KnobUnsupported(f"{guest} has no knob {knob!r}")
-        return self._find_running(guest)
+    def _known(self, guest: str, name: str) -> Knob:
+        self._answer()
+        knob = find(name)
+        if knob is None:
+            raise KnobUnsupported(f"{guest} has no knob {name!r}")
+        return knob
 
     def _find_running(self, guest: str) -> int:
         index = self._find(guest)
@@ -233,4 +258,6 @@ class FleetHypervisor:
 
 def host_facts(cpus: int, memory_bytes: int) -> HostFacts:
     """Return the facts of a simulated host."""
-    return HostFacts(cpus=cpus, memory_bytes=memory_bytes, driver="QEMU", versions={"simulator": "1"})
+    return HostFacts(
+        cpus=cpus, memory_bytes=memory_bytes, driver="QEMU", versions={"simulator": "1"}, cpu_set=2**cpus - 1
+    )

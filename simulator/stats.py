@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from virtpilot.hypervisor import GuestDetails, GuestState, GuestStats
+from virtpilot.simulator.knobs import KnobBook
 from virtpilot.simulator.world import Guest, World
 
 _CODES: Final = {GuestState.RUNNING: 1, GuestState.PAUSED: 3, GuestState.SHUTOFF: 5}
@@ -16,24 +17,26 @@ _CACHE_RATIO: Final = 0.3
 Stats = dict[str, int | float | str | bool]
 
 
-def guest_stats(world: World, guest: int) -> GuestStats:
+def guest_stats(world: World, knobs: KnobBook, guest: int) -> GuestStats:
     """Return one guest's stats; a shut-off one has those of its definition only."""
     spec = world.scenario.guests[guest]
     state = world.state_of(guest)
     stats: Stats = {"state.state": _CODES[state], "state.reason": int(world.reason[guest])}
-    stats["balloon.maximum"] = int(world.balloon_bytes[guest]) // _KIB
+    stats["balloon.maximum"] = spec.memory_mib * _KIB
     stats["vcpu.maximum"] = spec.vcpus
     stats |= {"block.count": 1, "block.0.name": "vda", "block.0.capacity": _DISK_BYTES}
     if state is not GuestState.SHUTOFF:
         total = [float(value) for value in world.guest_total[:, guest]]
-        stats |= _cpu(total, spec.vcpus) | _balloon(world, guest, total) | _block(total)
+        stats |= _cpu(total, int(world.vcpus[guest])) | _balloon(world, guest, total) | _block(total)
         stats |= _net(total, int(guest))
     run = int(world.run[guest])
     if state is GuestState.SHUTOFF:
         return GuestStats(spec.uuid, spec.name, stats, tags=spec.tags, run=run)
-    shares, balloon_bytes = int(world.shares[guest]), int(world.balloon_bytes[guest])
-    configured = GuestDetails({"cpu_shares_count": shares, "memory_balloon_target_bytes": balloon_bytes})
-    return GuestStats(spec.uuid, spec.name, stats, {"cpu_shares": shares}, spec.tags, run, details=configured)
+    told = knobs.told(guest)
+    configured = GuestDetails(
+        {"cpu_shares_count": told["cpu_shares"], "memory_balloon_target_bytes": told["memory_balloon"]}
+    )
+    return GuestStats(spec.uuid, spec.name, stats, told, spec.tags, run, details=configured)
 
 
 def _ns(value_s: float) -> int:

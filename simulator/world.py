@@ -14,6 +14,7 @@ import numpy as np
 
 from virtpilot.events import EventKind
 from virtpilot.hypervisor import GuestState
+from virtpilot.simulator.caps import Caps
 from virtpilot.simulator.chronicle import Chronicle
 from virtpilot.simulator.contention import share
 from virtpilot.simulator.demand import Demand, Floats
@@ -22,7 +23,7 @@ from virtpilot.simulator.scenario import SIGNALS, Scenario
 MIB: Final = 1024 * 1024
 NOWHERE: Final = -1
 _PACKET: Final = 1448.0
-_REQUEST: Final = 65536.0
+REQUEST_BYTES: Final = 65536.0
 _SECONDS_A_REQUEST: Final = 0.0004
 _FLUSHES_A_WRITE: Final = 0.1
 _QEMU_BYTES: Final = 48 * MIB
@@ -156,6 +157,7 @@ class World:
         self.balloon_bytes = np.array([guest.memory_mib for guest in guests], dtype=np.float64) * MIB
         # what each running guest carries in its live metadata
         self.notes: dict[int, str] = {}
+        self.caps = Caps(count)
         self.speed = np.ones(count)
         self.used_bytes = np.zeros(count)
         self.rss_bytes = np.zeros(count)
@@ -225,35 +227,36 @@ class World:
 
     def _refresh_disk(self, active: np.ndarray) -> None:
         rate, owner, speed = self.guest_rate, self.host[active], self.speed[active]
-        read = self._wants["disk_read_mib_s"][active] * MIB * speed
-        write = self._wants["disk_write_mib_s"][active] * MIB * speed
+        caps = self.caps
+        read = np.minimum(self._wants["disk_read_mib_s"][active] * MIB * speed, caps.read[active])
+        write = np.minimum(self._wants["disk_write_mib_s"][active] * MIB * speed, caps.write[active])
         both = read + write
-        served = share(both, np.ones_like(both), owner, self._disk)
+        served = share(np.minimum(both, caps.disk[active]), caps.disk_weight[active], owner, self._disk)
         ratio = np.divide(served, both, out=np.ones_like(both), where=both > 0)
         for first, wanted in ((Guest.READ_BYTES, read), (Guest.WRITE_BYTES, write)):
             rate[first, active] = wanted * ratio
-            rate[first + 1, active] = wanted * ratio / _REQUEST
+            rate[first + 1, active] = wanted * ratio / REQUEST_BYTES
             # a queue makes each request take longer by what the disk falls short
-            rate[first + 2, active] = wanted * ratio / _REQUEST * _SECONDS_A_REQUEST / np.maximum(ratio, 0.01)
+            rate[first + 2, active] = wanted * ratio / REQUEST_BYTES * _SECONDS_A_REQUEST / np.maximum(ratio, 0.01)
         rate[Guest.FLUSH_REQUESTS, active] = rate[Guest.WRITE_REQUESTS, active] * _FLUSHES_A_WRITE
         rate[Guest.FLUSH_SECONDS, active] = rate[Guest.WRITE_SECONDS, active] * _FLUSHES_A_WRITE
         rate[Guest.WAIT, active] = 1.0 - ratio
 
     def _refresh_net(self, active: np.ndarray) -> None:
         rate, owner, speed = self.guest_rate, self.host[active], self.speed[active]
-        for first, name in (
-            (Guest.RECEIVE_BYTES, "net_receive_mib_s"),
-            (Guest.TRANSMIT_BYTES, "net_transmit_mib_s"),
+        for first, name, cap in (
+            (Guest.RECEIVE_BYTES, "net_receive_mib_s", self.caps.receive),
+            (Guest.TRANSMIT_BYTES, "net_transmit_mib_s", self.caps.transmit),
         ):
             wanted = self._wants[name][active] * MIB * speed
-            served = share(wanted, np.ones_like(wanted), owner, self.net)
+            served = share(np.minimum(wanted, cap[active]), np.ones_like(wanted), owner, self.net)
             rate[first, active] = served
             rate[first + 1, active] = served / _PACKET
             rate[first + 2, active] = np.maximum(wanted - served, 0.0) / _PACKET
 
     def _refresh_cpu(self, active: np.ndarray) -> None:
         rate, owner, vcpus = self.guest_rate, self.host[active], self.vcpus[active]
-        full_speed = np.minimum(self._wants["cpu_cores"][active], vcpus)
+        full_speed = np.minimum(np.minimum(self._wants["cpu_cores"][active], vcpus), self.caps.cpu[active])
         wanted = full_speed * self.speed[active]
         given = share(wanted, self.shares[active], owner, self.cpus - self.overhead_cores)
         self.wanted_cores[active] = wanted

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from virtpilot.knobs import NO_LIMIT, find
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import Cooldown, MigrateRemedy, PowerRemedy, Remedy, Rule, RuleBudget, SetRemedy
@@ -104,11 +105,25 @@ def relative_change(remedy: Remedy, subject: Subject, evaluator: Measurements) -
     """Return how far a remedy takes its knob from its value now, as a share of it; infinite where that is not known."""
     if not isinstance(remedy, SetRemedy):
         return math.inf
-    known, row = evaluator.knob(subject.id, remedy.knob), evaluator.row(subject.kind, subject.id)
-    if known is None or row is None:
+    row = evaluator.row(subject.kind, subject.id)
+    current = standing(remedy.knob, subject.id, row, evaluator) if row is not None else None
+    if current is None or row is None:
         return math.inf
-    target = remedy.target(int(known[0]), row.values)
-    return math.inf if target is None else abs(target - known[0]) / max(abs(known[0]), 1.0)
+    target = remedy.target(current, row.values)
+    return math.inf if target is None else abs(target - current) / max(abs(current), 1.0)
+
+
+def standing(name: str, guest: str, row: Measured, evaluator: Measurements) -> int | None:
+    """Return where a guest's knob stands, None while that is not known.
+
+    A limit that is not told with the guest's last sample is none.
+    """
+    knob, known = find(name), evaluator.knob(guest, name)
+    if knob is not None and knob.field in row.values:
+        return int(row.values[knob.field])
+    if known is not None and (known[1] >= row.time_ns or knob is None or not knob.limit):
+        return int(known[0])
+    return NO_LIMIT if knob is not None and knob.limit else None
 
 
 def _own(remedy: Remedy) -> tuple[object, ...]:

@@ -25,14 +25,17 @@ _DEVICE_OWNER: Final = re.compile(rf"\b(?:{'|'.join(devices.WORDS)})\.")
 
 
 class Compiler:
-    """Turns a tree into parts; `reads` has what they read. `members` names whose members' world this is."""
+    """Turns a tree into parts; `reads` has what they read. `members` names whose members' world this is.
+
+    `current` is what a knob's value counts in, where there is one.
+    """
 
     def __init__(
         self,
         text: str,
         on: Of,
         *,
-        allow_current: bool = False,
+        current: Unit | None = None,
         members: str = "",
         bare: bool = True,
         inside: bool = False,
@@ -40,7 +43,7 @@ class Compiler:
         self.reads = Reads()
         self._source = text
         self._on = on
-        self._allow_current = allow_current
+        self._current = current
         self._members = members
         self._bare = bare
         self._inside = inside
@@ -68,9 +71,9 @@ class Compiler:
         return typed.text(lambda _columns, _current: written)
 
     def _make_current(self, tree: Tree) -> Part:
-        if not self._allow_current:
+        if self._current is None:
             raise ExpressionError(tree.meta.start_pos, "`current` is the knob's value: only in `set`")
-        return typed.number(Unit.COUNT, lambda _columns, current: current)
+        return typed.number(self._current, lambda _columns, current: current)
 
     def _make_field(self, tree: Tree) -> Part:
         token = cast("lark.Token", tree.children[0])
@@ -93,8 +96,10 @@ class Compiler:
         """Read a field of what a guest has one of at most, such as its job."""
         word, token = cast("list[lark.Token]", tree.children)
         single = devices.SINGLE[str(word)]
-        if self._on is not single.owner or self._allow_current:
-            what = "`set` has the guest's own fields, and its host's" if self._allow_current else "it is a guest's"
+        if self._on is not single.owner or self._current is not None:
+            what = (
+                "`set` has the guest's own fields, and its host's" if self._current is not None else "it is a guest's"
+            )
             raise ExpressionError(tree.meta.start_pos, f"`{word}.` cannot stand here: {what}")
         self.reads.every |= samples_of(self._on)
         if not single.text or str(token) != single.text:
@@ -115,7 +120,8 @@ class Compiler:
         measurement, name = of.value, str(token)
         declared = FIELDS.get((measurement, name))
         if declared is None:
-            raise ExpressionError(token.start_pos or 0, unknown_field(name, of, current=self._allow_current))
+            message = unknown_field(name, of, current=self._current is not None)
+            raise ExpressionError(token.start_pos or 0, message)
         self.reads.fields.add((measurement, name))
         self.reads.every.add((measurement, name))
         part = typed.number(declared.unit, lambda columns, _current: columns.field(measurement, name))
@@ -139,7 +145,7 @@ class Compiler:
         rule = str(tree.children[0]).removeprefix("signals.")
         if isinstance(self._on, Device):
             raise ExpressionError(tree.meta.start_pos, "signals are of guests, hosts and the cluster, not of a device")
-        if self._allow_current or self._inside:
+        if self._current is not None or self._inside:
             raise ExpressionError(tree.meta.start_pos, "a signal's past is asked for with `recent(signals.<rule>, 2m)`")
         self.reads.recall({rule: within_ns})
         self.reads.asked.add(rule)
@@ -247,7 +253,7 @@ class Compiler:
             raise ExpressionError(where.meta.start_pos, "`where` goes with members such as `vms`, not with a window")
         owners = _owners(inner) - {self._members}
         wrong = known.call(name, self._slice(inner), owners, str(spans[0]) if spans else "")
-        if self._allow_current:
+        if self._current is not None:
             wrong = functions.unknown(name) or f"`{name}(…)`: `set` has no functions, only fields and `current`"
         if wrong or (spans and self._inside):
             raise ExpressionError(tree.meta.start_pos, wrong or "a window within a window")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
@@ -13,14 +13,14 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from virtpilot.action import Verb
 from virtpilot.calendar import Calendar
 from virtpilot.clock import seconds
-from virtpilot.fields import Unit
+from virtpilot.knobs import NO_LIMIT, Knob, list_of, numbers_in
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.attributes import AttributeReader
 from virtpilot.rules.language.expression import Condition, ExpressionError, Formula, condition, formula
+from virtpilot.rules.language.knob_words import bounds, counted, knob_names, known, unknown_knob
 from virtpilot.rules.language.links import Mention
 from virtpilot.rules.language.nodes import MAX_NAMES, Getter, Mistake
 from virtpilot.rules.language.records import (
-    KNOBS,
     Cooldown,
     Expect,
     MigrateRemedy,
@@ -179,23 +179,43 @@ class Reader(AttributeReader):
             raise self._mistake(keys["within"], "a guest is given more than 0s and at most 1h")
         return within_ns
 
+    def _stranger(self, name: str, known: Sequence[str], what: str) -> str:
+        return unknown_knob(name) if what == "`set`" else super()._stranger(name, known, what)
+
     def _set(self, node: Node, on: Kind, lease_ns: int, expect: Expect | None) -> SetRemedy:
         before = len(self.problems)
-        knobs = self._mapping(node, tuple(KNOBS), "`set`")
+        knobs = self._mapping(node, knob_names(node), "`set`")
         if knobs is None or len(knobs) != 1:
-            message = f"`set` has one knob: {', '.join(KNOBS)}"
+            message = "`set` has one knob, such as `cpu_shares: current * 2`"
             raise Mistake(message) if len(self.problems) > before else self._mistake(node, message)
-        ((knob, value),) = knobs.items()
-        return SetRemedy(knob, self._target(value, knob, on), lease_ns, expect)
+        ((name, value),) = knobs.items()
+        knob = known(name)
+        if knob.is_set:
+            return SetRemedy(name, self._numbers(value, knob, on), lease_ns, expect)
+        found, scale = self._target(value, knob, on)
+        lifts = knob.limit and found.value({}, math.nan) == NO_LIMIT
+        return SetRemedy(name, found, lease_ns, expect, scale, lifts)
 
-    def _target(self, node: Node, knob: str, on: Kind) -> Formula:
-        found = self._compiled(node, lambda text: formula(text, on))
-        if found.unit not in {None, Unit.COUNT}:
-            raise self._mistake(node, f"`{knob}` is a plain number, these are {found.unit}")
+    def _target(self, node: Node, knob: Knob, on: Kind) -> tuple[Formula, int]:
+        """Return a knob's formula, and how many of the knob's own units its unit has."""
+        found = self._compiled(node, lambda text: formula(text, on, knob.own_unit))
+        if found.unit not in {None, knob.own_unit, knob.unit}:
+            raise self._mistake(node, f"`{knob.name}` is {counted(knob)}, these are {found.unit}")
+        scale = knob.per_unit if found.unit is knob.unit else 1
         constant = found.value({}, math.nan)
-        low, high = KNOBS[knob]
-        if constant is not None and not low <= constant <= high:
-            raise self._mistake(node, f"`{knob}` is between {low} and {high}, not {constant:g}")
+        fits = constant is None or knob.low <= constant * scale <= knob.high
+        if not fits and not (knob.limit and constant == NO_LIMIT):
+            raise self._mistake(node, f"`{knob.name}` is {bounds(knob)}, not {constant:g}")
+        return found, scale
+
+    def _numbers(self, node: Node, knob: Knob, on: Kind) -> Formula:
+        """Read a list of CPUs or nodes such as `0-3,6`."""
+        try:
+            numbers = numbers_in(self._scalar(node).replace(" ", ""))
+        except ValueError as error:
+            raise self._mistake(node, f"`{knob.name}`: {error}") from None
+        found = formula(str(numbers), on, knob.own_unit)
+        found.text = list_of(numbers)
         return found
 
     def _migrate(self, node: Node) -> None:

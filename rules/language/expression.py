@@ -109,9 +109,9 @@ def condition(text: str, on: Kind) -> Condition:
     return Condition(text, on, compiler.reads, part)
 
 
-def formula(text: str, on: Kind) -> Formula:
-    """Compile a number that may use `current`; raises ExpressionError."""
-    compiler = Compiler(text, on, allow_current=True)
+def formula(text: str, on: Kind, unit: Unit = Unit.COUNT) -> Formula:
+    """Compile a number that may use `current`, which counts in `unit`; raises ExpressionError."""
+    compiler = Compiler(text, on, current=unit)
     part = compiler.part(tree_of(text))
     if part.kind != "number":
         raise ExpressionError(0, "a number is needed, such as `current * 2`")

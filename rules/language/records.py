@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
 from virtpilot.action import Verb
 from virtpilot.calendar import Calendar
+from virtpilot.knobs import NO_LIMIT, find
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.expression import Condition, Formula, RowValues
 from virtpilot.rules.language.wording import Wording
@@ -30,10 +31,6 @@ class Severity(StrEnum):
     CRITICAL = "critical"
 
 
-# libvirt's range of virDomainSetSchedulerParameters cpu_shares under cgroup v1.
-KNOBS: Final[dict[str, tuple[int, int]]] = {"cpu_shares": (2, 262_144)}
-
-
 class Expect(msgspec.Struct, frozen=True):
     """The effect that a remedy must have: `condition` holds within `within_ns` after it was done."""
 
@@ -42,20 +39,31 @@ class Expect(msgspec.Struct, frozen=True):
 
 
 class SetRemedy(msgspec.Struct, frozen=True):
-    """Set a knob of the guest to a value computed from its current one, for `lease_ns`."""
+    """Set a knob of the guest to a value computed from its current one, for `lease_ns`.
+
+    The formula counts in the knob's own unit, or, `scale` times as many, in seconds. Written as 0 a limit is lifted.
+    """
 
     knob: str
     formula: Formula
     lease_ns: int
     expect: Expect | None
+    scale: int = 1
+    lifts: bool = False
+
+    def reads(self) -> frozenset[tuple[str, str]]:
+        """Return the fields that the formula reads, and the one that tells where the knob stands."""
+        knob = find(self.knob)
+        own = {("vm", knob.field)} if knob is not None and knob.field else set[tuple[str, str]]()
+        return self.formula.fields | own
 
     def target(self, current: int, row: RowValues) -> int | None:
-        """Return the value to set, within the knob's limits; None where an input is missing."""
-        value = self.formula.value(row, float(current))
-        if value is None:
-            return None
-        low, high = KNOBS[self.knob]
-        return min(max(round(value), low), high)
+        """Return the value to set, within the knob's limits; None where an input is missing, or a limit to go by."""
+        knob = find(self.knob)
+        if knob is None or self.lifts:
+            return NO_LIMIT if self.lifts else None
+        value = self.formula.value(row, knob.height(current))
+        return None if value is None else knob.fit(value * self.scale)
 
 
 class MigrateRemedy(msgspec.Struct, frozen=True):
@@ -151,10 +159,10 @@ class RuleSet(msgspec.Struct, frozen=True):
         """Return the fields that some rule reads, by measurement."""
         found: dict[str, set[str]] = {}
         for rule in self.rules:
-            formulas = [remedy.formula for remedy in rule.remedies if isinstance(remedy, SetRemedy)]
-            read = [part.fields for part in rule.conditions()] + [part.fields for part in formulas]
+            sets = [remedy for remedy in rule.remedies if isinstance(remedy, SetRemedy)]
+            read = [part.fields for part in rule.conditions()] + [remedy.reads() for remedy in sets]
             for measurement, field in (pair for fields in read for pair in fields):
                 found.setdefault(measurement, set()).add(field)
-            if formulas:
+            if sets:
                 found.setdefault("knob", set()).add("value_count")
         return {measurement: frozenset(fields) for measurement, fields in found.items()}

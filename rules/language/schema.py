@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from virtpilot.action import Verb
 from virtpilot.calendar import MAX_CHARS
+from virtpilot.knobs import DEVICE_KNOBS, DEVICES, KNOBS
 from virtpilot.model import Kind, Mode
 from virtpilot.rules.language.attributes import BUDGET, BUDGET_SCOPES, MAX_ANNOTATIONS, MAX_CALENDARS, MAX_WORDING
 from virtpilot.rules.language.document import AT_LEAST, MAX_REMEDIES, PATIENT, RULE_KEYS
@@ -24,7 +25,7 @@ from virtpilot.rules.language.outline import (
     OWN,
     PARAMETER,
 )
-from virtpilot.rules.language.records import KNOBS, NoData, Severity
+from virtpilot.rules.language.records import NoData, Severity
 
 Schema = dict[str, Any]
 
@@ -167,9 +168,17 @@ _EXPECT: Final[Schema] = {
 }
 
 
+def _of_device(device: str) -> str:
+    names = "|".join(name for name, knob in DEVICE_KNOBS.items() if knob.device == device)
+    return rf"^{DEVICES[device].pattern}\.({names})$"
+
+
 def _set() -> Schema:
-    value = {"type": ["string", "integer", "number"], "description": "A number; `current` is the knob's value now."}
-    knobs = _object(dict.fromkeys(KNOBS, value), [], "The knob and what it is set to.")
+    kinds = {"type": ["string", "integer", "number"]}
+    value = kinds | {"description": "A number; `current` is the knob's value now. Of CPUs or nodes a list, 0-3,6."}
+    of_guests = [name for name, knob in KNOBS.items() if not knob.of_host]
+    knobs = _object(dict.fromkeys(of_guests, value), [], "The knob and what it is set to.")
+    knobs |= {"patternProperties": {_of_device(device): value for device in DEVICES}}
     lease = _duration("How long the knob stays changed.")
     return _object(
         {"set": knobs | {"minProperties": 1, "maxProperties": 1}, "lease": lease, "expect": _EXPECT}, ["set", "lease"]

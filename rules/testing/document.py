@@ -16,8 +16,8 @@ from virtpilot.errors import Problem
 from virtpilot.fields import FIELDS, names
 from virtpilot.model import Kind, Mode, Result, SignalState
 from virtpilot.rules.language.devices import DECLARED, Declared
+from virtpilot.rules.language.knob_words import knob_names
 from virtpilot.rules.language.nodes import Getter, Mistake, NodeReader, near
-from virtpilot.rules.language.records import KNOBS
 from virtpilot.rules.language.safe_yaml import compose, read
 from virtpilot.rules.testing.records import (
     NONE,
@@ -220,7 +220,7 @@ class TestReader(NodeReader):
         return {name: self._scalar(value) for name, value in self._named(node, "tags").items()}
 
     def _knobs(self, node: Node) -> dict[str, int]:
-        found = self._mapping(node, tuple(KNOBS), "`knobs`") or {}
+        found = self._mapping(node, knob_names(node), "`knobs`") or {}
         return {name: self._whole(value) for name, value in found.items()}
 
     def _whole(self, node: Node) -> int:

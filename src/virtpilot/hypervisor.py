@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, Protocol, runtime_checkable
@@ -85,12 +86,28 @@ class GuestStats(msgspec.Struct, frozen=True):
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host is: its CPUs, memory in bytes, driver and versions."""
+    """What a host is: its CPUs, memory in bytes, driver and versions; which CPUs and NUMA nodes, as sets (knobs.py)."""
 
     cpus: int
     memory_bytes: int
     driver: str
     versions: dict[str, str] = {}
+    cpu_set: int = 0
+    node_set: int = 1
+
+
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running guest takes up just now, as far as its knobs depend on it.
+
+    `usable_bytes` is what it could give back without swapping, as its kernel said `told_s` ago; None: never.
+    """
+
+    vcpus: int
+    iothreads: int = 0
+    memory_bytes: int
+    usable_bytes: int | None = None
+    rss_bytes: int = 0
+    told_s: float = math.inf
 
 
 class JobState(StrEnum):
@@ -173,10 +190,13 @@ class Hypervisor(Protocol):
         """Return a guest's state; raises GuestNotFound."""
 
     def get_knob(self, guest: str, knob: str) -> int:
-        """Return a knob's live value; raises GuestNotFound or KnobUnsupported."""
+        """Return the live value of a guest's knob, or of the host's; raises GuestNotFound or KnobUnsupported."""
 
     def set_knob(self, guest: str, knob: str, value: int) -> None:
-        """Set a knob's live value; raises GuestNotFound or KnobUnsupported."""
+        """Set a knob's live value and wait while the guest follows; raises GuestNotFound or KnobUnsupported."""
+
+    def footprint(self, guest: str) -> Footprint:
+        """Return what a running guest takes up; raises GuestNotFound."""
 
     def migrate(self, guest: str, uri: str) -> Job:
         """Start a live migration to the libvirt at `uri`; raises GuestNotFound."""

@@ -13,6 +13,7 @@ import msgspec
 
 from virtpilot.clock import seconds
 from virtpilot.hypervisor import GuestDetails
+from virtpilot.libvirt_knobs import read_schedule
 from virtpilot.libvirt_limits import Configured, read_configured
 from virtpilot.libvirt_link import Lane, LibvirtLink
 from virtpilot.libvirt_stats import Reading
@@ -172,28 +173,6 @@ class Details:
                 raise
             return {}  # no such metadata: no tags
         return read_tags(text, self._tag_names)
-
-
-def read_schedule(binding: Any, connection: Any, domain: Any) -> Mapping[str, Any]:
-    """Return a guest's live scheduler parameters, none where its driver has none; raises where the connection is lost.
-
-    libvirt reads them from the cgroup itself, whoever wrote them. Its LXC driver (seen with 9.0) crashes libvirtd when
-    it is asked for those of a container that is off.
-    """
-    try:
-        if domain.isActive() != 1:
-            return {}
-        return dict(domain.schedulerParametersFlags(binding.VIR_DOMAIN_AFFECT_LIVE))
-    except binding.libvirtError:
-        if connection.isAlive() != 1:
-            raise
-        return {}
-
-
-def read_shares(binding: Any, connection: Any, domain: Any) -> int | None:
-    """Return a guest's live CPU shares; None where its driver has none; raises where the connection is lost."""
-    found = read_schedule(binding, connection, domain).get("cpu_shares")
-    return None if found is None else int(found)
 
 
 def _runs(guest: Reading) -> bool:

@@ -14,12 +14,14 @@ from virtpilot.action import Verb
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import HypervisorError, KnobUnsupported, Unsupported
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job
-from virtpilot.libvirt_details import Details, read_shares
+from virtpilot.hypervisor import Footprint, GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job
+from virtpilot.knobs import Knob, find
+from virtpilot.libvirt_details import Details
 from virtpilot.libvirt_dirty import DirtyRates
 from virtpilot.libvirt_events import LibvirtEvents
 from virtpilot.libvirt_inside import NOTHING, GuestAgents
 from virtpilot.libvirt_jobs import JobBook
+from virtpilot.libvirt_knobs import KnobAccess, read_footprint
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
 from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
 from virtpilot.libvirt_notes import read_note, write_note
@@ -39,6 +41,7 @@ _NEWS: Final = frozenset({
 class LibvirtHypervisor:
     """One host's libvirt at `uri`; needs the extra `libvirt`. Raises HypervisorError and its kinds.
 
+    `cpus` are those of the host that guests may run on, without them this process's own.
     `skipped` counts the guests that could not be read: they vanished between being listed and being read.
     """
 
@@ -51,6 +54,7 @@ class LibvirtHypervisor:
         tag_names: frozenset[str] = frozenset(),
         dirty_rate_every_s: float = 0.0,
         guest_agent_every_s: float = 0.0,
+        cpus: frozenset[int] | None = None,
         binding: Any = None,
     ) -> None:
         self._clock = clock
@@ -60,6 +64,10 @@ class LibvirtHypervisor:
         self._jobs = JobBook(self._link, clock)
         self._events = LibvirtEvents(self._link, self._jobs, clock)
         self._dirty = DirtyRates(self._link, every_s=dirty_rate_every_s)
+        cpus = frozenset(os.sched_getaffinity(0)) if cpus is None else cpus
+        self._cpus = cpus
+        self._access = KnobAccess(self._link.binding, cpus)
+        self._unsupported = _unsupported(self._link.binding)
         self._agents = GuestAgents(self._link, every_s=guest_agent_every_s)
         self._reader = Reader(self._link, deadline_s=deadline_s)
         self._whole: dict[str, tuple[int, int]] = {}  # which run was last told in whole, and when
@@ -69,9 +77,12 @@ class LibvirtHypervisor:
         """Return what the host is; its CPUs are those that this process may use."""
 
         def read(connection: Any) -> HostFacts:
+            about = connection.getInfo()
             return HostFacts(
-                cpus=len(os.sched_getaffinity(0)),
-                memory_bytes=int(connection.getInfo()[1]) * 1024 * 1024,
+                cpus=len(self._cpus),
+                memory_bytes=int(about[1]) * 1024 * 1024,
+                cpu_set=sum(1 << cpu for cpu in self._cpus),
+                node_set=(1 << int(about[4])) - 1,
                 driver=connection.getType(),
                 versions={
                     "libvirt": _version(connection.getLibVersion()),
@@ -132,31 +143,37 @@ class LibvirtHypervisor:
         return _STATES[code] if 0 <= code < len(_STATES) else GuestState.NOSTATE
 
     def get_knob(self, guest: str, knob: str) -> int:
-        """Return a knob's live value; raises GuestNotFound or KnobUnsupported."""
-        self._check_knob(knob)
-        binding = self._link.binding
-        found = self._link.call(
-            Lane.COMMAND,
-            lambda connection: read_shares(binding, connection, connection.lookupByUUIDString(guest)),
+        """Return the live value of a guest's knob, or of the host's; raises GuestNotFound or KnobUnsupported."""
+        wanted = self._known_knob(knob)
+        return self._link.call(
+            Lane.COMMAND, lambda connection: self._access.read(connection, guest, wanted), self._unsupported
         )
-        if found is None:
-            raise KnobUnsupported(f"this guest has no {knob} just now")
-        return found
 
     def set_knob(self, guest: str, knob: str, value: int) -> None:
-        """Set a knob's live value; raises GuestNotFound or KnobUnsupported."""
-        self._check_knob(knob)
-        binding = self._link.binding
-
-        def write(domain: Any) -> None:
-            if domain.isActive() != 1:  # not left to libvirt: see read_schedule
-                raise HypervisorError(f"guest {guest} is not running: it has no live {knob}")
-            domain.setSchedulerParametersFlags({knob: value}, binding.VIR_DOMAIN_AFFECT_LIVE)
-
+        """Set a knob's live value and wait while the guest follows; raises GuestNotFound or KnobUnsupported."""
+        wanted = self._known_knob(knob)
+        without = {self._link.binding.VIR_ERR_NO_SUPPORT: KnobUnsupported}
         try:
-            self._on_guest(guest, write, {binding.VIR_ERR_NO_SUPPORT: KnobUnsupported})
+            self._link.call(
+                Lane.COMMAND, lambda connection: self._access.write(connection, guest, wanted, value), without
+            )
         finally:
             self._details.forget(guest)
+
+    @staticmethod
+    def _known_knob(name: str) -> Knob:
+        knob = find(name)
+        if knob is None:
+            raise KnobUnsupported(f"libvirt is not asked for {name}")
+        return knob
+
+    def footprint(self, guest: str) -> Footprint:
+        """Return what a running guest takes up; raises GuestNotFound."""
+        live, now_ns = self._link.binding.VIR_DOMAIN_AFFECT_LIVE, self._clock.now_ns()
+        return self._link.call(
+            Lane.COMMAND,
+            lambda connection: read_footprint(connection.lookupByUUIDString(guest), live, now_ns),
+        )
 
     def read_note(self, guest: str) -> str:
         """Return what a guest that runs carries of ours, "" where nothing; raises GuestNotFound or KnobUnsupported."""
@@ -171,10 +188,6 @@ class LibvirtHypervisor:
     @property
     def _no_notes(self) -> Meaning:
         return {self._link.binding.VIR_ERR_NO_SUPPORT: KnobUnsupported}
-
-    def _check_knob(self, knob: str) -> None:
-        if knob != "cpu_shares":
-            raise KnobUnsupported(f"libvirt is not asked for {knob}")
 
     def migrate(self, guest: str, uri: str) -> Job:
         """Start a live migration; raises GuestNotFound, Unsupported, or HypervisorError for an unusable URI."""
@@ -211,6 +224,18 @@ def _check_migrates(connection: Any) -> None:
     """Raise Unsupported where the driver says that it moves no guests."""
     if "<migration_features>" not in connection.getCapabilities():
         raise Unsupported(f"the driver {connection.getType()} has no live migration")
+
+
+def _unsupported(binding: Any) -> Meaning:
+    """Return the errors by which libvirt says that there is no such knob, where it is read."""
+    codes = (
+        binding.VIR_ERR_NO_SUPPORT,
+        binding.VIR_ERR_OPERATION_UNSUPPORTED,
+        binding.VIR_ERR_CONFIG_UNSUPPORTED,
+        binding.VIR_ERR_ARGUMENT_UNSUPPORTED,
+        binding.VIR_ERR_AGENT_UNRESPONSIVE,
+    )
+    return dict.fromkeys(codes, KnobUnsupported)
 
 
 def _version(number: int) -> str:

@@ -6,6 +6,7 @@ What has no limit is absent.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -15,6 +16,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from virtpilot.hypervisor import GuestDetails
+from virtpilot.knobs import find, numbers_in
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +55,7 @@ class Configured(NamedTuple):
 
 def read_configured(text: str, schedule: Mapping[str, Any]) -> Configured:
     """Return what a guest's live XML and scheduler parameters say; of XML that cannot be read, nothing."""
-    root = _root(text)
+    root = root_of(text)
     knobs: dict[str, int] = {}
     guest = _cpu(schedule, knobs)
     if root is None:
@@ -63,12 +65,15 @@ def read_configured(text: str, schedule: Mapping[str, Any]) -> Configured:
     if weight:
         guest["blkio_weight_count"] = knobs["blkio_weight"] = weight
     disks = {name: _disk(name, disk, knobs) for disk in root.iterfind("devices/disk") if (name := _target(disk))}
-    nics = {name: _nic(name, nic, knobs) for nic in root.iterfind("devices/interface") if (name := _target(nic))}
+    nics = _nics(root, knobs)
+    _pins(root, knobs)
+    _plugged(root, knobs)
     details = GuestDetails(guest, _told(disks), _told(nics))
     return Configured(knobs, details, _agent_listens(root))
 
 
-def _root(text: str) -> Element | None:
+def root_of(text: str) -> Element | None:
+    """Return a description's root, None where it is no XML that is to be trusted."""
     if len(text) > _MAX_XML:
         return None
     try:
@@ -116,6 +121,38 @@ def _disk(name: str, disk: Element, knobs: dict[str, int]) -> Numbers:
         if limit:
             found[ours] = knobs[f"{name}.{theirs}"] = limit
     return found
+
+
+def _nics(root: Element, knobs: dict[str, int]) -> dict[str, Numbers]:
+    """Return the NICs' numbers by target; their knobs go by their order, which every host has alike."""
+    found = {}
+    for number, nic in enumerate(root.iterfind("devices/interface")):
+        numbers = _nic(f"nic{number}", nic, knobs)
+        if name := _target(nic):
+            found[name] = numbers
+    return found
+
+
+def _pins(root: Element, knobs: dict[str, int]) -> None:
+    """Tell what pins there are; vCPUs that are pinned one by one are told as nothing."""
+    emulator = root.find("cputune/emulatorpin")
+    vcpus = {pin.get("cpuset", "") for pin in root.iterfind("cputune/vcpupin")}
+    count = _whole(root.findtext("vcpu"))
+    whole = len(root.findall("cputune/vcpupin")) == count
+    for name, told in (
+        ("emulatorpin", emulator.get("cpuset", "") if emulator is not None else ""),
+        ("vcpupin", vcpus.pop() if whole and len(vcpus) == 1 else ""),
+    ):
+        with contextlib.suppress(ValueError):
+            knobs[name] = numbers_in(told)
+
+
+def _plugged(root: Element, knobs: dict[str, int]) -> None:
+    for device in root.iterfind("devices/memory[@model='virtio-mem']"):
+        alias, size = device.find("alias"), device.find("target/current")
+        name = f"{alias.get('name', '')}.plugged" if alias is not None else ""
+        if size is not None and find(name) is not None:
+            knobs[name] = _bytes(size)
 
 
 def _nic(name: str, nic: Element, knobs: dict[str, int]) -> Numbers:

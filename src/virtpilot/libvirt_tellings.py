@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from virtpilot.events import EventKind
+from virtpilot.knobs import NO_LIMIT, find, numbers_in
 
 _MAX_TEXT: Final = 256
 
@@ -79,10 +80,25 @@ def tunable(parameters: Mapping[str, Any]) -> Told | None:
     for name, value in parameters.items():
         group, _, knob = str(name).rpartition(".")
         groups.add(group)
-        if (told := number(value)) is not None:
+        if (told := _setting(knob, value)) is not None:
+            knob = "vcpupin" if knob.startswith("vcpupin") else knob
             numbers[text(f"{disk}.{knob}" if group == "blkdeviotune" and isinstance(disk, str) else knob)] = told
     detail = " ".join([*sorted(filter(None, groups)), *([disk] if isinstance(disk, str) else [])])
     return Told(EventKind.KNOB_CHANGED, text(detail), numbers)
+
+
+def _setting(knob: str, value: object) -> float | None:
+    """Return what a knob was set to: a set of CPUs as a number, no quota as 0."""
+    if isinstance(value, str) and "pin" in knob:
+        try:
+            return numbers_in(value)
+        except ValueError:
+            return None
+    told = number(value)
+    known = find(knob) if told is not None else None
+    if told is None or known is None or not known.limit or known.low <= told <= known.high:
+        return told
+    return NO_LIMIT
 
 
 def balloon(kib: int) -> Told | None:

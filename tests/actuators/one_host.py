@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob, Verb
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
-from virtpilot.actuators.knob import Caps
 from virtpilot.actuators.lifecycle import Point, nowhere
 from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
-from virtpilot.hypervisor import GOALS, OFF, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.hypervisor import GOALS, OFF, Footprint, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
 from virtpilot.model import Command
 
 HOST = "host-1"
@@ -76,6 +76,7 @@ class OneHost:
         self.knobs = {(GUEST, SHARES): 1024, (OTHER, SHARES): 1024}
         self.errors: dict[str, HypervisorError] = {}
         self.rounds: Callable[[int], int] = lambda value: value
+        self.footprints: dict[str, Footprint] = {}
         self.sets: list[tuple[str, int]] = []
         self.notes: dict[str, str] = {}
         self.jobs: list[OneJob] = []
@@ -89,7 +90,7 @@ class OneHost:
 
     def remove(self, guest: str) -> None:
         self.states.pop(guest)
-        self.knobs.pop((guest, SHARES))
+        self.knobs = {key: value for key, value in self.knobs.items() if key[0] != guest}
         self.notes.pop(guest, None)
 
     @property
@@ -101,7 +102,7 @@ class OneHost:
         self.knobs[GUEST, SHARES] = value
 
     def facts(self) -> HostFacts:
-        return HostFacts(cpus=4, memory_bytes=2**32, driver="QEMU")
+        return HostFacts(cpus=4, memory_bytes=2**32, driver="QEMU", cpu_set=0b1111)
 
     def guests(self) -> Sequence[GuestStats]:
         return [GuestStats(guest, guest[-1], {}) for guest in self.states]
@@ -114,7 +115,8 @@ class OneHost:
 
     def get_knob(self, guest: str, knob: str) -> int:
         self.answer("get_knob")
-        self.state(guest)
+        if guest != HOST:
+            self.state(guest)
         if (guest, knob) not in self.knobs:
             raise KnobUnsupported(f"{guest} has no knob {knob}")
         return self.knobs[guest, knob]
@@ -135,6 +137,10 @@ class OneHost:
         if self.state(guest) is GuestState.SHUTOFF:
             raise HypervisorError(f"domain {guest} is not running")
         self.notes[guest] = note
+
+    def footprint(self, guest: str) -> Footprint:
+        self.answer("footprint")
+        return self.footprints[guest]
 
     def migrate(self, guest: str, uri: str) -> Job:
         self.answer("migrate")

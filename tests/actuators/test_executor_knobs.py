@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, HOST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
 from virtpilot.action import Action
-from virtpilot.actuators.knob import Caps
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable
 from virtpilot.hypervisor import GuestState

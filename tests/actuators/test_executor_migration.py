@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
-from virtpilot.actuators.knob import Caps
+from virtpilot.actuators.caps import Caps
 from virtpilot.errors import HypervisorError, HypervisorTimeout, HypervisorUnavailable
 from virtpilot.events import EventKind
 from virtpilot.hypervisor import GuestState

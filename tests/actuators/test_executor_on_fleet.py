@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from virtpilot.action import Action, Migrate, ReleaseKnob, SetKnob
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
-from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SECOND
 from virtpilot.model import Command, Outcome, Result
 from virtpilot.simulator.fleet import Fleet

@@ -8,7 +8,7 @@ import pytest
 
 from tests.actuators.one_host import GUEST, OTHER, OneHost, at, command, executor, move, power, set_to
 from virtpilot.action import Action, Verb
-from virtpilot.actuators.knob import Caps
+from virtpilot.actuators.caps import Caps
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable, Unsupported
 from virtpilot.hypervisor import FITTING, GOALS, GuestState
 from virtpilot.model import Outcome, Result

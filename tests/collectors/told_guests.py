@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from virtpilot.action import Verb
 from virtpilot.errors import HypervisorError
-from virtpilot.hypervisor import GuestState, GuestStats, HostFacts, Job
+from virtpilot.hypervisor import Footprint, GuestState, GuestStats, HostFacts, Job
 
 
 class ToldGuests:
@@ -31,6 +31,9 @@ class ToldGuests:
         raise HypervisorError("only told of")
 
     def set_knob(self, guest: str, knob: str, value: int) -> None:
+        raise HypervisorError("only told of")
+
+    def footprint(self, guest: str) -> Footprint:
         raise HypervisorError("only told of")
 
     def migrate(self, guest: str, uri: str) -> Job:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, OTHER, at
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.actuators.guards.request import GuardRequest, Refusal, Target
-from virtpilot.actuators.knob import Caps
 from virtpilot.clock import seconds
 from virtpilot.errors import StateError
 from virtpilot.model import Mode, Result

@@ -84,10 +84,10 @@ KNOBS: Final = {
     "vda.total_bytes_sec_max": 2000000,
     "vda.read_iops_sec": 100,
     "vda.read_iops_sec_max": 200,
-    "vnet0.inbound_average": 1_000_000,
-    "vnet0.inbound_peak": 2_000_000,
-    "vnet0.inbound_burst": 3000 * 1024,
-    "vnet0.outbound_average": 500_000,
+    "nic0.inbound_average": 1_000_000,
+    "nic0.inbound_peak": 2_000_000,
+    "nic0.inbound_burst": 3000 * 1024,
+    "nic0.outbound_average": 500_000,
 }
 
 

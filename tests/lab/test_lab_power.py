@@ -17,9 +17,9 @@ from tests.lab.commanding import Commander, commander
 from tests.lab.lab_process import need_a_lab
 from tests.services import lack, until
 from virtpilot.action import Migrate, Power, Verb
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
-from virtpilot.actuators.knob import Caps
 from virtpilot.clock import SystemClock
 from virtpilot.hypervisor import GuestState
 from virtpilot.libvirt_host import LibvirtHypervisor
