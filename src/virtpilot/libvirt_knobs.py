@@ -63,7 +63,8 @@ class KnobAccess:
         if knob.of_host:
             return self._read_ksm(connection, knob)
         domain = connection.lookupByUUIDString(guest)
-        self._check_active(domain, guest, knob)
+        if domain.isActive() != 1:  # not left to libvirt: see read_schedule
+            raise KnobUnsupported(f"guest {guest} is not running: it has no {knob.name} just now")
         return self._readers[knob.family](connection, domain, knob)
 
     def write(self, connection: Any, guest: str, knob: Knob, value: int) -> None:
@@ -71,13 +72,9 @@ class KnobAccess:
         if knob.of_host:
             return self._write_ksm(connection, knob, value)
         domain = connection.lookupByUUIDString(guest)
-        self._check_active(domain, guest, knob)
-        return self._writers[knob.family](connection, domain, knob, value)
-
-    @staticmethod
-    def _check_active(domain: Any, guest: str, knob: Knob) -> None:
-        if domain.isActive() != 1:  # not left to libvirt: see read_schedule
+        if domain.isActive() != 1:
             raise HypervisorError(f"guest {guest} is not running: it has no live {knob.name}")
+        return self._writers[knob.family](connection, domain, knob, value)
 
     def _read_schedule(self, connection: Any, domain: Any, knob: Knob) -> int:
         found = read_schedule(self._binding, connection, domain).get(knob.name)

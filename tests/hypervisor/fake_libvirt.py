@@ -198,7 +198,7 @@ class FakeConnection:
 
     def getInfo(self) -> list[Any]:
         self._owner.called("getInfo")
-        return ["x86_64", 4096]
+        return ["x86_64", 4096, 4, 2000, 1, 1, 4, 1]
 
     def getCapabilities(self) -> str:
         return "<capabilities><host><migration_features><live/></migration_features></host></capabilities>"
@@ -219,6 +219,10 @@ class FakeLibvirt:
     libvirtError = FakeLibvirtError
     VIR_ERR_NO_SUPPORT = 3
     VIR_ERR_INVALID_ARG = 8
+    VIR_ERR_CONFIG_UNSUPPORTED = 67
+    VIR_ERR_ARGUMENT_UNSUPPORTED = 74
+    VIR_ERR_OPERATION_UNSUPPORTED = 84
+    VIR_ERR_AGENT_UNRESPONSIVE = 86
     VIR_ERR_NO_DOMAIN = 42
     VIR_ERR_NO_DOMAIN_METADATA = 80
     VIR_ERR_SYSTEM_ERROR = 38
@@ -233,6 +237,7 @@ class FakeLibvirt:
     VIR_DOMAIN_STATS_DIRTYRATE = 512
     VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 2**29
     VIR_DOMAIN_AFFECT_LIVE = 1
+    VIR_DOMAIN_VCPU_GUEST = 8
     VIR_DOMAIN_METADATA_ELEMENT = 2
     VIR_DOMAIN_DIRTYRATE_MEASURED = 2
     VIR_DOMAIN_GUEST_INFO_FILESYSTEM = 16
