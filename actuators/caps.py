@@ -14,8 +14,15 @@ Bytes = Annotated[int, Meta(ge=0, le=2**50)]
 
 
 class KnobCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds of one knob on this host; of a device's knob the name after the point stands for every device."""
+    """Bounds of one knob on this host."""
 
+    knob: Annotated[
+        str,
+        Meta(
+            description="Its name; of a device's knob what stands after the point is meant for every device.",
+            examples=["total_iops_sec"],
+        ),
+    ]
     allowed: Annotated[bool, Meta(description="Whether it is ever set here.")] = True
     min: Annotated[int | None, Meta(description="It is not set lower, in the knob's own unit.")] = None
     max: Annotated[
@@ -25,6 +32,8 @@ class KnobCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError("min is above max")
+        if find(self.knob) is None and not _on_some_device(self.knob):
+            raise ValueError(f"no knob {self.knob[:80]!r}")
 
 
 class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,25 +81,23 @@ class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="Guests may be destroyed by command: like pulling the plug, what they have not written is lost."
         ),
     ] = False
-    knobs: dict[str, KnobCap] = {}
+    knobs: Annotated[list[KnobCap], Meta(description="Bounds of single knobs on this host.")] = []
 
     def __post_init__(self) -> None:
         if self.cpu_shares_min > self.cpu_shares_max:
             raise ValueError("cpu_shares_min is above cpu_shares_max")
-        unknown = [name for name in self.knobs if find(name) is None and find(_somewhere(name)) is None]
-        if unknown:
-            raise ValueError(f"no knob {unknown[0][:80]!r}")
+        names = [cap.knob for cap in self.knobs]
+        if len(set(names)) < len(names):
+            raise ValueError("a knob has bounds twice")
 
     def of(self, knob: Knob) -> KnobCap:
         """Return the bounds of a knob: those of its whole name, or else those of its kind on every device."""
-        if knob.name == "cpu_shares" and knob.name not in self.knobs:
-            return KnobCap(min=self.cpu_shares_min, max=self.cpu_shares_max)
-        return self.knobs.get(knob.name) or self.knobs.get(knob.name.rpartition(".")[2]) or _FREE
+        own = {cap.knob: cap for cap in self.knobs}
+        found = own.get(knob.name) or own.get(knob.name.rpartition(".")[2]) or KnobCap(knob.name)
+        if knob.name != "cpu_shares" or found.min is not None or found.max is not None:
+            return found
+        return msgspec.structs.replace(found, min=self.cpu_shares_min, max=self.cpu_shares_max)
 
 
-_FREE = KnobCap()
-
-
-def _somewhere(name: str) -> str:
-    """Return a device's knob for a name that says only what stands after the point."""
-    return next((f"{device}.{name}" for device in ("vda", "nic0", "virtiomem0") if find(f"{device}.{name}")), "")
+def _on_some_device(name: str) -> bool:
+    return any(find(f"{device}.{name}") is not None for device in ("vda", "nic0", "virtiomem0"))

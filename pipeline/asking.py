@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -10,9 +11,10 @@ from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.actuators.guards.request import ALIVE, GuardRequest, Input, Target
 from virtpilot.hypervisor import fitting_codes
+from virtpilot.knobs import find
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.placement import HostLoad, Reserve
-from virtpilot.rules.decisions.want import Want
+from virtpilot.rules.decisions.want import Want, read_at
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.ages import read_times
 from virtpilot.rules.signals.table import Row
@@ -59,8 +61,8 @@ class Asking:
             target=target,
             target_view=self._view(row, target, hosts) if target else None,
             knob=knob.knob if knob is not None else "",
-            value=knob.value if knob is not None else 0,
-            current=knob.expected if knob is not None else 0,
+            value=_height(knob.knob, knob.value) if knob is not None else 0,
+            current=_height(knob.knob, knob.expected) if knob is not None else 0,
             bounds=_bounds(tags, knob.knob) if knob is not None else (),
             sample_ns=row.time_ns,
             first_seen_ns=row.since_ns,
@@ -77,8 +79,8 @@ class Asking:
             if condition is not None:
                 for what, time_ns in read_times(evaluator.world, condition, row.subject.id, self._stale_ratio):
                     yield Input(what, time_ns)
-        if knob is not None and (known := evaluator.knob(row.subject.id, knob.knob)) is not None:
-            yield Input(f"the value of {knob.knob}", known[1])
+        if knob is not None and (read_ns := read_at(knob.knob, row.subject.id, row, evaluator)) is not None:
+            yield Input(f"the value of {knob.knob}", read_ns)
 
     def _is_engine(self, row: Row) -> str:
         subject = row.subject
@@ -107,8 +109,16 @@ def _cooldown_ns(want: Want, action: Action) -> int:
     """Return how long the rule leaves the guest alone after this action: after a knob went up, down, after a move."""
     cooldown = want.cooldown
     if isinstance(action, SetKnob):
-        return cooldown.up_ns if action.value > action.expected else cooldown.down_ns
+        rises = _height(action.knob, action.value) > _height(action.knob, action.expected)
+        return cooldown.up_ns if rises else cooldown.down_ns
     return max(cooldown.up_ns, cooldown.down_ns)
+
+
+def _height(name: str, value: int) -> int:
+    """Return a knob's value for comparisons: no limit is higher than any."""
+    knob = find(name)
+    height = value if knob is None else knob.height(value)
+    return int(height) if math.isfinite(height) else _INT64 - 1
 
 
 def _bounds(tags: Mapping[str, str], knob: str) -> tuple[tuple[int, int, str], ...]:

@@ -121,7 +121,7 @@ def standing(name: str, guest: str, row: Measured, evaluator: Measurements) -> i
     knob, known = find(name), evaluator.knob(guest, name)
     if knob is not None and knob.field in row.values:
         return int(row.values[knob.field])
-    if known is not None and (known[1] >= row.time_ns or knob is None or not knob.limit):
+    if known is not None and read_at(name, guest, row, evaluator) is not None:
         return int(known[0])
     return NO_LIMIT if knob is not None and knob.limit else None
 
@@ -134,6 +134,14 @@ def _own(remedy: Remedy) -> tuple[object, ...]:
             return str(remedy.verb), remedy.within_ns
         case MigrateRemedy():
             return ()
+
+
+def read_at(name: str, guest: str, row: Measured, evaluator: Measurements) -> int | None:
+    """Return when the value that `standing` goes by was measured, where it is not the guest's own sample."""
+    knob, known = find(name), evaluator.knob(guest, name)
+    if known is None or (knob is not None and knob.field in row.values):
+        return None
+    return None if knob is not None and knob.limit and known[1] < row.time_ns else known[1]
 
 
 def signature(rule: Rule) -> tuple[str, str]:
