@@ -12,7 +12,7 @@ from virtpilot.actuators.command import Signer, load_private
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.clock import Clock, seconds
 from virtpilot.model import Bus, Message, Store
-from virtpilot.pipeline import state
+from virtpilot.pipeline import state, window_files
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.bus.mqtt import MqttBus
@@ -30,6 +30,7 @@ from virtpilot.pipeline.records import RECORDS, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook
 from virtpilot.pipeline.store.file import FileStore
 from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.window_files import WindowFiles
 from virtpilot.pipeline.writer import Writer
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import choose
@@ -67,10 +68,11 @@ def controller(
         clock=clock,
         timing=config.timing,
         state=None if state_path is None else state.StateLog(state_path),
+        windows=WindowFiles(folder, clock, seconds(config.timing.save_s)),
         sampling=config.sampling,
     )
-    if saved is not None:
-        made.restore(saved)
+    if saved is not None and folder is not None:
+        made.restore(saved, window_files.load(folder))
     return made
 
 

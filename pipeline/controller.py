@@ -13,7 +13,7 @@ neither forgets nor repeats one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -27,8 +27,9 @@ from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Messag
 from virtpilot.pipeline import foreign
 from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
+from virtpilot.pipeline.counters import Counters
 from virtpilot.pipeline.evaluations import Tracer
-from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Small
+from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.pauses import Pauses
@@ -39,9 +40,10 @@ from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
 from virtpilot.pipeline.steering import Steering, SteeringOptions
 from virtpilot.pipeline.upkeep import Upkeep
+from virtpilot.pipeline.window_files import WindowFiles
 from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
-from virtpilot.rules.signals.saved import Turn
+from virtpilot.rules.signals.saved import SavedHistory, Turn
 from virtpilot.rules.signals.sources import Sources
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
@@ -51,7 +53,6 @@ _POLL_S: Final = 0.2
 _DISK_POLL_S: Final = 0.01
 # Where messages never cease to come, a slice of upkeep is done after so many.
 _IN_A_ROW: Final = 8
-_KINDS: Final = frozenset(EventKind)
 # Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
 _EXPLAINING: Final = LIFECYCLE | {
     EventKind.JOB_COMPLETED,
@@ -77,22 +78,6 @@ class ControllerTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 10.0
 
 
-class Counters(msgspec.Struct):
-    """What the controller did, for the exporter."""
-
-    messages: int = 0
-    samples: int = 0
-    bad_lines: int = 0
-    bad_messages: int = 0
-    signals: int = 0
-    accepted: int = 0
-    refused: dict[str, int] = {}
-    commands: int = 0
-    outcomes: dict[str, int] = {}
-    events: dict[str, int] = {}
-    save_failures: int = 0
-
-
 class Controller:
     """Turns the stream into signals, decisions and commands."""
 
@@ -111,6 +96,7 @@ class Controller:
         clock: Clock,
         timing: ControllerTiming,
         state: StateLog | None,
+        windows: WindowFiles,
         sampling: SteeringOptions,
     ) -> None:
         self.counters = Counters()
@@ -133,6 +119,7 @@ class Controller:
         self._outbox = Outbox(bus, topics, signer)
         self._turns: Recent[Turn] = Recent()
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
+        self._windows = windows
         self._upkeep, self._pauses = Upkeep(), Pauses()
         self._heartbeat = Heartbeat(bus, topics, pilot.epoch, clock)
         self._next_tick_ns = 0
@@ -140,7 +127,7 @@ class Controller:
     @property
     def save_failures(self) -> int:
         """How often the state could not be saved."""
-        return self._keeper.failures
+        return self._keeper.failures + self._windows.failures
 
     def start(self) -> None:
         """Subscribe to what hosts say."""
@@ -148,9 +135,9 @@ class Controller:
         for topic in (topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+")):
             self.bus.subscribe(topic)
 
-    def restore(self, document: dict[str, Any]) -> None:
+    def restore(self, document: dict[str, Any], windows: Iterable[SavedHistory]) -> None:
         """Take up where an earlier run ended; its commands that were not sent go out now, if still in time."""
-        self.rulebook.evaluator.restore({**document["signals"], "windows": document["windows"]})
+        self.rulebook.evaluator.restore(document["signals"], windows)
         self.rulebook.evaluator.resume(document["turns"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])
@@ -167,8 +154,7 @@ class Controller:
         """Return all that a restart must not lose."""
         return {
             "epoch": Small(lambda: self.pilot.epoch),
-            "signals": self.rulebook,
-            "windows": Sliced(lambda: self.rulebook.evaluator.saved_windows()),  # noqa: PLW0108 - a reload replaces it
+            "signals": Large(lambda: self.rulebook.evaluator.fragments()),  # noqa: PLW0108 - a reload replaces it
             "turns": self._turns,
             "decisions": self.pilot.decider,
             "guards": self.pilot.guards,
@@ -243,6 +229,7 @@ class Controller:
         self._upkeep.begin("near misses", self.tracer.look(now_ns))
         self._upkeep.begin("steering", self._steer(now_ns))
         self._upkeep.begin("state", self._keeper.pieces())
+        self._upkeep.begin("windows", self._windows.slices(self.rulebook.evaluator.world.windows))
 
     def _steer(self, now_ns: int) -> Iterator[None]:
         """Ask agents to sample those near a threshold more often, and calm ones less; some of them at each step."""
@@ -308,10 +295,7 @@ class Controller:
         event = self._decode(message, Event)
         if event is None or event.host != self._topics.host_of(message.topic):
             return
-        counted = self.counters.events
-        # A host that is not ours to trust must not make the page grow without end.
-        kind = event.kind if event.kind in _KINDS else "unknown"
-        counted[kind] = counted.get(kind, 0) + 1
+        kind = self.counters.event(event.kind)
         if kind in _EXPLAINING or (kind == EventKind.KNOB_CHANGED and event.by is By.OTHER):
             self._record(event)
         self.pilot.on_event(event, now_ns)
@@ -361,18 +345,7 @@ class Controller:
     def _record(self, record: Record) -> bool:
         if not self.records.add(record):
             return False
-        counters = self.counters
-        match record:
-            case Signal():
-                counters.signals += 1
-            case Decision(accepted=True):
-                counters.accepted += 1
-            case Decision():
-                counters.refused[record.guard] = counters.refused.get(record.guard, 0) + 1
-            case Command():
-                counters.commands += 1
-            case Outcome():
-                counters.outcomes[record.result] = counters.outcomes.get(record.result, 0) + 1
+        self.counters.record(record)
         return True
 
     def run(self, stop: threading.Event) -> None:
@@ -394,6 +367,7 @@ class Controller:
         self._keeper.settle()
         self._outbox.send(self._keeper, self._clock.now_ns())
         self._keeper.close()
+        self._windows.close(self.rulebook.evaluator.world.windows)
         self._alerts.close(2.0)
         self._operations.close()
         self._heartbeat.stop()

@@ -29,15 +29,15 @@ class Part(Protocol):
         """Return what has changed since the last call, by its place in the state."""
 
 
-class Sliced(Generic[V]):
-    """A large part, made slice by slice; what changes between whole saves is lost, or told by another part."""
+class Large:
+    """A large part, made as JSON text piece by piece; its changes between whole saves are lost, or another part's."""
 
-    def __init__(self, slices: Callable[[], Iterator[V]]) -> None:
-        self.slices = slices
+    def __init__(self, fragments: Callable[[], Iterator[bytes]]) -> None:
+        self.fragments = fragments
 
     def saved(self) -> object:
-        """Return all slices."""
-        return list(self.slices())
+        """Return the text."""
+        return msgspec.Raw(b"".join(self.fragments()))
 
     def changes(self) -> tuple[()]:
         """Return nothing."""
@@ -170,14 +170,14 @@ class Keeper:
         self._due_ns = self._clock.monotonic_ns() + self._every_ns
 
     def _parts_made(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the parts as JSON, nothing where only a slice has been made."""
+        """Yield the parts as JSON; nothing of a large one until it is whole."""
         for name, part in self._parts.items():
-            if isinstance(part, Sliced):
-                slices = []
-                for slice_ in part.slices():
-                    slices.append(msgspec.json.encode(slice_))
-                    yield name, b"[]"
-                yield name, b"[%b]" % b",".join(slices)
+            if isinstance(part, Large):
+                fragments = []
+                for fragment in part.fragments():
+                    fragments.append(fragment)
+                    yield name, b""
+                yield name, b"".join(fragments)
             else:
                 yield name, msgspec.json.encode(part.saved())
 

@@ -76,14 +76,6 @@ class Rulebook:
         wanted["knob"] = wanted.get("knob", frozenset()) | {"value_count"}
         return wanted
 
-    def saved(self) -> object:
-        """Return the signals' state but for the windows', which is large."""
-        return self.evaluator.saved(windows=False)
-
-    def changes(self) -> tuple[()]:
-        """Return nothing: what changes with each sample is saved whole, transitions are kept by who takes them."""
-        return ()
-
     def _files(self) -> Sequence[tuple[str, int, int]]:
         """Return what tells a change: every rule file with its size and modification time."""
         found = []

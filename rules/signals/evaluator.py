@@ -15,10 +15,11 @@ from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.machine import INACTIVE, STATES
-from virtpilot.rules.signals.saved import VERSION, Saved, SavedHistory, Turn, checked, checked_turns
+from virtpilot.rules.signals.saved import VERSION, Saved, SavedHistory, Turn, checked, checked_histories, checked_turns
 from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.world import World
+from virtpilot.rules.signals.written import fragments
 
 log = structlog.get_logger(__name__)
 
@@ -224,24 +225,22 @@ class Evaluator:
             if subject is not None:
                 yield rule, subject
 
-    def saved_windows(self) -> Iterator[SavedHistory]:
-        """Yield the windows' state, as msgspec writes it, one by one: each is large."""
-        yield from self._world.windows.dump()
-
-    def saved(self, *, windows: bool = True) -> Saved:
-        """Return the whole state, as msgspec writes it; without `windows` all but theirs."""
-        return Saved(
-            VERSION,
-            {kind: table.dump() for kind, table in self._tables.items()},
-            [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
-            self._bank.dump(),
-            list(self.saved_windows()) if windows else [],
-            self._world.cluster,
-        )
+    def fragments(self) -> Iterator[bytes]:
+        """Yield the state but for the windows' as JSON text, piece by piece."""
+        return fragments(self._tables, self._knobs, self._bank, self._world.cluster)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the whole state, JSON-able."""
-        document: dict[str, Any] = msgspec.to_builtins(self.saved())
+        windows = self._world.windows
+        saved = Saved(
+            VERSION,
+            {kind: list(table.dump()) for kind, table in self._tables.items()},
+            [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
+            self._bank.dump(),
+            [part for series in windows.series() for part in windows.dump(series)],
+            self._world.cluster,
+        )
+        document: dict[str, Any] = msgspec.to_builtins(saved)
         return document
 
     def turn(self, signal: Signal) -> Turn:
@@ -254,20 +253,20 @@ class Evaluator:
         time, since, seen = (int(column[row]) for column in (table.time, machine.since, machine.seen))
         return Turn(signal=signal, digest=machine.rule.digest, time=time, since=since, seen=seen)
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Take up a former state, whole or not at all; raises StateError.
+    def restore(self, snapshot: Mapping[str, Any], windows: Iterable[SavedHistory] = ()) -> None:
+        """Take up a former state, whole or not at all, and windows that were saved apart; raises StateError.
 
         A rule that has changed starts afresh. Its signals of before, and those of a rule that is no more, end: the
         next `feed` or `tick` says so.
         """
-        saved = checked(snapshot)
+        saved, apart = checked(snapshot), checked_histories(windows)
         for kind, table in self._tables.items():
-            if kind in saved.tables:
-                table.load(saved.tables[kind])
+            for part in saved.tables.get(kind, ()):
+                table.load(part)
             self._world.grow(table.kind)
         self._world.cluster = saved.cluster
         self._world.find_hosts()
-        self._world.windows.load(saved.windows)
+        self._world.windows.load([*saved.windows, *apart])
         self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in saved.knobs}
         for rule in saved.rules:
             if not self._bank.load(rule):

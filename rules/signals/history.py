@@ -44,6 +44,11 @@ class History:
         """How much memory it takes."""
         return self._time.nbytes + self._value.nbytes + self._weight.nbytes
 
+    @property
+    def slots(self) -> int:
+        """How many points a row has room for just now."""
+        return int(self._time.shape[1])
+
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
         more = capacity - len(self._size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -14,7 +14,7 @@ from virtpilot.model import Kind, Signal, SignalState
 from virtpilot.rules.language.devices import Device, Of
 from virtpilot.rules.signals.table import SavedTable
 
-VERSION: Final = 2
+VERSION: Final = 3
 Time = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -58,7 +58,7 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole state."""
 
     version: int
-    tables: dict[str, SavedTable]
+    tables: dict[str, list[SavedTable]]
     knobs: list[tuple[str, str, float, Time]]
     rules: list[SavedRule]
     windows: list[SavedHistory] = []
@@ -92,13 +92,21 @@ def checked(snapshot: Mapping[str, Any]) -> Saved:
         saved = msgspec.convert(snapshot, Saved)
     except msgspec.ValidationError as error:
         raise StateError(f"signals: {error}") from error
-    for name, table in saved.tables.items():
+    for name, parts in saved.tables.items():
         kind = kind_of(name)
-        if kind is not None and (problem := table.problem(kind)):
-            raise StateError(f"signals: {problem}")
-    if not all(history.whole() for history in saved.windows):
-        raise StateError("signals: the points of a window are not whole")
+        for part in parts:
+            if kind is not None and (problem := part.problem(kind)):
+                raise StateError(f"signals: {problem}")
+    checked_histories(saved.windows)
     return saved
+
+
+def checked_histories(histories: Iterable[SavedHistory]) -> list[SavedHistory]:
+    """Return windows' points; raises StateError where some are damaged."""
+    found = list(histories)
+    if not all(history.whole() for history in found):
+        raise StateError("signals: the points of a window are not whole")
+    return found
 
 
 def checked_turns(turns: Mapping[str, Any]) -> list[Turn]:

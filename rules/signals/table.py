@@ -15,6 +15,7 @@ from virtpilot.model import Kind, Subject
 from virtpilot.rules.language.devices import DECLARED, Of
 
 _FIRST_ROWS: Final = 64
+_ROWS_AT_ONCE: Final = 1000
 # The usual interval between samples is followed slowly, so that one gap does not look normal.
 _INTERVAL_WEIGHT: Final = 0.2
 _SHORTEST_S: Final = 5.0
@@ -199,10 +200,15 @@ class Table:
         found = self.values[:, row].tolist()
         return {name: value for name, value in zip(self.fields, found, strict=True) if value == value}  # noqa: PLR0124 - NaN
 
-    def dump(self) -> SavedTable:
-        """Return all rows as they are saved, in order of their coming."""
-        rows = np.fromiter(self.row_of.values(), np.int64, len(self.row_of))
-        places = rows.tolist()
+    def dump(self) -> Iterator[SavedTable]:
+        """Yield all rows as they are saved, in order of their coming, some at a time."""
+        every = list(self.row_of.items())
+        for first in range(0, len(every), _ROWS_AT_ONCE):
+            # Those that have gone since the dump began are left out; a row may be another's by now.
+            yield self._saved([row for one, row in every[first : first + _ROWS_AT_ONCE] if self.row_of.get(one) == row])
+
+    def _saved(self, places: list[int]) -> SavedTable:
+        rows = np.array(places, np.int64)
         subjects = self.subjects
         return SavedTable(
             subjects=[subject for row in places if (subject := subjects[row]) is not None],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,10 @@ from virtpilot.rules.signals.over_time import evaluate
 from virtpilot.rules.signals.saved import SavedHistory, kind_of
 from virtpilot.rules.signals.table import Table
 
-_Key = tuple[Of, str, str, int]
+Series = tuple[Of, str, str, int]
+"""What a history is of: whose, the number's text, how samples are merged, how long (ns)."""
+# A slice of a history has about so many slots.
+_SLOTS_AT_ONCE: Final = 40_000
 
 
 class _Kept:
@@ -32,7 +36,7 @@ class Windows:
     """Histories shared by the windows of one series, span and way of merging; values as of a subject's last sample."""
 
     def __init__(self, windows: Iterable[Window], tables: dict[Of, Table]) -> None:
-        self._kept: dict[_Key, _Kept] = {}
+        self._kept: dict[Series, _Kept] = {}
         self._tables = tables
         self._of: dict[tuple[Of, str], tuple[_Kept, Window]] = {}
         for window in windows:
@@ -97,24 +101,18 @@ class Windows:
             for values in kept.values.values():
                 values[row] = np.nan
 
-    def dump(self) -> Iterator[SavedHistory]:
-        """Yield all histories as they are saved."""
-        for (kind, series, merge, span_ns), kept in self._kept.items():
-            table = self._tables[kind]
-            ids = list(table.row_of)
-            rows = np.fromiter(table.row_of.values(), np.int64, len(ids))
-            points = kept.history.points(rows, table.time[rows])
-            counts = np.count_nonzero(points.valid, axis=1)
-            yield SavedHistory(
-                kind,
-                series,
-                merge,
-                span_ns,
-                [(ids[at], int(counts[at])) for at in np.flatnonzero(counts)],
-                points.time[points.valid].tobytes(),
-                points.value[points.valid].tobytes(),
-                b"" if (points.weight[points.valid] == 1).all() else points.weight[points.valid].tobytes(),
-            )
+    def series(self) -> list[Series]:
+        """Return what histories there are."""
+        return list(self._kept)
+
+    def dump(self, series: Series) -> Iterator[SavedHistory]:
+        """Yield a history as it is saved, some subjects at a time."""
+        kept, table = self._kept[series], self._tables[series[0]]
+        rows, at_once = table.taken(), max(_SLOTS_AT_ONCE // kept.history.slots, 1)
+        for first in range(0, len(rows), at_once):
+            some = rows[first : first + at_once]
+            # Who is there now: others may have gone since the dump began.
+            yield _slice(series, kept.history, table, some[table.used[some]])
 
     def load(self, saved: Iterable[SavedHistory]) -> None:
         """Take up histories that `dump` gave; those that no rule reads any more are left out."""
@@ -130,14 +128,24 @@ class Windows:
                 if row is not None:
                     end = start + count
                     kept.history.load(row, times[start:end], values[start:end], weights[start:end])
+                    kept.stale[row] = True
                 start += count
-            rows = np.fromiter(table.row_of.values(), np.int64, len(table.row_of))
-            if len(rows):
-                with np.errstate(all="ignore"):
-                    self._look(kept, rows, table.time[rows])
 
 
-def _key(window: Window) -> _Key:
+def _slice(series: Series, history: History, table: Table, rows: NDArray[np.int64]) -> SavedHistory:
+    points = history.points(rows, table.time[rows])
+    counts = np.count_nonzero(points.valid, axis=1).tolist()
+    known = [table.subjects[row] for row in rows.tolist()]
+    return SavedHistory(
+        *series,
+        [(subject.id, count) for subject, count in zip(known, counts, strict=True) if subject and count],
+        points.time[points.valid].tobytes(),
+        points.value[points.valid].tobytes(),
+        b"" if (points.weight[points.valid] == 1).all() else points.weight[points.valid].tobytes(),
+    )
+
+
+def _key(window: Window) -> Series:
     return (window.on, window.series_text, window.merge, window.span_ns)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import TARGETS
 from virtpilot.model import Message, Stored
 from virtpilot.pipeline.agent import Agent
-from virtpilot.pipeline.controller import Controller, Counters
+from virtpilot.pipeline.controller import Controller
+from virtpilot.pipeline.counters import Counters
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 TOKENS: Final = [

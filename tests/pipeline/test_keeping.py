@@ -18,9 +18,10 @@ from virtpilot.actuators.command import Signer
 from virtpilot.clock import VirtualClock, seconds
 from virtpilot.errors import StateError
 from virtpilot.model import Command, Message, Outcome
+from virtpilot.pipeline import window_files
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.demo import Demo
-from virtpilot.pipeline.keeping import Entries, Keeper, Part, Recent, Sliced, Small
+from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.measured_fleet import ALSO
 from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.state import StateLog, load
@@ -46,7 +47,7 @@ def test_at_every_moment_of_the_main_job_a_crash_would_lose_nothing(tmp_path: Pa
         alive = msgspec.json.decode(msgspec.json.encode({name: controller._parts()[name].saved() for name in KEPT}))
         assert {name: found[name] for name in KEPT} == alive
         again = Evaluator(controller.rulebook.ruleset, also=ALSO)
-        again.restore({**found["signals"], "windows": found["windows"]})
+        again.restore(found["signals"], window_files.load(folder))
         again.resume(found["turns"])
         assert again.firing_counts() == controller.rulebook.evaluator.firing_counts()
         phases |= {ladder["phase"] for ladder in found["decisions"]["ladders"].values()}
@@ -202,12 +203,12 @@ def test_a_whole_is_made_piece_by_piece_while_changes_go_on(tmp_path: Path) -> N
     """Between two pieces the crash would lose nothing, and no call makes more than one slice."""
     items, clock, made = Tracked[str, int](), VirtualClock(), []
 
-    def slices() -> Iterator[int]:
-        for number in range(3):
+    def fragments() -> Iterator[bytes]:
+        for number, text in enumerate((b"[0", b",1", b",2]")):
             made.append(number)
-            yield number
+            yield text
 
-    parts: dict[str, Part] = {"large": Sliced(slices), "items": Entries(items, str)}
+    parts: dict[str, Part] = {"large": Large(fragments), "items": Entries(items, str)}
     keeper = Keeper(StateLog(tmp_path / "state.json"), parts, clock, seconds(10))
     keeper.save()
     clock.advance(11)

@@ -27,7 +27,7 @@ from tests.rules_signals.reference import (
 )
 from virtpilot.clock import seconds
 from virtpilot.errors import StateError
-from virtpilot.model import Kind
+from virtpilot.model import Kind, Sample
 from virtpilot.rules.signals.evaluator import Evaluator
 
 WAITS = "virtpilot: 1\nrules:\n  - {name: waits, on: vm, when: cpu_steal_ratio > 50%, for: 30s, clear_for: 20s}\n"
@@ -158,16 +158,16 @@ DAMAGE = {
     "another version": _set("version", value=1),
     "no version": _set("version", value=KeyError),
     "no tables": _set("tables", value=KeyError),
-    "tables of another kind": _set("tables", "pod", value=[]),
-    "no subjects": _set("tables", "vm", "subjects", value=KeyError),
-    "a row without subject": _set("tables", "vm", "subjects", value=[]),
-    "a row without cause": _set("tables", "vm", "causes", value=[]),
-    "a subject of another kind": _set("tables", "vm", "subjects", 0, "kind", value="host"),
-    "times that are a text": _set("tables", "vm", "time", value="now"),
-    "a time before all times": _set("tables", "vm", "time", value=_column(np.int64(-1))),
-    "more times than subjects": _set("tables", "vm", "time", value=_column(np.int64(1), np.int64(2))),
-    "an interval that is none": _set("tables", "vm", "interval", value=_column(np.float64("nan"))),
-    "values of another length": _set("tables", "vm", "values", "cpu_steal_ratio", value=""),
+    "tables of another kind": _set("tables", "pod", value={}),
+    "no subjects": _set("tables", "vm", 0, "subjects", value=KeyError),
+    "a row without subject": _set("tables", "vm", 0, "subjects", value=[]),
+    "a row without cause": _set("tables", "vm", 0, "causes", value=[]),
+    "a subject of another kind": _set("tables", "vm", 0, "subjects", 0, "kind", value="host"),
+    "times that are a text": _set("tables", "vm", 0, "time", value="now"),
+    "a time before all times": _set("tables", "vm", 0, "time", value=_column(np.int64(-1))),
+    "more times than subjects": _set("tables", "vm", 0, "time", value=_column(np.int64(1), np.int64(2))),
+    "an interval that is none": _set("tables", "vm", 0, "interval", value=_column(np.float64("nan"))),
+    "values of another length": _set("tables", "vm", 0, "values", "cpu_steal_ratio", value=""),
     "an unknown state": _set("rules", 0, "states", 0, 1, value="burning"),
     "a state too short": _set("rules", 0, "states", 0, value=["g", "firing"]),
     "rules that are no list": _set("rules", value={}),
@@ -241,3 +241,28 @@ def test_a_signal_that_ended_after_the_last_save_does_not_come_back() -> None:
 def test_damaged_transitions_are_refused() -> None:
     with pytest.raises(StateError, match="signals: "):
         Evaluator(ruleset(WAITS)).resume({"waits g": {"digest": ""}})
+
+
+@pytest.mark.parametrize("guests", [0, 1, 2_500])
+def test_the_pieces_of_the_state_are_the_state(guests: int) -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    for number in range(guests):
+        knob = Sample("knob", {"vm": f"g{number}", "knob": "cpu_shares"}, {"value_count": 1024}, START_NS)
+        evaluator.feed([vm(f"g{number}", 0, 0.9), knob], "m")
+    state = evaluator.snapshot()
+    del state["windows"]
+    pieces = list(evaluator.fragments())
+    assert sum(b'"subjects":[{' in piece for piece in pieces) == -(-guests // 1_000), "a thousand in a piece"
+    assert json.loads(b"".join(pieces)) == json.loads(json.dumps(state))
+
+
+def test_who_comes_and_goes_while_the_state_is_made_is_in_it_once_at_most() -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+    evaluator.feed([vm(f"g{number}", 0, 0.9) for number in range(2_500)], "m")
+    parts = evaluator._tables[Kind.VM].dump()
+    first = next(parts)
+    for guest in ("g1", "g2400"):
+        evaluator._world.remove(Kind.VM, guest)
+    evaluator.feed([vm("g1", 10, 0.1), vm("new", 10, 0.1), vm("g2400", 10, 0.1)], "m")
+    ids = [subject.id for part in (first, *parts) for subject in part.subjects]
+    assert len(ids) == len(set(ids)) == 2_499

@@ -1,0 +1,121 @@
+"""The windows' histories on disk: a file each, written anew now and then, slice by slice, apart from the state.
+
+    windows-DIGEST.jsonl    one history: a line for some of its subjects; replaced atomically
+
+They are most of what the signals' state is (hundreds of megabytes for 10,000 guests and windows of half an hour), and a
+crash may cost them the newest samples: a thirtieth of the window, ten seconds at least.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from virtpilot.clock import Clock
+from virtpilot.errors import StateError
+from virtpilot.pipeline.state import sync_folder
+from virtpilot.rules.signals.saved import SavedHistory
+from virtpilot.rules.signals.windows import Series, Windows
+
+log = structlog.get_logger(__name__)
+
+_SHARE: Final = 30
+
+
+class WindowFiles:
+    """Writes histories that are due; without a folder none."""
+
+    def __init__(self, folder: Path | None, clock: Clock, every_ns: int) -> None:
+        self.failures = 0
+        self._folder = folder
+        self._clock = clock
+        self._every_ns = every_ns
+        self._due_ns: dict[str, int] = {}
+        self._writer = ThreadPoolExecutor(1, "windows-writer")
+        self._putting: Future[None] | None = None
+
+    def slices(self, windows: Windows, *, all_now: bool = False) -> Iterator[None]:
+        """Write the histories that are due, or all of them; a slice at each step."""
+        if self._folder is None:
+            return
+        keep = set()
+        for series in windows.series():
+            path = _path(self._folder, series)
+            keep.add(path.name)
+            if not all_now and self._clock.monotonic_ns() < self._due_ns.get(path.name, 0):
+                continue
+            try:
+                yield from self._write(path, windows.dump(series))
+            except OSError as error:
+                self.failures += 1
+                log.error("windows not saved", path=str(path), error=str(error))
+            self._due_ns[path.name] = self._clock.monotonic_ns() + max(self._every_ns, series[3] // _SHARE)
+        self._tidy(self._folder, keep)
+
+    def _write(self, path: Path, slices: Iterator[SavedHistory]) -> Iterator[None]:
+        temporary = path.with_suffix(".part")
+        with temporary.open("wb") as file:
+            for one in slices:
+                file.write(msgspec.json.encode(one) + b"\n")
+                yield
+        self._wait()
+        self._putting = self._writer.submit(_put, temporary, path)
+
+    def _wait(self) -> None:
+        putting, self._putting = self._putting, None
+        if putting is not None:
+            putting.result()
+
+    def _tidy(self, folder: Path, keep: set[str]) -> None:
+        """Remove the files of windows that no rule reads any more."""
+        for path in folder.glob("windows-*.jsonl"):
+            if path.name not in keep:
+                self._due_ns.pop(path.name, None)
+                path.unlink(missing_ok=True)
+
+    def close(self, windows: Windows) -> None:
+        """Write all of them and let go."""
+        for _ in self.slices(windows, all_now=True):
+            pass
+        try:
+            self._wait()
+        except OSError as error:
+            self.failures += 1
+            log.error("windows not saved", error=str(error))
+        self._writer.shutdown()
+
+
+def load(folder: Path) -> list[SavedHistory]:
+    """Return all histories; raises StateError for what cannot be read."""
+    found: list[SavedHistory] = []
+    for path in sorted(folder.glob("windows-*.jsonl")):
+        try:
+            with path.open("rb") as file:
+                found += [msgspec.json.decode(line, type=SavedHistory) for line in file]
+        except OSError as error:
+            raise StateError(f"cannot read windows at {path}: {error}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise StateError(f"windows at {path} are damaged: {error}") from error
+    return found
+
+
+def _path(folder: Path, series: Series) -> Path:
+    digest = hashlib.sha256(msgspec.json.encode(series)).hexdigest()[:16]
+    return folder / f"windows-{digest}.jsonl"
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Put a file that was written in its place; runs in a thread."""
+    with temporary.open("rb") as file:
+        os.fdatasync(file.fileno())
+    with contextlib.suppress(FileNotFoundError):
+        temporary.replace(path)
+        sync_folder(path.parent)

@@ -1,0 +1,128 @@
+"""The windows' files: whole or not there, each as old as its window bears, and nothing of windows that are no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from virtpilot.clock import SECOND, VirtualClock, seconds
+from virtpilot.errors import StateError
+from virtpilot.model import Kind, Sample
+from virtpilot.pipeline.window_files import WindowFiles, load
+from virtpilot.rules.language.expression import condition
+from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.saved import SavedHistory
+
+GUESTS = 7_000
+"""More than one slice holds."""
+LONG, SHORT = "max(cpu_usage_ratio, 30m) > 90%", "avg(cpu_steal_ratio, 1m) > 10%"
+
+
+def watching(*texts: str) -> Evaluator:
+    rules = [
+        Rule(name=f"r{at}", on=Kind.VM, when=condition(text, Kind.VM), digest=text) for at, text in enumerate(texts)
+    ]
+    return Evaluator(RuleSet(tuple(rules)))
+
+
+def measured(evaluator: Evaluator, clock: VirtualClock, guests: int = 3) -> None:
+    fields = {"cpu_usage_ratio": 0.5, "cpu_steal_ratio": 0.01}
+    samples = [Sample("vm", {"host": "h", "vm": f"g{at}"}, dict(fields), clock.now_ns()) for at in range(guests)]
+    evaluator.feed(samples, "c")
+
+
+def points(histories: Iterable[SavedHistory]) -> dict[tuple[str, str], int]:
+    return {(one.series, guest): count for one in histories for guest, count in one.subjects}
+
+
+def written(files: WindowFiles, evaluator: Evaluator) -> int:
+    return sum(1 for _ in files.slices(evaluator.world.windows))
+
+
+def test_what_was_written_slice_by_slice_is_taken_up_whole(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    for _ in range(8):
+        measured(evaluator, clock, GUESTS)
+        clock.advance(10)
+    assert written(files, evaluator) > 1
+    files.close(evaluator.world.windows)
+    again, state = watching(SHORT), evaluator.snapshot()
+    again.restore({**state, "windows": []}, load(tmp_path))
+    found = again.inputs(condition(SHORT, Kind.VM), f"g{GUESTS - 1}")
+    assert found == {"avg(cpu_steal_ratio, 1m)": pytest.approx(0.01)}
+    assert again.snapshot()["windows"] == state["windows"]
+
+
+def test_a_long_window_is_written_less_often(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(LONG, SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    counts: dict[str, set[int]] = {"cpu_usage_ratio": set(), "cpu_steal_ratio": set()}
+    for _ in range(12):
+        measured(evaluator, clock, 1)
+        written(files, evaluator)
+        files._wait()
+        for (series, _guest), count in points(load(tmp_path)).items():
+            counts[series].add(count)
+        clock.advance(10)
+    assert counts == {"cpu_usage_ratio": {1, 7}, "cpu_steal_ratio": {1, 2, 3, 4, 5, 6}}
+    files.close(evaluator.world.windows)
+    assert points(load(tmp_path))["cpu_usage_ratio", "g0"] == 12, "at an orderly end nothing is missing"
+
+
+def test_a_window_that_no_rule_reads_leaves_no_file(tmp_path: Path) -> None:
+    clock, both, one = VirtualClock(), watching(LONG, SHORT), watching(SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    for evaluator, count in ((both, 2), (one, 1)):
+        measured(evaluator, clock)
+        clock.advance(10)
+        written(files, evaluator)
+        files._wait()
+        assert len(list(tmp_path.iterdir())) == count
+
+
+def test_a_write_that_is_broken_off_leaves_the_file_before_it(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    measured(evaluator, clock, GUESTS)
+    written(files, evaluator)
+    files._wait()
+    before = points(load(tmp_path))
+    clock.advance(10)
+    measured(evaluator, clock, GUESTS)
+    slices = files.slices(evaluator.world.windows)
+    next(slices)
+    del slices
+    assert points(load(tmp_path)) == before
+
+
+def test_damage_is_not_guessed_at(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    measured(evaluator, clock)
+    files.close(evaluator.world.windows)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(StateError, match="damaged"):
+        load(tmp_path)
+
+
+def test_a_folder_that_takes_nothing_is_counted_and_harms_nothing(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    files = WindowFiles(tmp_path / "none", clock, seconds(10))
+    measured(evaluator, clock)
+    written(files, evaluator)
+    assert files.failures == 1
+    assert written(files, evaluator) == 0, "tried again when it is due"
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    measured(evaluator, clock, 1)
+    assert clock.now_ns() > SECOND
+    files = WindowFiles(None, clock, seconds(10))
+    assert written(files, evaluator) == 0
+    files.close(evaluator.world.windows)
