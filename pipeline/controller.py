@@ -104,13 +104,11 @@ class Controller:
         self.tracer = tracer
         self.pilot = pilot
         self.rulebook = rulebook
-        # A reload replaces the evaluator.
-        self.sources = Sources(lambda kind, name: rulebook.evaluator.row(kind, name))  # noqa: PLW0108
+        self.sources = Sources(rulebook.row)
         self.steering = Steering(sampling)
         self.reload_asked = threading.Event()
         rulebook.on_reload = self._on_reload
-        self._topics = topics
-        self.bus = bus
+        self._topics, self.bus = topics, bus
         self._operations = operations
         self._alerts = alerts
         self._alarms = Alarms(topics.cluster)
@@ -154,7 +152,7 @@ class Controller:
         """Return all that a restart must not lose."""
         return {
             "epoch": Small(lambda: self.pilot.epoch),
-            "signals": Large(lambda: self.rulebook.evaluator.fragments()),  # noqa: PLW0108 - a reload replaces it
+            "signals": Large(self.rulebook.fragments),
             "turns": self._turns,
             "decisions": self.pilot.decider,
             "guards": self.pilot.guards,

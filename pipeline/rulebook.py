@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -15,6 +15,7 @@ from virtpilot.model import Kind, Mode, Signal, SignalState, Subject, record_id
 from virtpilot.pipeline.measured_fleet import ALSO
 from virtpilot.rules.language import RuleSet, Severity, load
 from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.table import Row
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,14 @@ class Rulebook:
             wanted[measurement] = wanted.get(measurement, frozenset()) | fields
         wanted["knob"] = wanted.get("knob", frozenset()) | {"value_count"}
         return wanted
+
+    def row(self, kind: Kind, subject_id: str) -> Row | None:
+        """Return a subject as last measured, None where it is not known; by the evaluator of the rules in force."""
+        return self.evaluator.row(kind, subject_id)
+
+    def fragments(self) -> Iterator[bytes]:
+        """Yield the signals' state but for the windows' as JSON text, piece by piece."""
+        return self.evaluator.fragments()
 
     def _files(self) -> Sequence[tuple[str, int, int]]:
         """Return what tells a change: every rule file with its size and modification time."""
