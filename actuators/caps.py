@@ -75,6 +75,13 @@ class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     migration_timeout_s: Annotated[
         float, Meta(description="A migration that takes longer is aborted; the guest stays.", gt=0, le=86400)
     ] = 900.0
+    migration_bandwidth_max: Annotated[
+        int, Meta(description="A migration sends at most so many bytes per second; 0: any number.", ge=0)
+    ] = 0
+    post_copy: Annotated[
+        bool,
+        Meta(description="A migration may be switched to post-copy; a link that breaks then costs the guest."),
+    ] = True
     destroy_guests: Annotated[
         bool,
         Meta(

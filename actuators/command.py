@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
-from virtpilot.action import Action, Migrate, Power, SetKnob
+from virtpilot.action import Action, Migrate, Power, SetKnob, Way
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, ConfigError, Problem
 from virtpilot.model import Command
@@ -42,6 +42,8 @@ _URI: Final = re.compile(r"[a-z][a-z0-9+]{0,30}://[!-~]{0,1000}")
 _ACTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     str(kind.__struct_config__.tag): kind for kind in get_args(Action)
 }
+_LONGEST_S: Final = 86400.0
+_MOST_CONNECTIONS: Final = 255
 _INT64: Final = 2**63
 _PUBLIC_PEM: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----")
 # What comes before an Ed25519 key's own 32 bytes (RFC 8410, section 4).
@@ -180,6 +182,17 @@ def _check_values(command: Command) -> None:
             raise CommandRefused("value", f"target {action.target[:128]!r} is no host")
         case Migrate() if not _URI.fullmatch(action.uri):
             raise CommandRefused("value", f"migration URI {action.uri[:128]!r} is none")
+        case Migrate() if not _sound(action.way):
+            raise CommandRefused("value", "a number of the way to migrate is out of range")
+
+
+def _sound(way: Way) -> bool:
+    times = (way.downtime_s, way.stall_s, way.within_s)
+    return (
+        all(math.isfinite(value) and 0 <= value <= _LONGEST_S for value in times)
+        and 0 <= way.bandwidth_bytes_s < _INT64
+        and 0 <= way.connections <= _MOST_CONNECTIONS
+    )
 
 
 def _check_set(action: SetKnob) -> None:

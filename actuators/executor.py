@@ -13,12 +13,12 @@ from typing import Final
 
 import structlog
 
-from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Abort, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import INTERRUPTED, Knobs
 from virtpilot.actuators.ledger import Lease, LeaseState, Operation, OutcomeKept
-from virtpilot.actuators.lifecycle import Point, Site, nowhere, outcome, seen
+from virtpilot.actuators.lifecycle import Point, Site, action_name, nowhere, outcome, seen
 from virtpilot.actuators.migration import Migrations
 from virtpilot.actuators.power import Powers
 from virtpilot.actuators.travel import NotSettled, Travel
@@ -121,6 +121,8 @@ class Executor:
                 return self._looked_at(action, now_ns) + self._knobs.release(command, action, now_ns)
             case Migrate() as action:
                 return self._migrations.start(command, action, now_ns)
+            case Abort() as action:
+                return self._migrations.abort(command, action, now_ns)
             case Power() as action:
                 return self._powers.start(command, action, now_ns)
 
@@ -215,6 +217,8 @@ class Executor:
         action = operation.command.action
         if isinstance(action, Power):
             return self._powers.poll(operation, action, now_ns)
+        if isinstance(action, Abort):
+            return self._migrations.poll_abort(operation, now_ns)
         return self._migrations.poll(operation, now_ns)
 
     def _poll_looks(self, now_ns: int, outcomes: list[Outcome]) -> None:
@@ -314,16 +318,3 @@ class Executor:
     def close(self) -> None:
         """Let go of the journal; leases stay, and are ended by the next run."""
         self._journal.close()
-
-
-def action_name(action: Action) -> str:
-    """Return an action as outcomes name it."""
-    match action:
-        case SetKnob(knob=knob):
-            return f"set {knob}"
-        case ReleaseKnob(knob=knob):
-            return f"release {knob}"
-        case Migrate():
-            return "migrate"
-        case Power(verb=verb):
-            return str(verb)

@@ -47,21 +47,23 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperationState(StrEnum):
-    """How far a long operation is: written down, handed to the hypervisor, or found after a restart."""
+    """How far a long operation is: written down, handed to the hypervisor, in post-copy, or found after a restart."""
 
     PLANNED = "planned"
     STARTED = "started"
+    SWITCHED = "switched"
     ABORTING = "aborting"
     ORPHANED = "orphaned"
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """A migration under way; `deadline_ns` is when the present state must have ended."""
+    """A long operation under way; `deadline_ns` is when its state must have ended, `why` what led to that state."""
 
     command: Command
     started_ns: int
     deadline_ns: int
     state: OperationState
+    why: str = ""
 
     @property
     def guest(self) -> str:

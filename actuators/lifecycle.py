@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
-from virtpilot.action import Power
+from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.ledger import CommandSeen, Entry, EpochReached, Lease, Operation, OperationState
 from virtpilot.actuators.note import write_note
@@ -134,6 +134,21 @@ def _doing(operation: Operation) -> str:
         return f"is under way already: {operation.command.action.verb}"
     sure = "may be on its way still" if operation.state is OperationState.ORPHANED else "is on its way"
     return f"{sure} to another host"
+
+
+def action_name(action: Action) -> str:
+    """Return an action as outcomes name it."""
+    match action:
+        case SetKnob(knob=knob):
+            return f"set {knob}"
+        case ReleaseKnob(knob=knob):
+            return f"release {knob}"
+        case Migrate():
+            return "migrate"
+        case Abort():
+            return "abort migration"
+        case Power(verb=verb):
+            return str(verb)
 
 
 def seen(command: Command) -> tuple[CommandSeen, EpochReached]:

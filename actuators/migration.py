@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Final
 
+import structlog
 from msgspec.structs import replace
 
-from virtpilot.action import Migrate
+from virtpilot.action import Abort, Migrate, Stuck, Way
 from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.convergence import Convergence
 from virtpilot.actuators.knob import Knobs
 from virtpilot.actuators.ledger import (
     LeaseState,
@@ -22,11 +24,13 @@ from virtpilot.actuators.ledger import (
     OperationState,
     OutcomeKept,
 )
-from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
+from virtpilot.actuators.lifecycle import Point, Site, action_name, outcome, seen
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout, Unsupported
-from virtpilot.hypervisor import RUNNING, GuestState, Job, JobState, JobStatus
+from virtpilot.hypervisor import OFF, RUNNING, GuestState, JobState, JobStatus, Move
 from virtpilot.model import Command, Outcome, Result
+
+log = structlog.get_logger(__name__)
 
 # How long an aborted migration may take to end before it is given up.
 ABORT_GRACE_NS: Final = seconds(60)
@@ -46,14 +50,17 @@ class Migrations:
         self._journal = site.journal
         self._out_max = caps.migrations_out_max
         self._timeout_ns = seconds(caps.migration_timeout_s)
-        self._jobs: dict[str, Job] = {}
+        self._bandwidth_max = caps.migration_bandwidth_max
+        self._may_post_copy = caps.post_copy
+        self._jobs: dict[str, Move] = {}
+        self._progress: dict[str, Convergence] = {}
 
     def start(self, command: Command, action: Migrate, now_ns: int) -> list[Outcome]:
         """Begin to move a guest: plan, pre-check, execute; `poll` verifies. Raises CommandRefused, HypervisorError."""
         operation = Operation(
             command=command,
             started_ns=now_ns,
-            deadline_ns=now_ns + self._timeout_ns,
+            deadline_ns=now_ns + self._allowed_ns(action),
             state=OperationState.PLANNED,
         )
         self._check(action)
@@ -79,6 +86,15 @@ class Migrations:
         if len(leaving) >= self._out_max:
             raise CommandRefused("caps", f"this host lets {self._out_max} guests leave at the same time")
 
+    def _allowed_ns(self, action: Migrate) -> int:
+        return min(self._timeout_ns, seconds(action.way.within_s) or self._timeout_ns)
+
+    def _way(self, asked: Way) -> Way:
+        """Return the way that is asked for, within what this host lets happen."""
+        limits = [limit for limit in (asked.bandwidth_bytes_s, self._bandwidth_max) if limit]
+        stuck = asked.when_stuck if self._may_post_copy else Stuck.ABORT
+        return replace(asked, bandwidth_bytes_s=min(limits, default=0), when_stuck=stuck)
+
     def _pack(self, action: Migrate) -> None:
         """Have the guest carry its leases: its note may have been removed, or was never written."""
         if any(lease.guest == action.guest for lease in self._journal.leases()):
@@ -89,7 +105,7 @@ class Migrations:
         self._journal.note(OperationKept(started))
         self._site.reached(Point.BEFORE_START)
         try:
-            self._jobs[operation.command.id] = self._hypervisor.migrate(action.guest, action.uri)
+            self._jobs[operation.command.id] = self._hypervisor.migrate(action.guest, action.uri, self._way(action.way))
         except HypervisorTimeout:
             self._orphan(started, now_ns)
             return []
@@ -116,13 +132,13 @@ class Migrations:
         """Look how a migration goes on; raises HypervisorError to be tried again."""
         job = self._jobs.get(operation.command.id)
         if job is None:
-            if operation.state is not OperationState.ORPHANED:
-                return self.recover(operation, now_ns)
-            return self._watch(operation, now_ns, over=now_ns >= operation.deadline_ns)
+            if operation.state in {OperationState.ORPHANED, OperationState.ABORTING}:
+                return self._watch(operation, now_ns, over=now_ns >= operation.deadline_ns)
+            return self.recover(operation, now_ns)
         status = job.poll()
         match status.state:
             case JobState.RUNNING:
-                return self._hurry(operation, job, now_ns)
+                return self._steer(operation, job, status, now_ns)
             case JobState.DONE:
                 return [self._verify(operation, status, now_ns)]
             case JobState.FAILED:
@@ -132,6 +148,8 @@ class Migrations:
         """Judge a migration without a job by the guest's place alone."""
         place = self._place(operation.guest)
         restarted = "the agent restarted or lost sight of the migration"
+        if operation.state is OperationState.ABORTING:
+            restarted = f"aborted: {operation.why}; {restarted}"
         if place is None or place is GuestState.SHUTOFF:
             self._let_go(operation.guest, now_ns)
             return [self._end(operation, Result.DONE, f"{restarted}; {self._whereabouts(place)}", now_ns)]
@@ -139,31 +157,104 @@ class Migrations:
             return [self._end(operation, Result.FAILED, f"{restarted}; {self._whereabouts(place)}", now_ns)]
         return []
 
-    def _hurry(self, operation: Operation, job: Job, now_ns: int) -> list[Outcome]:
-        """Abort a migration that takes too long, and give it up when it does not even end then."""
-        if now_ns < operation.deadline_ns:
-            return []
+    def _steer(self, operation: Operation, job: Move, status: JobStatus, now_ns: int) -> list[Outcome]:
+        """Put an end to a migration that gets nowhere, or takes too long: by post-copy or an abort, as it was asked."""
+        if operation.state is OperationState.SWITCHED:
+            return []  # there is no way back: it ends, or its link does
         if operation.state is OperationState.ABORTING:
-            return [self._failed(operation, "the migration took too long and does not end on being aborted", now_ns)]
+            if now_ns < operation.deadline_ns:
+                return []
+            return [self._failed(operation, "it does not end on being aborted", now_ns)]
+        action = operation.command.action
+        way = self._way(action.way) if isinstance(action, Migrate) else Way()
+        progress = self._progress.setdefault(operation.command.id, Convergence(way.stall_s))
+        why = progress.stuck(status.progress, now_ns)
+        if not why and now_ns >= operation.deadline_ns:
+            why = f"not finished within {(operation.deadline_ns - operation.started_ns) / SECOND:g} s"
+        if not why:
+            return []
+        if way.when_stuck is Stuck.POST_COPY and self._switch(operation, job, why):
+            return []
         job.abort()
-        aborting = replace(operation, state=OperationState.ABORTING, deadline_ns=now_ns + ABORT_GRACE_NS)
-        self._journal.note(OperationKept(aborting))
+        self._abort(operation, why, now_ns)
         return []
 
-    def _verify(self, operation: Operation, status: JobStatus, now_ns: int) -> Outcome:
-        """Believe that a guest has left when it is no longer here."""
+    def _switch(self, operation: Operation, job: Move, why: str) -> bool:
+        """Go over to post-copy; False where the hypervisor does not want to."""
+        try:
+            job.post_copy()
+        except HypervisorError as error:
+            log.warning("no post-copy, aborted in its place", guest=operation.guest, error=str(error))
+            return False
+        self._journal.note(OperationKept(replace(operation, state=OperationState.SWITCHED, why=why)))
+        return True
+
+    def _abort(self, operation: Operation, why: str, now_ns: int) -> None:
+        deadline_ns = now_ns + ABORT_GRACE_NS
+        aborting = replace(operation, state=OperationState.ABORTING, deadline_ns=deadline_ns, why=why)
+        self._journal.note(OperationKept(aborting))
+
+    def abort(self, command: Command, action: Abort, now_ns: int) -> list[Outcome]:
+        """Abort a guest's migration by command; `poll_abort` verifies. Raises CommandRefused, HypervisorError."""
+        under_way = self._of(action.guest)
+        operation = Operation(
+            command=command,
+            started_ns=now_ns,
+            deadline_ns=now_ns + ABORT_GRACE_NS + seconds(5),
+            state=OperationState.STARTED,
+        )
+        if under_way is None:
+            return [self._aborted(operation, now_ns)]
+        if under_way.state is OperationState.SWITCHED:
+            raise CommandRefused("state", f"guest {action.guest} is in post-copy: it runs on the other host already")
+        self._site.commit(*seen(command), OperationKept(operation))
+        try:
+            self._hypervisor.abort_job(action.guest)
+        except HypervisorError as error:
+            log.info("nothing to abort any more", guest=action.guest, error=str(error))
+        self._abort(under_way, f"by command {command.id}", now_ns)
+        return []
+
+    def poll_abort(self, operation: Operation, now_ns: int) -> list[Outcome]:
+        """Look whether an aborted migration is over, and where the guest is then; raises HypervisorError."""
+        if self._of(operation.guest) is not None and now_ns < operation.deadline_ns:
+            return []
+        return [self._aborted(operation, now_ns)]
+
+    def _of(self, guest: str) -> Operation | None:
+        moves = (one for one in self._journal.operations() if isinstance(one.command.action, Migrate))
+        return next((one for one in moves if one.guest == guest), None)
+
+    def _aborted(self, operation: Operation, now_ns: int) -> Outcome:
         place = self._place(operation.guest)
-        if place is None or place is GuestState.SHUTOFF:
-            took_s = (now_ns - operation.started_ns) / SECOND
-            action = operation.command.action
-            target = action.target if isinstance(action, Migrate) else ""
-            reason = f"moved from {self._site.host} to {target} in {took_s:.1f} s"
-            measured = {"took_seconds": took_s} | {
-                name: value for name, value in status.progress.items() if name in _TOLD and isfinite(value)
-            }
-            self._let_go(operation.guest, now_ns)
-            return self._end(operation, Result.DONE, reason, now_ns, after=measured)
-        return self._end(operation, Result.FAILED, f"reported as done, but {self._whereabouts(place)}", now_ns)
+        stays = place is not None and place is not GuestState.SHUTOFF and self._of(operation.guest) is None
+        told = f"no migration of it is under way; {self._whereabouts(place)}"
+        if self._of(operation.guest) is not None:
+            told = f"its migration does not end; {self._whereabouts(place)}"
+        self._journal.note(*seen(operation.command))
+        return self._end(operation, Result.DONE if stays else Result.FAILED, told, now_ns)
+
+    def _verify(self, operation: Operation, status: JobStatus, now_ns: int) -> Outcome:
+        """Believe that a guest has left when it is no longer here, and that it came when the target says so."""
+        place = self._place(operation.guest)
+        if place is not None and place is not GuestState.SHUTOFF:
+            return self._end(operation, Result.FAILED, f"reported as done, but {self._whereabouts(place)}", now_ns)
+        action = operation.command.action
+        target = action.target if isinstance(action, Migrate) else ""
+        self._let_go(operation.guest, now_ns)
+        if status.there is GuestState.NOSTATE or status.there in OFF:
+            lost = "is not known" if status.there is GuestState.NOSTATE else f"is {status.there}"
+            reason = f"reported as done, and {self._whereabouts(place)}, but it {lost} on {target}"
+            return self._end(operation, Result.FAILED, reason, now_ns)
+        took_s = (now_ns - operation.started_ns) / SECOND
+        measured = {"took_seconds": took_s} | {
+            name: value for name, value in status.progress.items() if name in _TOLD and isfinite(value)
+        }
+        reason = f"moved from {self._site.host} to {target} in {took_s:.1f} s"
+        reason += f"; {target} could not be asked" if status.there is None else f", where it is {status.there}"
+        if operation.state is OperationState.SWITCHED:
+            reason += f"; by post-copy: {operation.why}"
+        return self._end(operation, Result.DONE, reason, now_ns, after=measured)
 
     def _let_go(self, guest: str, now_ns: int) -> None:
         """Drop the leases of a guest that has left; all are held, for nothing is changed on a guest on its way."""
@@ -175,8 +266,7 @@ class Migrations:
 
     def _failed(self, operation: Operation, error: str, now_ns: int) -> Outcome:
         if operation.state is OperationState.ABORTING:
-            limit_s = self._timeout_ns / SECOND
-            error = f"aborted: not finished within {limit_s:g} s ({error})"
+            error = f"aborted: {operation.why} ({error})"
         place = self._place(operation.guest)
         return self._end(operation, Result.FAILED, f"{error}; {self._whereabouts(place)}", now_ns)
 
@@ -211,14 +301,16 @@ class Migrations:
             now_ns,
             host=self._site.host,
             guest=operation.guest,
-            action="migrate",
+            action=action_name(command.action),
             rule=command.rule,
             guard=guard,
             reason=reason,
             after=after,
         )
         self._journal.note(OperationDropped(command.id), OutcomeKept(made))
-        self._site.looks[operation.guest] = result is Result.DONE
+        if isinstance(command.action, Migrate):
+            self._site.looks[operation.guest] = result is Result.DONE
         self._jobs.pop(command.id, None)
+        self._progress.pop(command.id, None)
         self._site.reached(Point.AFTER_END_WRITTEN)
         return made

@@ -118,5 +118,8 @@ def _add(fields: Fields, nic: Fields) -> None:
     for name, value in nic.items():
         if name.endswith("_per_second") and name != "link_speed_bytes_per_second":
             fields[f"nics_{name}"] = fields.get(f"nics_{name}", 0) + value
+    speed = "link_speed_bytes_per_second"
+    if speed in nic:
+        fields[f"nics_{speed}"] = max(fields.get(f"nics_{speed}", 0), nic[speed])
     if "utilisation_ratio" in nic:
         fields["nics_utilisation_ratio"] = max(fields.get("nics_utilisation_ratio", 0.0), nic["utilisation_ratio"])

@@ -89,6 +89,7 @@ def _pilot(config: ControllerConfig, rulebook: Rulebook, epoch: int) -> Pilot:
         asking=Asking(fleet, rulebook.ruleset, config.reserve, limits),
         reserve=config.reserve,
         options=config.pilot,
+        moving=config.moving,
         epoch=epoch,
     )
 

@@ -24,6 +24,7 @@ from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.pipeline.store.influx import StoreOptions
+from virtpilot.planner.moving import MovingOptions
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import DecisionOptions
 
@@ -48,6 +49,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guards: GuardOptions = GuardOptions()
     reserve: Reserve = Reserve()
     pilot: PilotOptions = PilotOptions()
+    moving: MovingOptions = MovingOptions()
     scheduling: SchedulingOptions = SchedulingOptions()
     operations: PageOptions = PageOptions()
     commands: ControllerKeys = ControllerKeys()

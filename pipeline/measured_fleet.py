@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from virtpilot.model import HostStatus, Kind
+from virtpilot.planner.moving import MoveLoad
 from virtpilot.planner.placement import GuestLoad, HostLoad
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
@@ -17,7 +18,15 @@ log = structlog.get_logger(__name__)
 
 # What planner, guards and evaluator read, whether or not a rule names it.
 ALSO: Final[Mapping[str, frozenset[str]]] = {
-    "host": frozenset({"cpu_usage_ratio", "cpus_count", "memory_total_bytes", "memory_available_bytes"}),
+    "host": frozenset(
+        {
+            "cpu_usage_ratio",
+            "cpus_count",
+            "memory_total_bytes",
+            "memory_available_bytes",
+            "nics_link_speed_bytes_per_second",
+        }
+    ),
     "vm": frozenset(
         {
             "state_code",
@@ -26,9 +35,14 @@ ALSO: Final[Mapping[str, frozenset[str]]] = {
             "cpu_steal_ratio",
             "vcpus_count",
             "memory_balloon_bytes",
+            "memory_rss_bytes",
+            "memory_dirty_bytes_per_second",
+            "memory_dirty_age_seconds",
         }
     ),
 }
+# A guest may do something else by then.
+_DIRTY_AGE_S: Final = 900.0
 
 
 class MeasuredFleet:
@@ -74,6 +88,24 @@ class MeasuredFleet:
             vcpus=int(vcpus),
             tags=dict(row.subject.tags),
         )
+
+    def move_load(self, row: Row, target: str, in_flight: Mapping[str, int]) -> MoveLoad:
+        """Return what is to be moved to `target` and over what; a dirty rate measured long ago is none."""
+        values = row.values
+        memory = values.get("memory_balloon_bytes", 0.0)
+        dirty = values.get("memory_dirty_bytes_per_second")
+        known = values.get("memory_dirty_age_seconds", 0.0) <= _DIRTY_AGE_S
+        return MoveLoad(
+            memory_bytes=min(memory, values.get("memory_rss_bytes", memory)),
+            dirty_bytes_s=dirty if known else None,
+            source_link_bytes_s=self._link(row.subject.host),
+            target_link_bytes_s=self._link(target),
+            sharing=max(in_flight.get(row.subject.host, 0), in_flight.get(target, 0)),
+        )
+
+    def _link(self, host: str) -> float | None:
+        row = self.host(host)
+        return None if row is None else row.values.get("nics_link_speed_bytes_per_second")
 
     def host_loads(
         self, now_ns: int, in_flight: Mapping[str, int], incoming: Iterable[tuple[str, str]]

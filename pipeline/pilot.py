@@ -20,6 +20,7 @@ from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.operations.desk import Desk
 from virtpilot.pipeline.operations.moves import id_of, operation_of, waits_in_line
+from virtpilot.planner.moving import Hopeless, MovingOptions, plan_move
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want, standing
@@ -75,6 +76,7 @@ class Pilot:
         asking: Asking,
         reserve: Reserve,
         options: PilotOptions,
+        moving: MovingOptions,
         epoch: int,
     ) -> None:
         self.fleet = fleet
@@ -83,6 +85,7 @@ class Pilot:
         self.desk = desk
         self._asking = asking
         self._reserve = reserve
+        self._moving = moving
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
         self._landed: dict[str, tuple[str, int]] = {}
@@ -179,8 +182,13 @@ class Pilot:
         placement = best_target(self.fleet.guest_load(row), self._host_loads(now_ns), self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
+        load = self.fleet.move_load(row, placement.host, self.guards.migrations())
+        plan = plan_move(load, self._moving)
+        if isinstance(plan, Hopeless):
+            raise Refused("convergence", plan.reason)
         uri = self.fleet.migration_uri(placement.host)
-        return Migrate(guest=row.subject.id, target=placement.host, uri=uri), placement.reason
+        action = Migrate(guest=row.subject.id, target=placement.host, uri=uri, way=plan.way)
+        return action, f"{placement.reason}; {plan.reason}"
 
     def _host_loads(self, now_ns: int) -> list[HostLoad]:
         """Return the hosts as they are and will be by what is under way; the same until something more is."""

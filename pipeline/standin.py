@@ -11,10 +11,9 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from virtpilot.action import Migrate, Power, ReleaseKnob, SetKnob, Verb
+from virtpilot.action import Abort, Migrate, Power, ReleaseKnob, SetKnob, Verb
 from virtpilot.actuators.command import Verifier
-from virtpilot.actuators.executor import action_name
-from virtpilot.actuators.lifecycle import outcome
+from virtpilot.actuators.lifecycle import action_name, outcome
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Bus, Command, Message, Outcome, Result
 from virtpilot.topics import Topics
@@ -104,6 +103,8 @@ class StandIn:
                     self._tell(command, Result.REVERTED, now_ns, action_name(command.action), reason="nothing leased")
             case Migrate():
                 self.places[action.guest] = action.target
+                self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
+            case Abort():
                 self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
             case Power():
                 self.states[action.guest] = STATE_CODES[action.verb]

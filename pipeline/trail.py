@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
-from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.events import Event
 from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
@@ -128,6 +128,8 @@ def describe(action: Action) -> str:
             return f"release {action.knob}"
         case Migrate():
             return f"migrate to {action.target}"
+        case Abort():
+            return "abort migration"
         case Power():
             return str(action.verb)
 

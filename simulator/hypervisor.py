@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from virtpilot.action import Verb
+from virtpilot.action import Verb, Way
 from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout, HypervisorUnavailable, KnobUnsupported
 from virtpilot.events import EventKind
@@ -22,6 +22,7 @@ from virtpilot.hypervisor import (
     Job,
     JobState,
     JobStatus,
+    Move,
 )
 from virtpilot.knobs import Knob, find
 from virtpilot.simulator.fault import Faults
@@ -47,6 +48,9 @@ class RefusedJob:
     def abort(self) -> None:
         """Do nothing: it is over."""
 
+    def post_copy(self) -> None:
+        """Do nothing: it is over."""
+
 
 class MigrationJob:
     """A migration under way."""
@@ -61,6 +65,10 @@ class MigrationJob:
     def abort(self) -> None:
         """Cancel it, as virDomainAbortJob does; the guest stays where it is."""
         self._migrations.abort(self._migration, "operation aborted: migration job: canceled by client")
+
+    def post_copy(self) -> None:
+        """Let the guest run on the target now."""
+        self._migrations.switch(self._migration)
 
 
 class FleetHypervisor:
@@ -134,13 +142,20 @@ class FleetHypervisor:
             raise HypervisorError("timed out during operation: cannot acquire state change lock")
         self._world.notes[index] = note
 
-    def migrate(self, guest: str, uri: str) -> Job:
+    def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
         """Start a live migration to the host in `uri`; raises GuestNotFound. What stands in its way fails the job."""
         index = self._find(guest)
         error = self._obstacle(index, uri)
         if error:
             return RefusedJob(error)
-        return MigrationJob(self._migrations, self._migrations.start(index, self._target(uri)))
+        return MigrationJob(self._migrations, self._migrations.start(index, self._target(uri), way))
+
+    def abort_job(self, guest: str) -> None:
+        """Abort a guest's migration; raises GuestNotFound, HypervisorError where none is under way."""
+        migration = self._migrations.of(self._find(guest))
+        if migration is None:
+            raise HypervisorError("requested operation is not valid: no job is active on the domain")
+        MigrationJob(self._migrations, migration).abort()
 
     def power(self, guest: str, verb: Verb) -> Job:
         """Bring a guest into another state, at once, or never where it does not listen; raises what libvirt would."""

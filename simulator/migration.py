@@ -9,8 +9,9 @@ from typing import Final
 
 import numpy as np
 
+from virtpilot.action import Way
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import JobState, JobStatus
+from virtpilot.hypervisor import GuestState, JobState, JobStatus
 from virtpilot.simulator.scenario import MigrationSpec
 from virtpilot.simulator.world import MIB, World
 
@@ -33,7 +34,9 @@ class Phase(StrEnum):
 class Migration:
     """One guest on its way: bytes left in this round, bytes dirtied meanwhile, at the rates set from outside."""
 
-    def __init__(self, spec: MigrationSpec, guest: int, source: int, target: int, memory_bytes: float) -> None:
+    def __init__(
+        self, spec: MigrationSpec, guest: int, source: int, target: int, memory_bytes: float, way: Way
+    ) -> None:
         self.guest, self.source, self.target = guest, source, target
         self.phase = Phase.SETUP
         self.error = ""
@@ -45,6 +48,9 @@ class Migration:
         self.downtime_s = 0.0
         self.bandwidth = 0.0
         self.dirty_rate = 0.0
+        self.limit = float(way.bandwidth_bytes_s) or np.inf
+        self._downtime_s = way.downtime_s or spec.downtime_s
+        self._converges = spec.auto_converge and way.auto_converge
         self._spec = spec
         self._round_bytes = memory_bytes
         self._left_bytes = memory_bytes
@@ -101,18 +107,24 @@ class Migration:
             self.phase = Phase.DONE
         return True
 
+    def switch(self) -> None:
+        """Go over to post-copy: the guest runs on the target after the switch, its memory is taken to follow."""
+        if self.phase is Phase.COPY:
+            self.phase = Phase.SWITCH
+            self._left_s = self._spec.switchover_s
+
     def _end_round(self) -> None:
         before, self._round_bytes = self._round_bytes, self._dirtied
         self._left_bytes, self._dirtied = self._round_bytes, 0.0
         self.round += 1
         pause_s = self._round_bytes / self.bandwidth
-        if pause_s <= self._spec.downtime_s:
+        if pause_s <= self._downtime_s:
             self.phase = Phase.SWITCH
             self._left_s = pause_s + self._spec.switchover_s
         elif self.round >= self._spec.max_rounds:
             rates = f"dirty rate {self.dirty_rate / MIB:.0f} MiB/s, bandwidth {self.bandwidth / MIB:.0f} MiB/s"
             self.fail(f"operation aborted: migration does not converge after {self.round} rounds: {rates}")
-        elif self._spec.auto_converge and self._round_bytes > _CONVERGING * before:
+        elif self._converges and self._round_bytes > _CONVERGING * before:
             self._slow_down()
 
     def _slow_down(self) -> None:
@@ -143,7 +155,8 @@ class Migration:
             "elapsed_seconds": self.elapsed_s,
             "downtime_seconds": self.downtime_s,
         }
-        return JobStatus(state, self.error, progress)
+        there = GuestState.RUNNING if self.phase is Phase.DONE else GuestState.NOSTATE
+        return JobStatus(state, self.error, progress, there)
 
 
 class Migrations:
@@ -157,11 +170,11 @@ class Migrations:
         """Return the migration of a guest that is under way, if any."""
         return next((migration for migration in self.active if migration.guest == guest), None)
 
-    def start(self, guest: int, target: int) -> Migration:
+    def start(self, guest: int, target: int, way: Way) -> Migration:
         """Begin to move a guest; the caller has checked that it runs and that the target can be reached."""
         world = self._world
         migration = Migration(
-            world.scenario.migration, guest, int(world.host[guest]), target, float(world.used_bytes[guest])
+            world.scenario.migration, guest, int(world.host[guest]), target, float(world.used_bytes[guest]), way
         )
         self.active.append(migration)
         self._slow(migration)
@@ -175,6 +188,12 @@ class Migrations:
         migration.fail(error)
         self._finish(migration)
 
+    def switch(self, migration: Migration) -> None:
+        """Go over to post-copy."""
+        migration.switch()
+        self._slow(migration)
+        self._tell(migration, EventKind.SUSPENDED, "migrated")
+
     def set_rates(self) -> None:
         """Divide the links among those who copy, and take over how fast the guests dirty their memory."""
         sending = Counter(migration.source for migration in self.active if migration.copying)
@@ -183,7 +202,8 @@ class Migrations:
         for migration in self.active:
             source, target = migration.source, migration.target
             if migration.copying:
-                migration.bandwidth = float(min(link[source] / sending[source], link[target] / receiving[target]))
+                fair = min(link[source] / sending[source], link[target] / receiving[target])
+                migration.bandwidth = float(min(fair, migration.limit))
             migration.dirty_rate = float(self._world.dirty_rate[migration.guest])
 
     def next_s(self) -> float:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The lab guest's only process tree: loads the drivers, then burns CPU as told. BusyBox ash.
 # virtpilot.load=PERCENT on the kernel command line is the duty at boot. At run time the virtio-serial port takes
-# "load PERCENT [ID]" and "deaf 1 [ID]" (to its power button; 0: no longer) and answers with the same line; "time" is
-# answered with the guest's clock and uptime.
+# "load PERCENT [ID]", "dirty MIB [ID]" (so much of its memory changed all the time) and "deaf 1 [ID]" (to its power
+# button; 0: no longer) and answers with the same line; "time" is answered with the guest's clock and uptime.
 busybox mkdir -p /proc /sys /dev /run
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
@@ -49,6 +49,16 @@ online_cpus() {
   done
 }
 
+# Memory changed as fast as the emulated CPU can: so many MiB of noise are copied over and over.
+scribble() {
+  while :; do
+    size=0; [ -e /run/dirty ] && read -r size </run/dirty
+    if [ "$size" -le 0 ]; then busybox rm -f /run/noise /run/page; nap 0.2; continue; fi
+    [ -e /run/noise ] || busybox dd if=/dev/urandom of=/run/noise bs=1M count="$size" 2>/dev/null
+    busybox dd if=/run/noise of=/run/page bs=1M conv=notrunc 2>/dev/null
+  done
+}
+
 # A port without a listener on the host's side reads as closed: look again in a while.
 listen() {
   for port in /dev/vport*p1; do exec 4<>"$port"; done  # a redirection does not expand patterns
@@ -61,6 +71,7 @@ listen() {
             *) echo "$value" >&3; echo "load $value $id" >&4 ;;
           esac
           ;;
+        dirty) echo "$value" >/run/dirty; echo "dirty $value $id" >&4 ;;
         deaf) if [ "$value" = 1 ]; then echo >/run/deaf; else busybox rm -f /run/deaf; fi; echo "deaf $value $id" >&4 ;;
         time) read -r up _ </proc/uptime; echo "time $EPOCHREALTIME $up" >&4 ;;
       esac
@@ -107,5 +118,6 @@ for button in /dev/input/event*; do
   obey <&6 &
 done
 browse &
+scribble &
 answer &
 listen

@@ -157,6 +157,10 @@ class Guest:
             raise ValueError(f"a load is 0 to 100 percent, not {percent}")
         self._order(f"load {percent}", timeout_s)
 
+    def set_dirty(self, mib: int, *, timeout_s: float = 20.0) -> None:
+        """Make the guest change so much of its memory all the time; returns when it has said so; raises LabError."""
+        self._order(f"dirty {mib}", timeout_s)
+
     def set_deaf(self, deaf: bool, *, timeout_s: float = 20.0) -> None:
         """Make the guest ignore its power button, or not; returns when it has said so; raises LabError."""
         self._order(f"deaf {int(deaf)}", timeout_s)

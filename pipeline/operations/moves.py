@@ -10,7 +10,7 @@ from virtpilot.planner.scheduling import Operation
 from virtpilot.rules.decisions.want import PLACEMENT, Want
 from virtpilot.rules.signals.table import Row
 
-# A gigabit link, and how fast a balloon moves: for the order only the ratio between two operations counts.
+# A gigabit link for a move of which nothing is predicted, and how fast a balloon moves.
 _LINK_BYTES_S: Final = 117 * 1024 * 1024
 _BALLOON_BYTES_S: Final = 256 * 1024 * 1024
 _OVERHEAD_S: Final = 1.0
@@ -30,7 +30,7 @@ def operation_of(want: Want, row: Row, action: Action) -> Operation:
     """Return a planned action as the schedule sees it."""
     guest, host = row.subject.id, row.subject.host
     if isinstance(action, Migrate):
-        takes_s = row.values.get("memory_balloon_bytes", 0.0) / _LINK_BYTES_S
+        takes_s = action.way.predicted_s or row.values.get("memory_balloon_bytes", 0.0) / _LINK_BYTES_S
         places = {f"out {host}", f"in {action.target}", "cluster", f"guest {guest}"}
     else:
         change = abs(action.value - action.expected) if isinstance(action, SetKnob) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob
 from virtpilot.clock import SECOND
 from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.rules.testing.records import NONE, Expectation
@@ -108,6 +108,8 @@ def words(action: Action | None) -> str:
             return f"release {action.knob}"
         case Migrate():
             return f"migrate to {action.target}"
+        case Abort():
+            return "abort migration"
         case Power():
             return str(action.verb)
 

@@ -24,12 +24,47 @@ class ReleaseKnob(msgspec.Struct, frozen=True, tag="release_knob", kw_only=True)
     knob: str
 
 
+class Stuck(StrEnum):
+    """What becomes of a migration that does not converge, or takes too long."""
+
+    ABORT = "abort"
+    POST_COPY = "post-copy"
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a guest is moved; 0 leaves a number to the hypervisor.
+
+    Peer to peer: the source's daemon speaks to the target's; else the agent manages both. `stall_s`: so long without
+    progress it counts as stuck; `within_s`: so long it may take in all, beside the host's own limit. What is predicted
+    is for people, and for the queue.
+    """
+
+    peer_to_peer: bool = True
+    auto_converge: bool = True
+    when_stuck: Stuck = Stuck.ABORT
+    copy_disks: bool = True
+    bandwidth_bytes_s: int = 0
+    connections: int = 0
+    downtime_s: float = 0.0
+    stall_s: float = 60.0
+    within_s: float = 0.0
+    predicted_s: float = 0.0
+    predicted_pause_s: float = 0.0
+
+
 class Migrate(msgspec.Struct, frozen=True, tag="migrate", kw_only=True):
     """Live-migrate a guest to the host `target`, reached at the libvirt URI `uri`."""
 
     guest: str
     target: str
     uri: str
+    way: Way = Way()
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort", kw_only=True):
+    """Abort the migration of a guest that is on its way: it stays where it is."""
+
+    guest: str
 
 
 class Verb(StrEnum):
@@ -51,4 +86,4 @@ class Power(msgspec.Struct, frozen=True, tag="power", kw_only=True):
     within_s: float
 
 
-Action = SetKnob | ReleaseKnob | Migrate | Power
+Action = SetKnob | ReleaseKnob | Migrate | Abort | Power

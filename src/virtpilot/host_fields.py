@@ -114,6 +114,7 @@ HOST_FIELDS: Final = [
         ("disks_write_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "write rate of all disks", _DISKSTATS),
         ("disks_write_requests_per_second", Unit.PER_SECOND, _G, "write requests of all disks", _DISKSTATS),
         ("nics_utilisation_ratio", Unit.RATIO, _G, "how full the fullest NIC is, in its busier direction", _NETDEV),
+        ("nics_link_speed_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "what the fastest NIC can carry", _NETDEV),
         ("nics_receive_bytes_per_second", Unit.BYTES_PER_SECOND, _G, "receive rate of all NICs", _NETDEV),
         ("nics_receive_packets_per_second", Unit.PER_SECOND, _G, "receive packets of all NICs", _NETDEV),
         ("nics_receive_errors_per_second", Unit.PER_SECOND, _G, "receive errors of all NICs", _NETDEV),

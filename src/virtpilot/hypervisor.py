@@ -9,7 +9,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
-from virtpilot.action import Verb
+from virtpilot.action import Verb, Way
 from virtpilot.events import EventKind
 
 
@@ -119,11 +119,16 @@ class JobState(StrEnum):
 
 
 class JobStatus(msgspec.Struct, frozen=True):
-    """A long operation's state; `progress` holds remaining and total bytes and the like where known."""
+    """A long operation's state; `progress` holds remaining and total bytes and the like where known.
+
+    `there` is what a migration's target says of the guest at the end: NOSTATE where it has no such guest, None where
+    it could not be asked.
+    """
 
     state: JobState
     error: str = ""
     progress: Mapping[str, float] = {}
+    there: GuestState | None = None
 
 
 class Job(Protocol):
@@ -134,6 +139,13 @@ class Job(Protocol):
 
     def abort(self) -> None:
         """Ask it to stop; poll tells when it has."""
+
+
+class Move(Job, Protocol):
+    """A migration under way."""
+
+    def post_copy(self) -> None:
+        """Let the guest run on the target now, and fetch the rest of its memory as it needs it; no way back."""
 
 
 class GuestEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,8 +210,11 @@ class Hypervisor(Protocol):
     def footprint(self, guest: str) -> Footprint:
         """Return what a running guest takes up; raises GuestNotFound."""
 
-    def migrate(self, guest: str, uri: str) -> Job:
-        """Start a live migration to the libvirt at `uri`; raises GuestNotFound."""
+    def migrate(self, guest: str, uri: str, way: Way = ...) -> Move:
+        """Start a live migration to the libvirt at `uri`; raises GuestNotFound or Unsupported."""
+
+    def abort_job(self, guest: str) -> None:
+        """Ask for the end of whatever job runs on a guest; raises HypervisorError where none does."""
 
     def power(self, guest: str, verb: Verb) -> Job:
         """Ask for another state of a guest; the job is done once it is seen. Raises GuestNotFound or Unsupported."""

@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
-from virtpilot.action import Verb
+from virtpilot.action import Verb, Way
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import HypervisorError, KnobUnsupported, Unsupported
 from virtpilot.events import EventKind
-from virtpilot.hypervisor import Footprint, GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job
+from virtpilot.hypervisor import Footprint, GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job, Move
 from virtpilot.knobs import Knob, find
 from virtpilot.libvirt_details import Details
 from virtpilot.libvirt_dirty import DirtyRates
@@ -189,13 +189,17 @@ class LibvirtHypervisor:
     def _no_notes(self) -> Meaning:
         return {self._link.binding.VIR_ERR_NO_SUPPORT: KnobUnsupported}
 
-    def migrate(self, guest: str, uri: str) -> Job:
+    def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
         """Start a live migration; raises GuestNotFound, Unsupported, or HypervisorError for an unusable URI."""
         self._link.call(Lane.COMMAND, _check_migrates)
         if not MIGRATION_URI.fullmatch(uri):
             raise HypervisorError(f"not a libvirt URI to migrate to: {uri[:200]!r}")
         persistent = self._on_guest(guest, lambda domain: bool(domain.isPersistent()))
-        return LibvirtMigration(self._link, self._jobs, guest, uri, persistent=persistent)
+        return LibvirtMigration(self._link, self._jobs, guest, uri, way, persistent=persistent)
+
+    def abort_job(self, guest: str) -> None:
+        """Ask for the end of whatever job runs on a guest; raises GuestNotFound, HypervisorError where none does."""
+        self._on_guest(guest, lambda domain: domain.abortJob())
 
     def power(self, guest: str, verb: Verb) -> Job:
         """Ask for another state of a guest; raises GuestNotFound, or Unsupported where the driver cannot do it."""

@@ -1,6 +1,7 @@
 """A live migration as libvirt carries it out: started, watched, aborted.
 
-Source: virDomainMigrateToURI3, virDomainAbortJob, VIR_DOMAIN_EVENT_ID_JOB_COMPLETED.
+Source: virDomainMigrateToURI3, virDomainMigrate3, virDomainMigrateStartPostCopy, virDomainMigrateSetMaxDowntime,
+virDomainAbortJob, VIR_DOMAIN_EVENT_ID_JOB_COMPLETED.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any, Final
 
 import structlog
 
-from virtpilot.errors import HypervisorError
-from virtpilot.hypervisor import JobState, JobStatus
+from virtpilot.action import Way
+from virtpilot.errors import GuestNotFound, HypervisorError
+from virtpilot.hypervisor import GuestState, JobState, JobStatus
 from virtpilot.libvirt_jobs import JobBook, read_job
 from virtpilot.libvirt_link import Lane, LibvirtLink
+from virtpilot.libvirt_way import order, own_disks, read_mounts
 
 log = structlog.get_logger(__name__)
 
@@ -25,15 +28,18 @@ MIGRATION_URI: Final = re.compile(
     r"(?:[A-Za-z0-9._][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/system"
 )
 _PATIENCE_S: Final = 1.0
+_THERE_S: Final = 3.0
+_STATES: Final = tuple(GuestState)
 
 
 class LibvirtMigration:
     """One guest's way to the libvirt at `uri`: the call runs in a thread of its own and ends with the migration."""
 
-    def __init__(self, link: LibvirtLink, jobs: JobBook, guest: str, uri: str, *, persistent: bool) -> None:
+    def __init__(self, link: LibvirtLink, jobs: JobBook, guest: str, uri: str, way: Way, *, persistent: bool) -> None:
         self._link = link
         self._jobs = jobs
         self._guest = guest
+        self._way = way
         self._persistent = persistent
         self._progress: Mapping[str, float] = {}
         self._told = threading.Event()
@@ -55,6 +61,10 @@ class LibvirtMigration:
         except HypervisorError as error:
             log.warning("migration not aborted", guest=self._guest, error=str(error))
 
+    def post_copy(self) -> None:
+        """Let the guest run on the target now; raises HypervisorError."""
+        self._link.call(Lane.COMMAND, lambda connection: self._domain(connection).migrateStartPostCopy(0))
+
     def _domain(self, connection: Any) -> Any:
         return connection.lookupByUUIDString(self._guest)
 
@@ -75,26 +85,44 @@ class LibvirtMigration:
                 self._move(connection, uri)
             finally:
                 connection.close()
-        except self._link.binding.libvirtError as failure:
+        except (self._link.binding.libvirtError, HypervisorError) as failure:
             error = str(failure)
-        self._status = JobStatus(JobState.FAILED if error else JobState.DONE, error, self._progress)
+        there = self._look_there(uri)
+        self._status = JobStatus(JobState.FAILED if error else JobState.DONE, error, self._progress, there)
 
     def _move(self, connection: Any, uri: str) -> None:
-        known = self._link.binding
-        flags = (
-            known.VIR_MIGRATE_LIVE
-            | known.VIR_MIGRATE_PEER2PEER
-            | known.VIR_MIGRATE_AUTO_CONVERGE
-            | known.VIR_MIGRATE_ABORT_ON_ERROR
-        )
-        if self._persistent:
-            flags |= known.VIR_MIGRATE_PERSIST_DEST | known.VIR_MIGRATE_UNDEFINE_SOURCE
+        binding, way = self._link.binding, self._way
         domain = self._domain(connection)
+        disks = own_disks(domain.XMLDesc(), read_mounts()) if way.copy_disks else []
+        flags, params = order(binding, way, persistent=self._persistent, disks=disks)
+        if way.downtime_s:
+            domain.migrateSetMaxDowntime(max(round(way.downtime_s * 1000), 1), 0)
         listening = self._listen(connection, domain)
-        domain.migrateToURI3(uri, {}, flags)
+        if way.peer_to_peer:
+            domain.migrateToURI3(uri, params, flags)
+        else:
+            target = binding.open(uri)
+            try:
+                domain.migrate3(target, params, flags)
+            finally:
+                target.close()
         # Only the source's daemon knows the downtime, and a guest that has left can no longer be asked about.
         if listening and not self._told.wait(_PATIENCE_S):
             log.debug("the end of the migration was not told", guest=self._guest)
+
+    def _look_there(self, uri: str) -> GuestState | None:
+        """Ask the target what it knows of the guest: NOSTATE where nothing, None where it cannot be asked."""
+        there = LibvirtLink(uri, binding=self._link.binding, clock=self._link.clock, deadline_s=_THERE_S)
+        try:
+            code = there.call(Lane.COMMAND, lambda connection: self._domain(connection).state()[0])
+            return _STATES[code] if 0 <= code < len(_STATES) else None
+        except GuestNotFound:
+            return GuestState.NOSTATE
+        except HypervisorError as error:
+            log.debug("the target cannot be asked about the guest", guest=self._guest, error=str(error))
+            return None
+        finally:
+            there.close()
 
     def _listen(self, connection: Any, domain: Any) -> bool:
         event = self._link.binding.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob, Verb
+from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob, Verb, Way
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.lifecycle import Point, nowhere
 from virtpilot.clock import SECOND
 from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
-from virtpilot.hypervisor import GOALS, OFF, Footprint, GuestState, GuestStats, HostFacts, Job, JobState, JobStatus
+from virtpilot.hypervisor import (
+    GOALS,
+    OFF,
+    Footprint,
+    GuestState,
+    GuestStats,
+    HostFacts,
+    Job,
+    JobState,
+    JobStatus,
+    Move,
+)
 from virtpilot.model import Command
 
 HOST = "host-1"
@@ -30,6 +41,7 @@ class OneJob:
         self._host, self._guest = host, guest
         self.status = JobStatus(JobState.RUNNING)
         self.aborts = 0
+        self.switches = 0
 
     def poll(self) -> JobStatus:
         self._host.answer("poll")
@@ -38,8 +50,12 @@ class OneJob:
     def abort(self) -> None:
         self.aborts += 1
 
-    def finish(self, *, leave: bool = True) -> None:
-        self.status = JobStatus(JobState.DONE, progress={"downtime_seconds": 0.1})
+    def post_copy(self) -> None:
+        self._host.answer("post_copy")
+        self.switches += 1
+
+    def finish(self, *, leave: bool = True, there: GuestState | None = GuestState.RUNNING) -> None:
+        self.status = JobStatus(JobState.DONE, progress={"downtime_seconds": 0.1}, there=there)
         if leave:
             self._host.remove(self._guest)
 
@@ -83,6 +99,8 @@ class OneHost:
         self.obeys = True
         self.asked: list[tuple[str, Verb]] = []
         self.given_up: list[str] = []
+        self.ways: list[Way] = []
+        self.aborted: list[str] = []
 
     def answer(self, call: str) -> None:
         if call in self.errors:
@@ -142,9 +160,14 @@ class OneHost:
         self.answer("footprint")
         return self.footprints[guest]
 
-    def migrate(self, guest: str, uri: str) -> Job:
+    def abort_job(self, guest: str) -> None:
+        self.answer("abort_job")
+        self.aborted.append(guest)
+
+    def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
         self.answer("migrate")
         self.state(guest)
+        self.ways.append(way)
         self.jobs.append(OneJob(self, guest))
         return self.jobs[-1]
 
@@ -180,8 +203,12 @@ def release(guest: str = GUEST) -> ReleaseKnob:
     return ReleaseKnob(guest=guest, knob=SHARES)
 
 
-def move(guest: str = GUEST, target: str = "host-2") -> Migrate:
-    return Migrate(guest=guest, target=target, uri=URI)
+def move(guest: str = GUEST, target: str = "host-2", way: Way = Way()) -> Migrate:  # noqa: B008 - frozen
+    return Migrate(guest=guest, target=target, uri=URI, way=way)
+
+
+def abort(guest: str = GUEST) -> Abort:
+    return Abort(guest=guest)
 
 
 def power(verb: Verb, guest: str = GUEST, *, within_s: float = 60) -> Power:

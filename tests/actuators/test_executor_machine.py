@@ -13,12 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.actuators.crash_scenes import Killed
 from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, OneJob, at, command, executor, move, release, set_to
-from virtpilot.action import Action
+from virtpilot.action import Action, Way
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.actuators.lifecycle import Point
 from virtpilot.errors import HypervisorError, HypervisorTimeout, HypervisorUnavailable
-from virtpilot.hypervisor import GuestState, Job, JobState
+from virtpilot.hypervisor import GuestState, JobState, Move
 from virtpilot.model import Command, Outcome, Result
 
 GUESTS = st.sampled_from([GUEST, OTHER])
@@ -34,8 +34,8 @@ class CountingHost(OneHost):
         super().__init__()
         self.moves: list[tuple[str, OneJob]] = []
 
-    def migrate(self, guest: str, uri: str) -> Job:
-        job = super().migrate(guest, uri)
+    def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
+        job = super().migrate(guest, uri, way)
         self.moves.append((guest, self.jobs[-1]))
         return job
 

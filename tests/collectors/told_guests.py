@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virtpilot.action import Verb
+from virtpilot.action import Verb, Way
 from virtpilot.errors import HypervisorError
-from virtpilot.hypervisor import Footprint, GuestState, GuestStats, HostFacts, Job
+from virtpilot.hypervisor import Footprint, GuestState, GuestStats, HostFacts, Job, Move
 
 
 class ToldGuests:
@@ -36,7 +36,10 @@ class ToldGuests:
     def footprint(self, guest: str) -> Footprint:
         raise HypervisorError("only told of")
 
-    def migrate(self, guest: str, uri: str) -> Job:
+    def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
+        raise HypervisorError("only told of")
+
+    def abort_job(self, guest: str) -> None:
         raise HypervisorError("only told of")
 
     def power(self, guest: str, verb: Verb) -> Job:

@@ -92,10 +92,24 @@ class FakeDomain:
         self._owner.called("isPersistent")
         return self.persistent
 
-    def migrateToURI3(self, uri: str, _params: dict[str, Any], flags: int) -> None:
+    def migrateToURI3(self, uri: str, params: dict[str, Any], flags: int) -> None:
         self._owner.migrations.append((self._uuid, uri, flags))
+        self._owner.params.append(params)
         self._owner.called("migrateToURI3")
-        self._owner.domains.pop(self._uuid)
+        self._owner.elsewhere[self._uuid] = self._owner.domains.pop(self._uuid)
+
+    def migrate3(self, target: FakeConnection, params: dict[str, Any], flags: int) -> FakeDomain:
+        self._owner.migrations.append((self._uuid, target.uri, flags))
+        self._owner.params.append(params)
+        self._owner.called("migrate3")
+        self._owner.elsewhere[self._uuid] = self._owner.domains.pop(self._uuid)
+        return self
+
+    def migrateSetMaxDowntime(self, milliseconds: int, _flags: int) -> None:
+        self._owner.called(f"migrateSetMaxDowntime {milliseconds}")
+
+    def migrateStartPostCopy(self, _flags: int) -> None:
+        self._owner.called("migrateStartPostCopy")
 
     def jobStats(self) -> dict[str, Any]:
         self._owner.called("jobStats")
@@ -145,8 +159,9 @@ class FakeDomain:
 class FakeConnection:
     """virConnect."""
 
-    def __init__(self, owner: FakeLibvirt) -> None:
+    def __init__(self, owner: FakeLibvirt, uri: str) -> None:
         self._owner = owner
+        self.uri = uri
         self.alive = True
         self.closed = False
 
@@ -181,7 +196,7 @@ class FakeConnection:
     def lookupByUUIDString(self, uuid: str) -> FakeDomain:
         self._owner.called("lookupByUUIDString")
         try:
-            return self._owner.domains[uuid]
+            return (self._owner.domains if self.uri.startswith("fake:") else self._owner.elsewhere)[uuid]
         except KeyError:
             raise FakeLibvirtError("no domain with matching uuid", FakeLibvirt.VIR_ERR_NO_DOMAIN) from None
 
@@ -253,7 +268,13 @@ class FakeLibvirt:
     VIR_MIGRATE_PEER2PEER = 2
     VIR_MIGRATE_PERSIST_DEST = 8
     VIR_MIGRATE_UNDEFINE_SOURCE = 16
+    VIR_MIGRATE_NON_SHARED_DISK = 64
     VIR_MIGRATE_ABORT_ON_ERROR = 4096
+    VIR_MIGRATE_POSTCOPY = 32768
+    VIR_MIGRATE_PARALLEL = 131072
+    VIR_MIGRATE_PARAM_BANDWIDTH = "bandwidth"
+    VIR_MIGRATE_PARAM_MIGRATE_DISKS = "migrate_disks"
+    VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS = "parallel.connections"
     VIR_MIGRATE_AUTO_CONVERGE = 8192
 
     def __init__(self) -> None:
@@ -263,6 +284,8 @@ class FakeLibvirt:
         self.wanted: list[int] = []
         self.wanted_inside: list[int] = []
         self.migrations: list[tuple[str, str, int]] = []
+        self.params: list[dict[str, Any]] = []
+        self.elsewhere: dict[str, FakeDomain] = {}
         self.connections: list[FakeConnection] = []
         self.listeners: list[tuple[FakeConnection, int, Callable[..., None]]] = []
         self.tell_completed: Callable[[dict[str, Any]], None] = lambda _told: None
@@ -270,9 +293,10 @@ class FakeLibvirt:
             uuid: FakeDomain(self, uuid, name, STATS) for uuid, name in ((WEB, "web-1"), (DB, "db-1"))
         }  # fmt: skip
 
-    def open(self, _uri: str) -> FakeConnection:
+    def open(self, uri: str) -> FakeConnection:
         self.called("open")
-        self.connections.append(FakeConnection(self))
+        self.called(f"open {uri}")
+        self.connections.append(FakeConnection(self, uri))
         return self.connections[-1]
 
     def called(self, name: str) -> None:

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.hypervisor.fake_libvirt import WEB, FakeLibvirt, Hang, fail
+from tests.hypervisor.fake_libvirt import DB, WEB, FakeLibvirt, Hang, fail
 from tests.services import until
+from virtpilot.action import Stuck, Way
 from virtpilot.clock import VirtualClock
 from virtpilot.errors import GuestNotFound, HypervisorError
-from virtpilot.hypervisor import Job, JobState, JobStatus
+from virtpilot.hypervisor import GuestState, Job, JobState, JobStatus
 from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.libvirt_jobs import read_job
 from virtpilot.libvirt_link import MAX_HANGING, Lane
 from virtpilot.libvirt_migration import MIGRATION_URI
+from virtpilot.libvirt_way import own_disks
 
 TARGET: Final = "qemu+tcp://10.0.0.2/system"
 FLAGS: Final = FakeLibvirt.VIR_MIGRATE_LIVE | FakeLibvirt.VIR_MIGRATE_PEER2PEER
@@ -49,7 +51,8 @@ def ended(job: Job) -> JobStatus:
 def test_the_end_tells_bytes_and_downtime(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
     libvirt.on["migrateToURI3"] = lambda: libvirt.tell_completed({"downtime": 94, "data_processed": 5_000})
     status = ended(hypervisor.migrate(WEB, TARGET))
-    assert status == JobStatus(JobState.DONE, "", {"downtime_seconds": 0.094, "data_processed_bytes": 5000})
+    told = {"downtime_seconds": 0.094, "data_processed_bytes": 5000}
+    assert status == JobStatus(JobState.DONE, "", told, GuestState.RUNNING)
     ((guest, uri, flags),) = libvirt.migrations
     assert (guest, uri, flags & FLAGS, flags & ALONG) == (WEB, TARGET, FLAGS, ALONG)
 
@@ -65,7 +68,7 @@ def test_an_end_that_nobody_tells_of_is_an_end_all_the_same(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
 ) -> None:
     libvirt.on["domainEventRegisterAny"] = fail("not supported", libvirt.VIR_ERR_NO_SUPPORT)
-    assert ended(hypervisor.migrate(WEB, TARGET)) == JobStatus(JobState.DONE)
+    assert ended(hypervisor.migrate(WEB, TARGET)) == JobStatus(JobState.DONE, there=GuestState.RUNNING)
 
 
 def test_a_failure_tells_libvirts_words(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
@@ -144,6 +147,88 @@ def test_an_abort_that_fails_is_no_fault_of_the_caller(hypervisor: LibvirtHyperv
     assert job.poll().state is JobState.RUNNING
     hang.let_go()
     ended(job)
+
+
+def test_what_the_target_says_of_the_guest_is_told(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    """A target that has lost it, one that nobody can ask, and one that never had it."""
+    libvirt.on["migrateToURI3"] = lambda: libvirt.tell_completed({})
+
+    def lose() -> None:
+        libvirt.elsewhere.clear()
+
+    libvirt.on[f"open {TARGET}"] = lose
+    assert ended(hypervisor.migrate(WEB, TARGET)).there is GuestState.NOSTATE
+    libvirt.on[f"open {TARGET}"] = fail("no route to host")
+    status = ended(hypervisor.migrate(DB, TARGET))
+    assert (status.state, status.there) == (JobState.DONE, None)
+
+
+def test_the_way_is_told_in_libvirts_own_words(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.on["migrateToURI3"] = lambda: libvirt.tell_completed({})
+    way = Way(
+        auto_converge=False, when_stuck=Stuck.POST_COPY, bandwidth_bytes_s=64 * 2**20, connections=4, downtime_s=0.2
+    )
+    ended(hypervisor.migrate(WEB, TARGET, way))
+    ((_guest, _uri, flags),) = libvirt.migrations
+    wanted = FakeLibvirt.VIR_MIGRATE_POSTCOPY | FakeLibvirt.VIR_MIGRATE_PARALLEL
+    assert flags & (wanted | FakeLibvirt.VIR_MIGRATE_AUTO_CONVERGE) == wanted
+    assert libvirt.params == [{"bandwidth": 64, "parallel.connections": 4}]
+    assert libvirt.calls["migrateSetMaxDowntime 200"] == 1
+
+
+def test_a_managed_migration_has_a_connection_to_both(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.on["migrate3"] = lambda: libvirt.tell_completed({})
+    assert ended(hypervisor.migrate(WEB, TARGET, Way(peer_to_peer=False))).state is JobState.DONE
+    ((_guest, uri, flags),) = libvirt.migrations
+    assert (uri, flags & FakeLibvirt.VIR_MIGRATE_PEER2PEER) == (TARGET, 0)
+    assert until(lambda: all(one.closed for one in libvirt.connections if one.uri == TARGET))
+
+
+def test_post_copy_and_an_abort_of_whatever_runs_are_asked_of_libvirt(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    hang = libvirt.on["migrateToURI3"] = Hang()
+    job = hypervisor.migrate(WEB, TARGET)
+    assert hang.begun.wait(5)
+    job.post_copy()
+    hypervisor.abort_job(WEB)
+    assert (libvirt.calls["migrateStartPostCopy"], libvirt.calls["abortJob"]) == (1, 1)
+    libvirt.on["migrateStartPostCopy"] = fail("post-copy is not supported")
+    with pytest.raises(HypervisorError):
+        job.post_copy()
+    hang.let_go()
+    ended(job)
+
+
+MOUNTS: Final = """/dev/sda1 / ext4 rw 0 0
+filer:/vms /var/lib/libvirt/images nfs4 rw 0 0
+/dev/sdb1 /var/lib/libvirt/images/local xfs rw 0 0
+x /srv/with\\040blank ceph rw 0 0
+broken
+"""
+
+
+def disk(path: str, target: str, more: str = "", kind: str = "file") -> str:
+    return f"<disk type='{kind}'{more}><source {kind}='{path}'/><target dev='{target}'/></disk>"
+
+
+def test_disks_that_no_other_host_can_see_are_copied() -> None:
+    images = "/var/lib/libvirt/images"
+    inside = [
+        disk(f"{images}/a.qcow2", "vda"),
+        disk(f"{images}/local/b.qcow2", "vdb"),
+        disk("/srv/with blank/c.raw", "vdc"),
+        disk("/srv/d.raw", "vdd"),
+        disk("/cd.iso", "sda", " device='cdrom'"),
+        disk("/dev/vg/e", "vde", kind="dev"),
+        disk("/srv/f.raw", "vdf").replace("<source", "<readonly/><source"),
+        "<disk type='network'><source protocol='rbd' name='p/g'/><target dev='vdg'/></disk><disk/>",
+    ]
+    assert own_disks(f"<domain><devices>{''.join(inside)}</devices></domain>", MOUNTS) == ["vdb", "vdd"]
+    assert own_disks("<domain/>", "") == []
+    for hostile in ("", "<domain>", "<!DOCTYPE d [<!ENTITY a 'b'>]><domain>&a;</domain>"):
+        with pytest.raises(HypervisorError):
+            own_disks(hostile, MOUNTS)
 
 
 def test_a_guest_that_is_not_there_cannot_be_moved(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:

@@ -1,0 +1,132 @@
+"""Real guests moved in every way, and migrations that get nowhere: where the guest runs is read from both libvirtd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from deploy import lab as lab_module
+from deploy.lab import GuestPlan, Lab
+from deploy.lab.guest import Guest
+from deploy.lab.pilot import LabPilot
+from tests.lab.commanding import Commander, commander
+from tests.lab.lab_process import need_a_lab
+from tests.services import until
+from virtpilot.action import Abort, Migrate, Stuck, Way
+from virtpilot.model import Outcome, Result
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+NAME = "movelab"
+PLANS = (GuestPlan("web-1", "host-1"), GuestPlan("web-2", "host-2"))
+MIB = 2**20
+log = structlog.get_logger(__name__)
+
+
+@pytest.fixture(scope="module")
+def giving() -> Iterator[Commander]:
+    """A lab whose agents take commands."""
+    need_a_lab()
+    with lab_module.bring_up(NAME, plans=PLANS) as lab:
+        pilot = LabPilot(lab)
+        pilot.start()
+        with commander(lab, pilot) as found:
+            yield found
+    assert lab_module.leftovers(NAME) == []
+
+
+@pytest.fixture
+def guest(giving: Commander) -> Guest:
+    found = giving.lab.guest("web-1")
+    found.set_dirty(0, timeout_s=60)
+    return found
+
+
+def running(lab: Lab, guest: Guest) -> list[str]:
+    """Return the hosts on which libvirt says that the guest runs."""
+    return [name for name, host in lab.hosts.items() if guest.name in host.virsh("list", "--name").split()]
+
+
+def there(giving: Commander, guest: Guest, way: Way) -> tuple[str, str, Migrate]:
+    source = giving.lab.where(guest.name)
+    target = next(name for name in giving.lab.hosts if name != source)
+    return source, target, Migrate(guest=guest.uuid, target=target, uri=giving.lab.hosts[target].uri, way=way)
+
+
+def moved(giving: Commander, guest: Guest, way: Way) -> Outcome:
+    """Move a guest to the other host and back to nowhere: exactly one libvirt must run it in the end."""
+    source, target, action = there(giving, guest, way)
+    outcome = giving.give(source, action, patience_s=100)
+    log.info("moved", way=way, result=outcome.result, reason=outcome.reason, after=outcome.after)
+    assert running(giving.lab, guest) == [target if outcome.result is Result.DONE else source]
+    return outcome
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        Way(bandwidth_bytes_s=256 * MIB, downtime_s=0.2),
+        Way(peer_to_peer=False),
+        Way(connections=2, auto_converge=False),
+    ],
+    ids=["peer to peer", "managed", "parallel"],
+)
+def test_a_guest_is_moved_as_asked(giving: Commander, guest: Guest, way: Way) -> None:
+    done = moved(giving, guest, way)
+    assert done.result is Result.DONE, done.reason
+    assert done.reason.endswith(", where it is running")
+    assert 0 < done.after["downtime_seconds"] < 10
+    guest.set_load(0)  # it lives
+
+
+def test_a_migration_that_never_converges_is_switched_to_post_copy(giving: Commander, guest: Guest) -> None:
+    guest.set_dirty(24)
+    way = Way(auto_converge=False, when_stuck=Stuck.POST_COPY, bandwidth_bytes_s=8 * MIB, stall_s=8)
+    done = moved(giving, guest, way)
+    assert done.result is Result.DONE, done.reason
+    assert "by post-copy: it does not converge" in done.reason
+    guest.set_load(0)
+
+
+def test_a_migration_that_never_converges_is_aborted_where_that_is_the_policy(giving: Commander, guest: Guest) -> None:
+    guest.set_dirty(24)
+    failed = moved(giving, guest, Way(auto_converge=False, bandwidth_bytes_s=8 * MIB, stall_s=8))
+    assert failed.result is Result.FAILED
+    assert failed.reason.startswith("aborted: it does not converge")
+    assert "still runs on" in failed.reason
+    guest.set_load(0)
+
+
+def test_an_abort_by_command_leaves_the_guest_on_the_source(giving: Commander, guest: Guest) -> None:
+    guest.set_dirty(24)
+    source, _target, action = there(giving, guest, Way(auto_converge=False, bandwidth_bytes_s=4 * MIB, stall_s=600))
+    under_way = giving.send(source, action)
+    virsh = giving.lab.hosts[source].virsh
+    assert until(lambda: "Unbounded" in virsh("domjobinfo", guest.name), 30)
+    aborted = giving.give(source, Abort(guest=guest.uuid), patience_s=30)
+    assert (aborted.result, running(giving.lab, guest)) == (Result.DONE, [source])
+    assert until(lambda: bool(giving.of(under_way)), 10)
+    assert giving.of(under_way)[-1].reason.startswith("aborted: by command")
+    assert "None" in virsh("domjobinfo", guest.name)
+    guest.set_load(0)
+
+
+def test_a_disk_that_only_the_source_can_see_is_copied(giving: Commander, guest: Guest) -> None:
+    """The target's own file gets the content; without the copy libvirt would not move the guest at all."""
+    lab = giving.lab
+    source, target, _action = there(giving, guest, Way())
+    inside, noise = "/var/lib/libvirt/images/own.raw", bytes(range(256)) * 4096 * 4
+    for name, content in ((source, noise), (target, bytes(len(noise)))):
+        path = lab.hosts[name].path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    virsh = lab.hosts[source].virsh
+    virsh("attach-disk", guest.name, inside, "vdb", "--driver", "qemu", "--subdriver", "raw", "--live")
+    refused = moved(giving, guest, Way(copy_disks=False))
+    assert (refused.result, "unsafe" in refused.reason.lower()) == (Result.FAILED, True)
+    done = moved(giving, guest, Way())
+    assert done.result is Result.DONE, done.reason
+    lab.hosts[target].virsh("detach-disk", guest.name, "vdb", "--live")
+    assert lab.hosts[target].path(inside).read_bytes() == noise
