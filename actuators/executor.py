@@ -151,6 +151,10 @@ class Executor:
         self._journal.note(*seen(command), OutcomeKept(made))
         return made
 
+    def knows(self, command: str) -> bool:
+        """Tell whether a command was taken up before."""
+        return self._journal.seen(command)
+
     def recover(self, now_ns: int) -> list[Outcome]:
         """Put right what an earlier process left: changes cut short, leases that have ended, migrations in flight.
 

@@ -111,6 +111,9 @@ class Knobs:
         if live != ours:
             who = "the decision was based on" if held is None else "virtpilot set it to"
             raise CommandRefused(FOREIGN, f"{lease.knob} is {live}, {who} {ours}: somebody else changed it")
+        if live != expected:
+            # By another command of ours that came in between, or out of its order.
+            raise CommandRefused("stale", f"{lease.knob} was {expected} when this was decided, and is {live} by now")
         return live
 
     def _execute(self, lease: Lease) -> int:

@@ -27,6 +27,8 @@ from virtpilot.hypervisor import EventSource, HostFacts, Hypervisor
 from virtpilot.lineencoding import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample, Stored
 from virtpilot.pipeline.attention import Attention
+from virtpilot.pipeline.audit.commands import CommandAudit
+from virtpilot.pipeline.audit.log import Audit
 from virtpilot.pipeline.cadence import Cadence, CadenceOptions
 from virtpilot.pipeline.event_desk import EventDesk
 from virtpilot.pipeline.uplink import Uplink
@@ -67,6 +69,7 @@ class Agent:
         hypervisor: Hypervisor,
         attention: Attention,
         verifier: Verifier,
+        audit: Audit,
         clock: Clock,
         migration_uri: str,
         timing: AgentTiming,
@@ -87,6 +90,7 @@ class Agent:
         self.bus = bus
         self._hypervisor = hypervisor
         self._verifier = verifier
+        self._audit = CommandAudit(audit)
         self._clock = clock
         self._migration_uri = migration_uri
         self._tick_ns = seconds(timing.tick_s)
@@ -101,7 +105,7 @@ class Agent:
         self.bus.subscribe(self._topics.sampling(self.host))
         self.bus.subscribe(self._topics.controller)
         now_ns = self._clock.now_ns()
-        self.desk.own(self.executor.recover(now_ns), now_ns)
+        self._own(self.executor.recover(now_ns), now_ns)
         self._next_tick_ns = self._clock.monotonic_ns()
 
     def step(self, timeout_s: float) -> None:
@@ -113,9 +117,10 @@ class Agent:
         elif self.cadence.due(self._clock.monotonic_ns()):
             self._look_closer(now_ns)
         self.attention.tick()
-        self.desk.own(self.executor.poll(now_ns), now_ns)
+        self._own(self.executor.poll(now_ns), now_ns)
         self._take_events(now_ns)
         self.uplink.tick()
+        self._audit.log.sync()
         self._announce(now_ns)
         self._publish_outcomes()
         delivery = self.bus.receive(timeout_s)
@@ -209,10 +214,21 @@ class Agent:
             # No outcome: who sent it is not known, and an answer would let a forger write into the audit.
             self.commands_refused += 1
             log.warning("command refused", guard=refused.guard, reason=refused.reason)
+            self._audit.refused(message.payload, refused, now_ns)
             return
         if command.epoch >= self.executor.epoch:
             self.attention.controller.heard()
-        self.desk.own(self.executor.submit(command, now_ns), now_ns)
+        again = self.executor.knows(command.id)
+        self._audit.taken(command, now_ns, again=again)
+        made = self.executor.submit(command, now_ns)
+        if not again:
+            self._audit.outcomes(made)
+        self.desk.own(made, now_ns)
+
+    def _own(self, outcomes: list[Outcome], now_ns: int) -> None:
+        """Take what the executor did by itself: leases that ended, operations that came to their end."""
+        self._audit.outcomes(outcomes)
+        self.desk.own(outcomes, now_ns)
 
     def _announce(self, now_ns: int) -> None:
         """Say that this host is here after each new connection: the last will may have said otherwise."""
@@ -284,6 +300,7 @@ class Agent:
         self.bus.close()
         self.uplink.close()
         self.executor.close()
+        self._audit.close(now_ns)
         self._hypervisor.close()
 
 

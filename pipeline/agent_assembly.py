@@ -19,6 +19,7 @@ from virtpilot.model import Bus
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.agent_config import AgentConfig
 from virtpilot.pipeline.attention import Attention
+from virtpilot.pipeline.audit.log import AuditLog
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.presence import ControllerWatch
@@ -50,9 +51,8 @@ def agent(
     topics = Topics(cluster)
     executor = Executor(hypervisor, _journal(folder), host=host, caps=caps)
     tags, now, leased = {"cluster": cluster, "host": host}, clock.monotonic_ns, executor.leased
-    attention = Attention(executor, ControllerWatch(caps.controller_grace_s, clock))
     collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=timing.budget_s)
-    spooled, session = Spool(folder / "spool", boot, spool), bus()
+    spooled, audit, session = Spool(folder / "spool", boot, spool), AuditLog(folder), bus()
     return Agent(
         host=host,
         boot=boot,
@@ -61,8 +61,9 @@ def agent(
         uplink=Uplink(session, spooled, topics, host, clock),
         collector=collector,
         hypervisor=hypervisor,
-        attention=attention,
+        attention=Attention(executor, ControllerWatch(caps.controller_grace_s, clock)),
         verifier=verifier,
+        audit=audit,
         clock=clock,
         migration_uri=migration_uri,
         timing=timing,

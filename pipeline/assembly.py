@@ -15,6 +15,8 @@ from virtpilot.model import Bus, Message, Store
 from virtpilot.pipeline import state, window_files
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.asking import Asking
+from virtpilot.pipeline.audit.log import AuditLog, NoAudit
+from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.config import ControllerConfig, WriterConfig
 from virtpilot.pipeline.controller import Controller
@@ -63,7 +65,7 @@ def controller(
         operations=OperationsPage(config.operations, pilot.desk, lambda work: located(work, pilot.fleet)),
         signer=signer,
         alerts=Alerts(config.alerts, clock, config.cluster),
-        records=RecordLog(folder / RECORDS if folder is not None else None),
+        books=_books(folder, clock),
         tracer=Tracer(rulebook, EvaluationLog(folder / EVALUATIONS if folder is not None else None)),
         clock=clock,
         timing=config.timing,
@@ -92,6 +94,13 @@ def _pilot(config: ControllerConfig, rulebook: Rulebook, epoch: int) -> Pilot:
         moving=config.moving,
         epoch=epoch,
     )
+
+
+def _books(folder: Path | None, clock: Clock) -> Books:
+    """Return what is kept of what happens, in a folder; in memory alone without one."""
+    if folder is None:
+        return Books(RecordLog(), NoAudit(), clock)
+    return Books(RecordLog(folder / RECORDS), AuditLog(folder), clock)
 
 
 def _state_path(folder: Path | None) -> Path | None:

@@ -12,6 +12,7 @@ from virtpilot import __version__
 from virtpilot.clock import SystemClock
 from virtpilot.model import Mode
 from virtpilot.pipeline import rules_cli, spool_cli
+from virtpilot.pipeline.audit import audit_cli
 from virtpilot.pipeline.moment import moment, moment_meant
 from virtpilot.pipeline.output import print_json, quiet_logs
 from virtpilot.pipeline.status import status_of
@@ -23,6 +24,7 @@ config_app = typer.Typer(help="Config files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(rules_cli.app, name="rules")
 app.add_typer(spool_cli.app, name="spool")
+app.add_typer(audit_cli.app, name="audit")
 
 CONTROLLER = Path("/etc/virtpilot/controller.toml")
 ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", show_default=False)]

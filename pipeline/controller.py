@@ -27,7 +27,7 @@ from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Messag
 from virtpilot.pipeline import foreign
 from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
-from virtpilot.pipeline.counters import Counters
+from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.operations.page import OperationsPage
@@ -35,7 +35,7 @@ from virtpilot.pipeline.outbox import Outbox
 from virtpilot.pipeline.pauses import Pauses
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.presence import Heartbeat
-from virtpilot.pipeline.records import Record, RecordLog
+from virtpilot.pipeline.records import Entry, Record
 from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
 from virtpilot.pipeline.steering import Steering, SteeringOptions
@@ -91,7 +91,7 @@ class Controller:
         signer: Signer,
         operations: OperationsPage,
         alerts: Alerts,
-        records: RecordLog,
+        books: Books,
         tracer: Tracer,
         clock: Clock,
         timing: ControllerTiming,
@@ -99,15 +99,13 @@ class Controller:
         windows: WindowFiles,
         sampling: SteeringOptions,
     ) -> None:
-        self.counters = Counters()
-        self.records = records
+        self.books, self.counters = books, books.counters
         self.tracer = tracer
-        self.pilot = pilot
-        self.rulebook = rulebook
+        self.pilot, self.rulebook = pilot, rulebook
         self.sources = Sources(rulebook.row)
         self.steering = Steering(sampling)
         self.reload_asked = threading.Event()
-        rulebook.on_reload = self._on_reload
+        rulebook.on_reload, rulebook.on_look = self._on_reload, books.rules
         self._topics, self.bus = topics, bus
         self._operations = operations
         self._alerts = alerts
@@ -122,6 +120,10 @@ class Controller:
         self._heartbeat = Heartbeat(bus, topics, pilot.epoch, clock)
         self._next_tick_ns = 0
 
+    def entries(self) -> Iterable[Entry]:
+        """Return the newest records, oldest first."""
+        return self.books.records.entries()
+
     @property
     def save_failures(self) -> int:
         """How often the state could not be saved."""
@@ -129,6 +131,8 @@ class Controller:
 
     def start(self) -> None:
         """Subscribe to what hosts say."""
+        self.books.begin(self.pilot.epoch)
+        self.books.rules(self.rulebook.looked())
         topics = self._topics
         for topic in (topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+")):
             self.bus.subscribe(topic)
@@ -223,6 +227,7 @@ class Controller:
         self._advance(now_ns)
         self._log_signals(news)
         self._alerts.tick(now_ns)
+        self.books.sync()
         self._keeper.tick()
         self._upkeep.begin("near misses", self.tracer.look(now_ns))
         self._upkeep.begin("steering", self._steer(now_ns))
@@ -252,7 +257,7 @@ class Controller:
                 self._on_outcome(message, now_ns)
             case "events":
                 self._on_event(message, now_ns)
-        self.records.flush()
+        self.books.flush()
         self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
@@ -283,7 +288,7 @@ class Controller:
     def _on_outcome(self, message: Message, now_ns: int) -> None:
         outcome = self._decode(message, Outcome)
         # Own measurements come back on the same topic; the record log knows them, as it knows duplicates.
-        if outcome is None or not self._record(outcome):
+        if outcome is None or not self.books.add(outcome):
             return
         self.pilot.on_outcome(outcome, now_ns)
         self._advance(now_ns, [outcome.guest])
@@ -295,7 +300,7 @@ class Controller:
             return
         kind = self.counters.event(event.kind)
         if kind in _EXPLAINING or (kind == EventKind.KNOB_CHANGED and event.by is By.OTHER):
-            self._record(event)
+            self.books.add(event)
         self.pilot.on_event(event, now_ns)
         self._keeper.save()
 
@@ -310,7 +315,7 @@ class Controller:
     def _on_signals(self, signals: list[Signal]) -> None:
         for signal in signals:
             # A signal that the record log knows was raised just before a crash: the restored state knows nothing of it.
-            self._record(signal)
+            self.books.add(signal)
             self._turns.add(f"{signal.rule} {signal.subject.id}", self.rulebook.evaluator.turn(signal))
             self.pilot.decider.on_signal(signal)
             self._alerts.signal(signal)
@@ -320,15 +325,15 @@ class Controller:
         """Write down what explains signals, once what follows from them is on its way."""
         if signals:
             self.tracer.signals(signals)
-        self.records.flush()
+        self.books.flush()
 
     def _advance(self, now_ns: int, about: Collection[str] | None = None) -> None:
         """Measure effects and decide, for the subjects that have news or for all; nothing leaves before it is saved."""
         found = self.pilot.decider.measure(now_ns, self.rulebook.evaluator, about)
-        effects = [outcome for outcome in found if self._record(outcome)]
+        effects = [outcome for outcome in found if self.books.add(outcome)]
         for outcome in effects:
             self.pilot.on_effect(outcome, now_ns)
-        records = [record for record in self.pilot.decide(now_ns, about) if self._record(record)]
+        records = [record for record in self.pilot.decide(now_ns, about) if self.books.add(record)]
         self._outbox.add(record for record in records if isinstance(record, Command))
         self._keeper.save()
         for outcome in effects:
@@ -339,12 +344,6 @@ class Controller:
 
     def _publish(self, topic: str, record: Record) -> None:
         self.bus.publish(Message(topic, msgspec.json.encode(record)))
-
-    def _record(self, record: Record) -> bool:
-        if not self.records.add(record):
-            return False
-        self.counters.record(record)
-        return True
 
     def run(self, stop: threading.Event) -> None:
         """Step until `stop` is set, then close."""
@@ -359,7 +358,7 @@ class Controller:
 
     def close(self) -> None:
         """Save, send what is in hand and leave in order."""
-        self.records.flush()
+        self.books.flush()
         self._upkeep.drop()
         self._keeper.save()
         self._keeper.settle()
@@ -367,6 +366,7 @@ class Controller:
         self._keeper.close()
         self._windows.close(self.rulebook.evaluator.world.windows)
         self._alerts.close(2.0)
+        self.books.close()
         self._operations.close()
         self._heartbeat.stop()
         self.bus.close()

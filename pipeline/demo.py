@@ -110,7 +110,7 @@ class Demo:
 
     def trails(self) -> list[trail.Trail]:
         """Return what has happened to each guest for which a rule fired."""
-        return trail.trails(self.controller.records.entries())
+        return trail.trails(self.controller.entries())
 
     def document(self) -> dict[str, Any]:
         """Return the whole run as one JSON-able document."""

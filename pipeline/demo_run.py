@@ -56,14 +56,14 @@ def _play_live(demo: Demo, console: Console, seconds: float | None, stop: thread
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for _played in demo.play(seconds, stop, speed, SystemClock()):
             lines = max(6, console.height - 7 - len(demo.fleet.hosts) - len(names))
-            live.update(screen(demo.fleet.view(), demo.controller.records.entries(), names, lines=lines), refresh=True)
+            live.update(screen(demo.fleet.view(), demo.controller.entries(), names, lines=lines), refresh=True)
 
 
 def _play_lines(demo: Demo, seconds: float | None, stop: threading.Event, speed: float, *, quiet: bool) -> None:
     names = _names(demo)
     shown = 0
     for _played in demo.play(seconds, stop, speed, SystemClock()):
-        entries = list(demo.controller.records.entries())
+        entries = list(demo.controller.entries())
         if not quiet:
             for entry in entries[shown:]:
                 sys.stdout.write(line(entry, names) + "\n")

@@ -114,7 +114,7 @@ def look_again(source: str, ruleset: RuleSet, name: str, at_ns: int, lookback_ns
     rehearsal.run_until(at_ns)
     evaluator = rehearsal.controller.rulebook.evaluator
     coverage.observe(evaluator)
-    signals = [entry for entry in rehearsal.controller.records.entries() if isinstance(entry.record, Signal)]
+    signals = [entry for entry in rehearsal.controller.entries() if isinstance(entry.record, Signal)]
     found = []
     for (rule, subject_id), (*_rest, reading) in coverage.readings.items():
         row = evaluator.row(coverage.rules[rule].on, subject_id)

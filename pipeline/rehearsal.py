@@ -65,7 +65,7 @@ class Rehearsal:
             folder=None,
             rulebook=Rulebook(RuleOptions(modes={} if mode is None else {"*": mode}), rules),
         )
-        self.controller.records = RecordLog(keep=MAX_RECORDS)
+        self.controller.books.records = RecordLog(keep=MAX_RECORDS)
         self.controller.start()
         self._bus = broker.connect("hosts")
         self.agents = StandIn(broker.connect("agents"), self.topics, {signer.key_id: key.public_key()}, reply)
@@ -96,4 +96,4 @@ class Rehearsal:
 
     def records(self) -> Iterator[Record]:
         """Yield what came to be, in order."""
-        return (entry.record for entry in self.controller.records.entries())
+        return (entry.record for entry in self.controller.entries())

@@ -222,7 +222,7 @@ def _play_fleet(test: RuleTest, path: Path, rules: RuleOptions, coverage: Covera
             while demo.clock.now_ns() - start_ns < test.end_ns:
                 demo.step()
                 coverage.observe(demo.controller.rulebook.evaluator)
-            kept = (entry.record for entry in demo.controller.records.entries())
+            kept = (entry.record for entry in demo.controller.entries())
             records = [record for record in kept if not isinstance(record, Event)]
             names = {guest.uuid: guest.name for guest in demo.fleet.view().guests}
             demo.close()

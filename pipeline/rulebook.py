@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -60,6 +62,8 @@ class Rulebook:
         self.ruleset = self._load()
         self.evaluator = Evaluator(self.ruleset, also=ALSO)
         self.wanted = self._wanted()
+        self.on_look: Callable[[dict[str, object]], None] = lambda _looked: None
+        """Told of each time that the files were looked at: what they are, whether they were taken."""
         self.on_reload: Callable[[RuleSet, Evaluator], None] = lambda _ruleset, _evaluator: None
 
     def _load(self) -> RuleSet:
@@ -96,6 +100,17 @@ class Rulebook:
                     continue
                 found.append((str(file), status.st_size, status.st_mtime_ns))
         return found
+
+    def looked(self) -> dict[str, object]:
+        """Return what is in force and what the files are just now: their digests, and the first of their mistakes."""
+        files = {}
+        for path, _size, _time_ns in self._files():
+            with contextlib.suppress(OSError):
+                files[path] = sha256(Path(path).read_bytes()).hexdigest()
+        rules = {rule.name: f"{rule.mode} {rule.digest}" for rule in self.ruleset.rules}
+        digest = sha256(msgspec.json.encode(rules)).hexdigest()
+        mistakes = list(self.problems[:_TOLD])
+        return {"taken": not mistakes, "count": len(rules), "digest": digest, "files": files, "mistakes": mistakes}
 
     def watch(self, now_ns: int) -> None:
         """Reload when a file has changed; refused whole, with all its errors, when it has mistakes."""
@@ -137,6 +152,7 @@ class Rulebook:
             self.refusals += 1
             self.problems = tuple(map(str, error.problems))
             log.error("rules refused, the last good ones stay", problems=self.problems)
+            self.on_look(self.looked())
             return
         self.problems = ()
         evaluator = Evaluator(ruleset, also=ALSO)
@@ -144,4 +160,5 @@ class Rulebook:
         self.ruleset, self.evaluator = ruleset, evaluator
         self.wanted = self._wanted()
         self.on_reload(ruleset, evaluator)
+        self.on_look(self.looked())
         log.info("rules loaded", rules=len(ruleset.rules))

@@ -73,6 +73,9 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
     exporter.watch("virtpilot_rules_refused_total", "Rule files refused.", "counter", lambda: made.rulebook.refusals)
     exporter.watch("virtpilot_state_save_failures_total", "State not saved.", "counter", lambda: made.save_failures)
     exporter.watch(
+        "virtpilot_audit_failures_total", "Audit lines not written.", "counter", lambda: made.books.audit_failures
+    )
+    exporter.watch(
         "virtpilot_matcher_info",
         "The second stage's matcher.",
         "gauge",

@@ -144,13 +144,22 @@ def test_a_duplicate_acts_on_nothing(host: OneHost, tmp_path: Path, action: Acti
 def test_a_second_set_keeps_the_first_baseline(host: OneHost, tmp_path: Path) -> None:
     made = executor(host, tmp_path)
     made.submit(command(set_to(2048)), at(0))
-    done = only(made.submit(command(set_to(4096, expected=1024), "cm-2"), at(10)))
+    done = only(made.submit(command(set_to(4096, expected=2048), "cm-2"), at(10)))
     assert (done.result, done.before, done.after) == (Result.DONE, {SHARES: 2048}, {SHARES: 4096})
     (lease,) = made.leases()
     assert (lease.baseline, lease.value, lease.command, lease.end_ns) == (1024, 4096, "cm-2", at(70))
     assert made.poll(at(61)) == []
     assert only(made.poll(at(70))).command == "cm-2"
     assert host.shares == 1024
+
+
+def test_a_set_that_was_decided_before_another_one_is_stale(host: OneHost, tmp_path: Path) -> None:
+    made = executor(host, tmp_path)
+    made.submit(command(set_to(2048)), at(0))
+    late = only(made.submit(command(set_to(512, expected=1024), "cm-2"), at(10)))
+    assert (late.result, late.guard) == (Result.REFUSED, "stale")
+    assert late.reason == "cpu_shares was 1024 when this was decided, and is 2048 by now"
+    assert host.shares == 2048
 
 
 def test_a_leased_knob_that_somebody_else_set_is_not_ours_to_set(host: OneHost, tmp_path: Path) -> None:
@@ -210,7 +219,7 @@ def test_a_failed_second_set_goes_back_to_the_first(host: OneHost, tmp_path: Pat
     made = executor(host, tmp_path)
     made.submit(command(set_to(2048)), at(0))
     host.rounds = lambda value: 4000 if value == 4096 else value
-    failed = only(made.submit(command(set_to(4096), "cm-2"), at(10)))
+    failed = only(made.submit(command(set_to(4096, expected=2048), "cm-2"), at(10)))
     assert (failed.result, host.shares) == (Result.FAILED, 2048)
     (lease,) = made.leases()
     assert (lease.command, lease.value, lease.baseline, lease.state) == ("cm-1", 2048, 1024, LeaseState.HELD)

@@ -19,7 +19,7 @@ def stored(demo: Demo) -> dict[str, list[Sample]]:
 
 
 def acted_on(demo: Demo) -> set[str]:
-    decisions = [entry.record for entry in demo.controller.records.entries() if isinstance(entry.record, Decision)]
+    decisions = [entry.record for entry in demo.controller.entries() if isinstance(entry.record, Decision)]
     return {decision.subject.id for decision in decisions if decision.accepted}
 
 

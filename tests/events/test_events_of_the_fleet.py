@@ -122,7 +122,7 @@ def test_own_and_foreign_changes_are_told_apart(demo: tuple[Demo, list[Event]]) 
     knobs = [event for event in events if event.kind == "knob_changed"]
     foreign = [event for event in knobs if event.by is By.OTHER]
     assert [event.numbers for event in foreign] == [{"cpu_shares": 900}]
-    own = {entry.record.id for entry in played.controller.records.entries() if entry.kind == "command"}
+    own = {entry.record.id for entry in played.controller.entries() if entry.kind == "command"}
     ours = [event for event in knobs if event.by is By.VIRTPILOT]
     assert len(ours) >= 2  # raised, and given back
     assert {event.cause for event in ours} <= own
@@ -131,7 +131,7 @@ def test_own_and_foreign_changes_are_told_apart(demo: tuple[Demo, list[Event]]) 
 
 def test_the_controller_keeps_what_explains_something_and_counts_the_rest(demo: tuple[Demo, list[Event]]) -> None:
     played, events = demo
-    kept = [entry.record for entry in played.controller.records.entries() if isinstance(entry.record, Event)]
+    kept = [entry.record for entry in played.controller.entries() if isinstance(entry.record, Event)]
     assert {event.kind for event in kept} >= {"knob_changed", "stopped", "started", "job_completed"}
     assert all(event.by is By.OTHER for event in kept if event.kind == "knob_changed")
     counted = played.controller.counters.events
@@ -157,5 +157,5 @@ def test_events_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
     demo.controller.step(0)
     assert demo.controller.counters.bad_messages == 2
     assert demo.controller.counters.events == {"unknown": 50}
-    assert [entry for entry in demo.controller.records.entries() if entry.kind == "event"] == []
+    assert [entry for entry in demo.controller.entries() if entry.kind == "event"] == []
     demo.close()

@@ -80,7 +80,7 @@ class PilotedFleet:
 
     def moved(self) -> str:
         """Return the UUID of the guest that was moved."""
-        records = [entry.record for entry in self.controller.records.entries()]
+        records = [entry.record for entry in self.controller.entries()]
         moves = [record for record in records if isinstance(record, Outcome) and record.action == "migrate"]
         assert moves, "nothing was moved"
         return moves[0].guest

@@ -131,7 +131,7 @@ def test_records_of_the_job_are_the_same_whether_anything_is_kept_or_not(tmp_pat
     for demo in (kept, free):
         for _ in range(250):
             demo.step()
-        records = [entry.record for entry in demo.controller.records.entries()]
+        records = [entry.record for entry in demo.controller.entries()]
         told.append([(type(one).__name__, one.rule) for one in records if isinstance(one, Command | Outcome)])
         demo.close()
     assert told[0] == told[1] != []

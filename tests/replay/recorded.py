@@ -21,7 +21,7 @@ def play_demo(folder: Path, seconds: int) -> list[Signal]:
     for _ in range(seconds):
         demo.step()
     demo.close()
-    return [entry.record for entry in demo.controller.records.entries() if isinstance(entry.record, Signal)]
+    return [entry.record for entry in demo.controller.entries() if isinstance(entry.record, Signal)]
 
 
 def host(name: str, at_s: float, usage: float, cluster: str = "c") -> Sample:
