@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 MAX_PAYLOAD_BYTES: Final = 64 * 1024
 MAX_VALIDITY_S: Final = 3600.0
-PRIVATE_NAME: Final = "controller.key"
-PUBLIC_NAME: Final = "controller.pub"
 _PREFIX: Final = b"virtpilot command v1\n"
 _WILDCARDS: Final = frozenset("*+#")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -202,12 +200,12 @@ def _check_set(action: SetKnob) -> None:
         raise CommandRefused("value", "a knob's value does not fit into 64 bits")
 
 
-def generate(folder: Path) -> tuple[Path, Path]:
-    """Make a key pair in `folder`, return the private and the public file; raises ConfigError, overwrites nothing."""
+def generate(folder: Path, name: str = "controller") -> tuple[Path, Path]:
+    """Make a key pair in `folder`, return NAME.key and NAME.pub; raises ConfigError, overwrites nothing."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-    private, public = folder / PRIVATE_NAME, folder / PUBLIC_NAME
+    private, public = folder / f"{name}.key", folder / f"{name}.pub"
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public_pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

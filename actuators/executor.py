@@ -87,6 +87,8 @@ class Executor:
         self._retries = Retries()
         self._next_prune_ns = 0
         self._next_look_ns = 0
+        self.stopped = ""
+        """Why nothing new is begun, "" where it is; what is held runs to its end, and may be given back."""
 
     def submit(self, command: Command, now_ns: int) -> list[Outcome]:
         """Execute an opened command; a duplicate changes nothing and has its known outcomes published again."""
@@ -108,6 +110,8 @@ class Executor:
         if command.not_after_ns < now_ns:
             late_s = (now_ns - command.not_after_ns) / SECOND
             raise CommandRefused("expired", f"it expired {late_s:.1f} s ago")
+        if self.stopped and not isinstance(command.action, ReleaseKnob | Abort):
+            raise CommandRefused("stopped", self.stopped)
         newest = self._journal.epoch
         if command.epoch < newest:
             reason = f"a newer controller has taken over: epoch {command.epoch}, newest seen {newest}"
@@ -292,6 +296,10 @@ class Executor:
     def epoch(self) -> int:
         """The newest epoch of any command so far."""
         return self._journal.epoch
+
+    def abort_migrations(self, now_ns: int) -> None:
+        """Abort the migrations under way that can be; their guests stay."""
+        self._migrations.abort_all("everything is to stop", now_ns)
 
     def busy(self, guest: str) -> bool:
         """Tell whether a long operation on a guest is in flight, or a change to it is still to be taken back."""

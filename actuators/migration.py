@@ -157,6 +157,17 @@ class Migrations:
             return [self._end(operation, Result.FAILED, f"{restarted}; {self._whereabouts(place)}", now_ns)]
         return []
 
+    def abort_all(self, why: str, now_ns: int) -> None:
+        """Abort every migration that can be; `poll` tells of each when it is over."""
+        for operation in self._journal.operations():
+            if operation.state is OperationState.STARTED and isinstance(operation.command.action, Migrate):
+                try:
+                    self._hypervisor.abort_job(operation.guest)
+                except HypervisorError as error:
+                    log.warning("not aborted", guest=operation.guest, error=str(error))
+                else:
+                    self._abort(operation, why, now_ns)
+
     def _steer(self, operation: Operation, job: Move, status: JobStatus, now_ns: int) -> list[Outcome]:
         """Put an end to a migration that gets nowhere, or takes too long: by post-copy or an abort, as it was asked."""
         if operation.state is OperationState.SWITCHED:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.mosquitto.users import HASHED, make_users
-from virtpilot.actuators.command import PRIVATE_NAME, PUBLIC_NAME, generate
+from virtpilot.actuators.command import generate
 from virtpilot.errors import VirtpilotError
 
 # Whom the images of mosquitto and Grafana run as.
@@ -32,7 +32,7 @@ def make_secrets(folder: Path, uid: int) -> None:
     """Fill the folders; raises OSError, ValueError or VirtpilotError."""
     made = folder / "made"
     make_users(made, [*SERVICES, HEALTH])
-    if not (made / PRIVATE_NAME).exists():
+    if not (made / "controller.key").exists():
         generate(made)
     (made / HEALTH_FILE).touch(mode=0o600)
     (made / HEALTH_FILE).write_text(f"-u {HEALTH}\n-P {(made / f'{HEALTH}.password').read_text()}")
@@ -42,8 +42,8 @@ def make_secrets(folder: Path, uid: int) -> None:
         _give(made / f"{service}.password", folder / service / "bus-password", uid)
     make_users(made / "grafana", ["admin"])
     _give(made / "grafana/admin.password", folder / "grafana/admin-password", GRAFANA_UID)
-    _give(made / PRIVATE_NAME, folder / "controller" / PRIVATE_NAME, uid)
-    _give(made / PUBLIC_NAME, folder / "fleet" / PUBLIC_NAME, uid)
+    _give(made / "controller.key", folder / "controller" / "controller.key", uid)
+    _give(made / "controller.pub", folder / "fleet" / "controller.pub", uid)
 
 
 def _give(source: Path, target: Path, uid: int) -> None:

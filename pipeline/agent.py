@@ -4,6 +4,7 @@
     libvirt's events → event desk → bus events/<host>
     bus controller → attention: leases end when no controller lives
     bus sampling/<host> → cadence: some guests more often, some less, for a while
+    bus switch → nothing new is begun, for as long as it says so
     bus commands/<host> → verifier → executor (journal, knobs, migration) → bus outcomes/<host>
 
 Metrics need no controller: a lost broker fills the spool. Leases end by themselves, at their end or when the controller
@@ -19,17 +20,14 @@ from typing import Annotated, Final
 import msgspec
 import structlog
 
-from virtpilot.actuators.command import Verifier
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.collectors.collector import HostCollector
-from virtpilot.errors import CommandRefused, HypervisorError
+from virtpilot.errors import HypervisorError
 from virtpilot.hypervisor import EventSource, HostFacts, Hypervisor
 from virtpilot.lineencoding import encode_lines
 from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample, Stored
-from virtpilot.pipeline.attention import Attention
-from virtpilot.pipeline.audit.commands import CommandAudit
-from virtpilot.pipeline.audit.log import Audit
 from virtpilot.pipeline.cadence import Cadence, CadenceOptions
+from virtpilot.pipeline.command_desk import CommandDesk
 from virtpilot.pipeline.event_desk import EventDesk
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
@@ -47,6 +45,17 @@ class AgentTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float,
         msgspec.Meta(description="The share of a tick after which what can wait is left out of it.", gt=0, le=1),
     ] = 0.5
+    settle_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="On a new connection commands wait so long for what the kill switch says.", ge=0, le=10
+        ),
+    ] = 0.5
+
+    @property
+    def settle_ns(self) -> int:
+        """How long commands wait on a new connection."""
+        return seconds(self.settle_s)
 
     @property
     def budget_s(self) -> float:
@@ -67,9 +76,7 @@ class Agent:
         uplink: Uplink,
         collector: HostCollector,
         hypervisor: Hypervisor,
-        attention: Attention,
-        verifier: Verifier,
-        audit: Audit,
+        commands: CommandDesk,
         clock: Clock,
         migration_uri: str,
         timing: AgentTiming,
@@ -78,19 +85,18 @@ class Agent:
         self.host = host
         self.uplink = uplink
         self.collector = collector
-        self.executor = executor = attention.executor
+        self.commands = commands
         source = hypervisor if isinstance(hypervisor, EventSource) else None
-        self.attention = attention
+        self.attention = attention = commands.attention
+        self.executor = executor = attention.executor
         moving, told = executor.moving, attention.told
         self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moving=moving, told=told)
         self.cadence = Cadence(host, sampling, timing.tick_s)
-        self.commands_refused = self.samples = self.ticks = 0
+        self.samples = self.ticks = 0
         self._boot = boot
         self._topics = topics
         self.bus = bus
         self._hypervisor = hypervisor
-        self._verifier = verifier
-        self._audit = CommandAudit(audit)
         self._clock = clock
         self._migration_uri = migration_uri
         self._tick_ns = seconds(timing.tick_s)
@@ -100,6 +106,8 @@ class Agent:
 
     def start(self) -> None:
         """Subscribe and put right what an earlier run left: leases that have ended, operations cut short."""
+        # Before the commands: what is retained there comes with the subscription.
+        self.bus.subscribe(self._topics.switch)
         self.bus.subscribe(self._topics.commands(self.host))
         self.bus.subscribe(self._topics.stored(self.host))
         self.bus.subscribe(self._topics.sampling(self.host))
@@ -120,13 +128,14 @@ class Agent:
         self._own(self.executor.poll(now_ns), now_ns)
         self._take_events(now_ns)
         self.uplink.tick()
-        self._audit.log.sync()
+        self.commands.audit.log.sync()
         self._announce(now_ns)
         self._publish_outcomes()
         delivery = self.bus.receive(timeout_s)
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
             delivery = self.bus.receive(0)
+        self.desk.own(self.commands.due(self.bus.generation), now_ns)
         self._take_events(self._clock.now_ns())
         self._publish_outcomes()
 
@@ -189,8 +198,13 @@ class Agent:
         match self._topics.family_of(message.topic):
             case "stored":
                 self._on_stored(message)
+            case "switch":
+                if self.commands.said(message.payload):
+                    # Say so: who has stopped all waits for it.
+                    self._announced = 0
             case "commands":
-                self._on_command(message, now_ns)
+                self.desk.own(self.commands.take(delivery, self.bus.generation), now_ns)
+                return
             case "controller":
                 self.attention.on_controller(message)
             case "sampling":
@@ -206,28 +220,9 @@ class Agent:
         if report.host == self.host:
             self.uplink.on_stored(report)
 
-    def _on_command(self, message: Message, now_ns: int) -> None:
-        """Verify and execute; the journal holds whatever happens before the message is acknowledged."""
-        try:
-            command = self._verifier.open(message.payload, now_ns)
-        except CommandRefused as refused:
-            # No outcome: who sent it is not known, and an answer would let a forger write into the audit.
-            self.commands_refused += 1
-            log.warning("command refused", guard=refused.guard, reason=refused.reason)
-            self._audit.refused(message.payload, refused, now_ns)
-            return
-        if command.epoch >= self.executor.epoch:
-            self.attention.controller.heard()
-        again = self.executor.knows(command.id)
-        self._audit.taken(command, now_ns, again=again)
-        made = self.executor.submit(command, now_ns)
-        if not again:
-            self._audit.outcomes(made)
-        self.desk.own(made, now_ns)
-
     def _own(self, outcomes: list[Outcome], now_ns: int) -> None:
         """Take what the executor did by itself: leases that ended, operations that came to their end."""
-        self._audit.outcomes(outcomes)
+        self.commands.audit.outcomes(outcomes)
         self.desk.own(outcomes, now_ns)
 
     def _announce(self, now_ns: int) -> None:
@@ -259,6 +254,7 @@ class Agent:
             migration_uri=self._migration_uri,
             driver=facts.driver,
             versions=facts.versions,
+            stopped=self.commands.stopped,
         )
         return Message(self._topics.status(self.host), msgspec.json.encode(status), retain=True)
 
@@ -300,7 +296,7 @@ class Agent:
         self.bus.close()
         self.uplink.close()
         self.executor.close()
-        self._audit.close(now_ns)
+        self.commands.audit.close(now_ns)
         self._hypervisor.close()
 
 

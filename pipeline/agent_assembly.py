@@ -11,6 +11,7 @@ from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Verifier, load_public
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
+from virtpilot.actuators.order import Operators
 from virtpilot.clock import Clock
 from virtpilot.collectors.collector import HostCollector
 from virtpilot.collectors.tree import FileTree, Tree
@@ -19,12 +20,15 @@ from virtpilot.model import Bus
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.agent_config import AgentConfig
 from virtpilot.pipeline.attention import Attention
+from virtpilot.pipeline.audit.commands import CommandAudit
 from virtpilot.pipeline.audit.log import AuditLog
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.cadence import CadenceOptions
+from virtpilot.pipeline.command_desk import CommandDesk
 from virtpilot.pipeline.presence import ControllerWatch
 from virtpilot.pipeline.process import boot_id
 from virtpilot.pipeline.spool import Spool, SpoolOptions
+from virtpilot.pipeline.switch import SWITCH, Switch
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
 
@@ -46,13 +50,15 @@ def agent(
     sampling: CadenceOptions,
     spool: SpoolOptions,
     caps: Caps,
+    operators: Operators = Operators({}),  # noqa: B008 - has no state
 ) -> Agent:
     """Put an agent together; the bus comes last: a start that fails must not take the place of one that runs."""
-    topics = Topics(cluster)
     executor = Executor(hypervisor, _journal(folder), host=host, caps=caps)
     tags, now, leased = {"cluster": cluster, "host": host}, clock.monotonic_ns, executor.leased
     collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=timing.budget_s)
-    spooled, audit, session = Spool(folder / "spool", boot, spool), AuditLog(folder), bus()
+    switch = Switch(folder / SWITCH, operators, cluster)
+    audit, topics, spooled = CommandAudit(AuditLog(folder)), Topics(cluster), Spool(folder / "spool", boot, spool)
+    session = bus()
     return Agent(
         host=host,
         boot=boot,
@@ -61,14 +67,16 @@ def agent(
         uplink=Uplink(session, spooled, topics, host, clock),
         collector=collector,
         hypervisor=hypervisor,
-        attention=Attention(executor, ControllerWatch(caps.controller_grace_s, clock)),
-        verifier=verifier,
-        audit=audit,
+        commands=CommandDesk(_attention(executor, caps, clock), verifier, switch, audit, clock, timing.settle_ns),
         clock=clock,
         migration_uri=migration_uri,
         timing=timing,
         sampling=sampling,
     )
+
+
+def _attention(executor: Executor, caps: Caps, clock: Clock) -> Attention:
+    return Attention(executor, ControllerWatch(caps.controller_grace_s, clock))
 
 
 def _journal(folder: Path) -> Journal:
@@ -109,4 +117,5 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
         sampling=config.sampling,
         spool=config.spool,
         caps=config.caps,
+        operators=Operators(load_public(map(Path, config.operators.public_key_files))),
     )

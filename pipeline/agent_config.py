@@ -14,6 +14,7 @@ from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.exporter import ExporterOptions
 from virtpilot.pipeline.process import LogOptions
 from virtpilot.pipeline.spool import SpoolOptions
+from virtpilot.pipeline.switch import OperatorOptions
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _NAME_OR_NONE: Final = f"^({_NAME})?$"
@@ -71,6 +72,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bus: MqttOptions = MqttOptions()
     spool: SpoolOptions = SpoolOptions()
     commands: AgentKeys = AgentKeys()
+    operators: OperatorOptions = OperatorOptions()
     caps: Caps = Caps()
     exporter: ExporterOptions = ExporterOptions()
     log: LogOptions = LogOptions()

@@ -44,7 +44,7 @@ def watch_agents(exporter: Exporter, agents: Sequence[Agent]) -> Exporter:
         "virtpilot_agent_commands_refused_total",
         "Commands not verified.",
         "counter",
-        lambda made: made.commands_refused,
+        lambda made: made.commands.refused,
     )
     watch("virtpilot_agent_leases_count", "Knobs held just now.", "gauge", lambda made: len(made.executor.leases()))
     watch("virtpilot_spool_messages_count", "Messages not reported stored.", "gauge", lambda made: made.uplink.pending)
@@ -72,6 +72,12 @@ def _watch_between_ticks(exporter: Exporter, agents: Sequence[Agent]) -> None:
     def watch(name: str, meaning: str, kind: Literal["counter", "gauge"], read: Callable[[Agent], int]) -> None:
         exporter.watch(name, meaning, kind, lambda: sum(map(read, agents)))
 
+    watch(
+        "virtpilot_agent_stopped_count",
+        "Agents that begin nothing new after a stop.",
+        "gauge",
+        lambda made: bool(made.commands.stopped),
+    )
     watch("virtpilot_agent_events_published_total", "Events published.", "counter", lambda made: made.desk.published)
     watch("virtpilot_agent_events_dropped_total", "Events lost.", "counter", lambda made: made.desk.dropped)
     watch("virtpilot_agent_sampling_orders_total", "Orders to sample.", "counter", lambda made: made.cadence.orders)

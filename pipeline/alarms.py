@@ -1,4 +1,4 @@
-"""What the guards alarm about, as signals like those of rules: open breakers, and guests that go to and fro."""
+"""What the guards alarm about, as signals like those of rules: a stop, open breakers, and guests that go to and fro."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ class Alarms:
 
     def of_guards(self, guards: Guards, fleet: MeasuredFleet) -> Iterator[Alarm]:
         """Yield what the guards alarm about just now."""
+        if guards.stopped.why:
+            subject = Subject(Kind.CLUSTER, self._cluster, self._cluster)
+            yield Alarm(STOPPED, subject, Severity.CRITICAL, "Nothing new is begun.", {"why": guards.stopped.why})
         for name, circuit in guards.breakers.opened():
             kind, _, who = name.partition(" ")
             # A rule is no subject of measurements: it stands for what it does in the cluster.

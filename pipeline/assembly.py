@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from virtpilot.actuators.command import Signer, load_private
+from virtpilot.actuators.command import Signer, load_private, load_public
 from virtpilot.actuators.guards.chain import Guards
+from virtpilot.actuators.order import Operators
 from virtpilot.clock import Clock, seconds
 from virtpilot.model import Bus, Message, Store
 from virtpilot.pipeline import state, window_files
@@ -32,6 +33,7 @@ from virtpilot.pipeline.records import RECORDS, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook
 from virtpilot.pipeline.store.file import FileStore
 from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.switch import SWITCH, Switch
 from virtpilot.pipeline.window_files import WindowFiles
 from virtpilot.pipeline.writer import Writer
 from virtpilot.rules.decisions.decider import Decider
@@ -72,6 +74,7 @@ def controller(
         state=None if state_path is None else state.StateLog(state_path),
         windows=WindowFiles(folder, clock, seconds(config.timing.save_s)),
         sampling=config.sampling,
+        switch=_switch(config, folder),
     )
     if saved is not None and folder is not None:
         made.restore(saved, window_files.load(folder))
@@ -101,6 +104,11 @@ def _books(folder: Path | None, clock: Clock) -> Books:
     if folder is None:
         return Books(RecordLog(), NoAudit(), clock)
     return Books(RecordLog(folder / RECORDS), AuditLog(folder), clock)
+
+
+def _switch(config: ControllerConfig, folder: Path | None) -> Switch:
+    operators = Operators(load_public(map(Path, config.operators.public_key_files)))
+    return Switch(folder / SWITCH if folder is not None else None, operators, config.cluster)
 
 
 def _state_path(folder: Path | None) -> Path | None:

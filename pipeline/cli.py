@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from virtpilot import __version__
 from virtpilot.clock import SystemClock
 from virtpilot.model import Mode
-from virtpilot.pipeline import rules_cli, spool_cli
+from virtpilot.pipeline import operator_cli, rules_cli, spool_cli
 from virtpilot.pipeline.audit import audit_cli
 from virtpilot.pipeline.moment import moment, moment_meant
 from virtpilot.pipeline.output import print_json, quiet_logs
@@ -25,6 +26,17 @@ app.add_typer(config_app, name="config")
 app.add_typer(rules_cli.app, name="rules")
 app.add_typer(spool_cli.app, name="spool")
 app.add_typer(audit_cli.app, name="audit")
+app.add_typer(operator_cli.app, name="approvals")
+app.command()(operator_cli.stop)
+app.command()(operator_cli.resume)
+
+
+class KeyName(StrEnum):
+    """Who signs."""
+
+    CONTROLLER = "controller"
+    OPERATOR = "operator"
+
 
 CONTROLLER = Path("/etc/virtpilot/controller.toml")
 ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", show_default=False)]
@@ -157,12 +169,16 @@ def _moment(text: str) -> int | None:
 
 
 @app.command()
-def keys(folder: Annotated[Path, typer.Argument(help="Where to; made if need be.")]) -> None:
-    """Make the key pair with which a controller signs and agents verify."""
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Where to; made if need be.")],
+    name: Annotated[KeyName, typer.Option(help="Whose: the controller's, or an operator's.")] = KeyName.CONTROLLER,
+) -> None:
+    """Make the key pair with which a controller signs and agents verify, or an operator and all of them."""
     from virtpilot.actuators.command import generate
 
-    private, public = generate(folder)
-    typer.echo(f"{private}: for the controller alone\n{public}: for every agent")
+    private, public = generate(folder, name)
+    readers = "every agent" if name is KeyName.CONTROLLER else "the controller and every agent"
+    typer.echo(f"{private}: for the {name} alone\n{public}: for {readers}")
 
 
 @config_app.command("check")
@@ -186,11 +202,11 @@ def config_sample(process: str) -> None:
 
 
 def _process_type(name: str) -> type[Any]:
-    from virtpilot.pipeline.config import PROCESSES
+    from virtpilot.pipeline.config import CONFIGS
 
-    if name not in PROCESSES:
-        raise typer.BadParameter(f"{name!r} is no process: {', '.join(PROCESSES)} (say --process)")
-    return PROCESSES[name]
+    if name not in CONFIGS:
+        raise typer.BadParameter(f"{name!r} is no process: {', '.join(CONFIGS)} (say --process)")
+    return CONFIGS[name]
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.pipeline.store.influx import StoreOptions
+from virtpilot.pipeline.switch import OperatorOptions
 from virtpilot.planner.moving import MovingOptions
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import DecisionOptions
@@ -53,6 +54,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scheduling: SchedulingOptions = SchedulingOptions()
     operations: PageOptions = PageOptions()
     commands: ControllerKeys = ControllerKeys()
+    operators: OperatorOptions = OperatorOptions()
     bus: MqttOptions = MqttOptions()
     alerts: AlertOptions = AlertOptions()
     exporter: ExporterOptions = ExporterOptions()
@@ -89,8 +91,25 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bus: MqttOptions = MqttOptions()
     spool: SpoolOptions = SpoolOptions()
     commands: AgentKeys = AgentKeys()
+    operators: OperatorOptions = OperatorOptions()
     exporter: ExporterOptions = ExporterOptions()
     log: LogOptions = LogOptions()
+
+
+class OperatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`virtpilot stop`, `resume` and `approvals`: one per operator, wherever they sit."""
+
+    cluster: Cluster
+    name: Annotated[str, Meta(description="Who this is, as others are told.", min_length=1, max_length=128)] = (
+        "operator"
+    )
+    private_key_file: Annotated[
+        str,
+        Meta(
+            description="The key that signs (`virtpilot keys FOLDER --name operator` makes a pair); a stop needs none."
+        ),
+    ] = "/etc/virtpilot/operator.key"
+    bus: MqttOptions = MqttOptions()
 
 
 Config = AgentConfig | ControllerConfig | WriterConfig | FleetConfig
@@ -101,3 +120,6 @@ PROCESSES: Final[dict[str, type[Config]]] = {
     "writer": WriterConfig,
     "fleet": FleetConfig,
 }
+
+CONFIGS: Final[dict[str, type[Config | OperatorConfig]]] = {**PROCESSES, "operator": OperatorConfig}
+"""Every config file that there is."""

@@ -3,6 +3,7 @@
     bus metrics/+ → wanted fields → evaluator → signals → bus signals/<rule>, alerts
     signals, nearness to thresholds → steering → bus sampling/<host>
     signals, outcomes → decider → pilot (planner, guards) → bus decisions, commands/<host>
+    bus switch → the guards let nothing through
     bus events/+ → the record log, where they explain something
     bus outcomes/+ → decider: effect measured, next rung → bus outcomes/<host>
 
@@ -21,7 +22,7 @@ import structlog
 
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import SECOND, Clock, seconds
-from virtpilot.events import LIFECYCLE, By, Event, EventKind
+from virtpilot.events import Event
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Message, Outcome, Signal
 from virtpilot.pipeline import foreign
@@ -39,6 +40,7 @@ from virtpilot.pipeline.records import Entry, Record
 from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
 from virtpilot.pipeline.steering import Steering, SteeringOptions
+from virtpilot.pipeline.switch import Switch
 from virtpilot.pipeline.upkeep import Upkeep
 from virtpilot.pipeline.window_files import WindowFiles
 from virtpilot.rules.language.records import RuleSet
@@ -53,18 +55,6 @@ _POLL_S: Final = 0.2
 _DISK_POLL_S: Final = 0.01
 # Where messages never cease to come, a slice of upkeep is done after so many.
 _IN_A_ROW: Final = 8
-# Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
-_EXPLAINING: Final = LIFECYCLE | {
-    EventKind.JOB_COMPLETED,
-    EventKind.JOB_ENDED,
-    EventKind.IO_ERROR,
-    EventKind.WATCHDOG,
-    EventKind.CONTROL_ERROR,
-    EventKind.MEMORY_FAILURE,
-    EventKind.LEASE_TAKEN,
-    EventKind.LEASE_LEFT,
-    EventKind.EVENTS_LOST,
-}
 T = TypeVar("T")
 
 
@@ -98,6 +88,7 @@ class Controller:
         state: StateLog | None,
         windows: WindowFiles,
         sampling: SteeringOptions,
+        switch: Switch,
     ) -> None:
         self.books, self.counters = books, books.counters
         self.tracer = tracer
@@ -108,10 +99,9 @@ class Controller:
         rulebook.on_reload, rulebook.on_look = self._on_reload, books.rules
         self._topics, self.bus = topics, bus
         self._operations = operations
-        self._alerts = alerts
-        self._alarms = Alarms(topics.cluster)
-        self._clock = clock
-        self._timing = timing
+        self._alerts, self._alarms = alerts, Alarms(topics.cluster)
+        self._switch = switch
+        self._clock, self._timing = clock, timing
         self._outbox = Outbox(bus, topics, signer)
         self._turns: Recent[Turn] = Recent()
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
@@ -130,11 +120,12 @@ class Controller:
         return self._keeper.failures + self._windows.failures
 
     def start(self) -> None:
-        """Subscribe to what hosts say."""
+        """Subscribe to what hosts say, and operators."""
         self.books.begin(self.pilot.epoch)
         self.books.rules(self.rulebook.looked())
+        self.pilot.guards.stopped.why = self._switch.why
         topics = self._topics
-        for topic in (topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+")):
+        for topic in (topics.switch, topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+")):
             self.bus.subscribe(topic)
 
     def restore(self, document: dict[str, Any], windows: Iterable[SavedHistory]) -> None:
@@ -257,6 +248,9 @@ class Controller:
                 self._on_outcome(message, now_ns)
             case "events":
                 self._on_event(message, now_ns)
+            case "switch":
+                if self._switch.take(message.payload, now_ns):
+                    self.pilot.guards.stopped.why = self._switch.why
         self.books.flush()
         self._outbox.acknowledge(delivery, self._keeper)
 
@@ -298,8 +292,7 @@ class Controller:
         event = self._decode(message, Event)
         if event is None or event.host != self._topics.host_of(message.topic):
             return
-        kind = self.counters.event(event.kind)
-        if kind in _EXPLAINING or (kind == EventKind.KNOB_CHANGED and event.by is By.OTHER):
+        if self.counters.event(event):
             self.books.add(event)
         self.pilot.on_event(event, now_ns)
         self._keeper.save()

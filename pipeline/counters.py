@@ -1,18 +1,32 @@
-"""What the controller did, counted for the exporter."""
+"""What the controller did, counted for the exporter; and which events explain something."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from virtpilot.events import EventKind
+from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.model import Command, Decision, Outcome, Signal
 from virtpilot.pipeline.records import Record
 
-_KINDS = frozenset(EventKind)
+_KINDS: Final = frozenset(EventKind)
+# Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
+_EXPLAINING: Final = LIFECYCLE | {
+    EventKind.JOB_COMPLETED,
+    EventKind.JOB_ENDED,
+    EventKind.IO_ERROR,
+    EventKind.WATCHDOG,
+    EventKind.CONTROL_ERROR,
+    EventKind.MEMORY_FAILURE,
+    EventKind.LEASE_TAKEN,
+    EventKind.LEASE_LEFT,
+    EventKind.EVENTS_LOST,
+}
 
 
 class Counters(msgspec.Struct):
-    """Grow only."""
+    """The counts since the start."""
 
     messages: int = 0
     samples: int = 0
@@ -24,9 +38,10 @@ class Counters(msgspec.Struct):
     commands: int = 0
     outcomes: dict[str, int] = {}
     events: dict[str, int] = {}
+    save_failures: int = 0
 
     def record(self, record: Record) -> None:
-        """Count a record of the log."""
+        """Count a record that is new."""
         match record:
             case Signal():
                 self.signals += 1
@@ -39,9 +54,9 @@ class Counters(msgspec.Struct):
             case Outcome():
                 self.outcomes[record.result] = self.outcomes.get(record.result, 0) + 1
 
-    def event(self, kind: str) -> str:
-        """Count an event and return its kind as it is counted."""
+    def event(self, event: Event) -> bool:
+        """Count an event, and tell whether it explains what was measured or done."""
         # A host that is not ours to trust must not make the page grow without end.
-        kind = kind if kind in _KINDS else "unknown"
+        kind = event.kind if event.kind in _KINDS else "unknown"
         self.events[kind] = self.events.get(kind, 0) + 1
-        return kind
+        return kind in _EXPLAINING or (kind == EventKind.KNOB_CHANGED and event.by is By.OTHER)

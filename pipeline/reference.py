@@ -10,7 +10,7 @@ import msgspec
 
 from virtpilot.events import MEANINGS
 from virtpilot.fields import FIELDS
-from virtpilot.pipeline.config import PROCESSES
+from virtpilot.pipeline.config import CONFIGS
 from virtpilot.pipeline.settings_page import reference
 from virtpilot.rules.language.schema import rule_schema
 
@@ -56,7 +56,7 @@ the ends of jobs, errors, and the knobs that somebody else has changed.
 
 def configuration() -> str:
     """Return the page of every option of every process."""
-    tables = [f"## virtpilot {name}\n\n{reference(type_)}" for name, type_ in PROCESSES.items()]
+    tables = [f"## virtpilot {name}\n\n{reference(type_)}" for name, type_ in CONFIGS.items()]
     return "\n".join([_CONFIGURATION, *tables])
 
 

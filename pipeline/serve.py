@@ -12,6 +12,7 @@ import structlog
 
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Verifier, load_public
+from virtpilot.actuators.order import Operators
 from virtpilot.clock import SECOND, Clock, SystemClock
 from virtpilot.pipeline import agent_assembly, assembly, settings
 from virtpilot.pipeline.agent import Agent, last_will
@@ -94,6 +95,12 @@ def _watch_guards(exporter: Exporter, made: Controller) -> None:
     none = dict.fromkeys(guards.names, 0)
     exporter.watch(
         "virtpilot_decisions_refused_total", "Decisions refused.", "counter", lambda: none | refused, "guard"
+    )
+    exporter.watch(
+        "virtpilot_stopped_count",
+        "1 while the controller begins nothing new after a stop.",
+        "gauge",
+        lambda: bool(guards.stopped.why),
     )
     exporter.watch(
         "virtpilot_budget_left_count",
@@ -208,6 +215,7 @@ def _simulated(config: FleetConfig, simulated: Fleet, host: str, clock: Clock) -
         sampling=config.sampling,
         spool=config.spool,
         caps=Caps(),
+        operators=Operators(load_public(map(Path, config.operators.public_key_files))),
     )
 
 

@@ -1,7 +1,9 @@
 """The chain: the guards in their order, and what they have to be told.
 
-mode → calendar → opt-out → own machine → freshness → warm-up → state → bounds → cooldown → budget → concurrency →
-breaker → foreign change → oscillation → target → approval
+stopped → mode → calendar → opt-out → own machine → freshness → warm-up → state → bounds → cooldown → budget →
+breaker → foreign change → oscillation → target → concurrency → approval
+
+What `concurrency` holds back may wait in line for its turn: nothing else but a person is against it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from virtpilot.actuators.guards.oscillation import Oscillations
 from virtpilot.actuators.guards.own_machine import own_machine
 from virtpilot.actuators.guards.request import Check, GuardRequest, Refusal
 from virtpilot.actuators.guards.state import state
+from virtpilot.actuators.guards.stopped import Stopped
 from virtpilot.actuators.guards.target import Targets
 from virtpilot.actuators.guards.warm_up import WarmUp
 from virtpilot.clock import seconds
@@ -43,11 +46,13 @@ class Guards:
         self._cooldowns = Cooldowns(memory, limits)
         self.budgets = Budgets(memory, limits)
         self._concurrency = Concurrency(memory, limits)
+        self.stopped = Stopped()
         self.breakers = Breakers(memory, limits)
         self.foreign = ForeignChanges(memory, seconds(limits.foreign_backoff_s))
         self.oscillations = Oscillations(memory, limits)
         self._forgot_ns = 0
         self._chain: Mapping[str, Check] = {
+            "stopped": self.stopped,
             "mode": mode,
             "calendar": Freezes(limits.freezes),
             "opt-out": opt_out,
@@ -58,11 +63,11 @@ class Guards:
             "bounds": Limits(limits.bounds),
             "cooldown": self._cooldowns,
             "budget": self.budgets,
-            "concurrency": self._concurrency,
             "breaker": self.breakers,
             "foreign-change": self.foreign,
             "oscillation": self.oscillations,
             "target": Targets(fresh_ns),
+            "concurrency": self._concurrency,
             "approval": approval,
         }
 

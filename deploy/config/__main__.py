@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from virtpilot.pipeline import settings
-from virtpilot.pipeline.config import PROCESSES
+from virtpilot.pipeline.config import CONFIGS
 
 _FOLDER: Final = Path(__file__).resolve().parent
 _OPTION: Final = re.compile(r"#?([a-z][a-z0-9_]*) = .*")
@@ -39,12 +39,14 @@ SET: Final[dict[str, dict[str, str]]] = {
         "host": '"host-1"',
         "hypervisor.migration_uri": '"qemu+tls://host-1.example.net/system"',
         "commands.public_key_files": '["/etc/virtpilot/controller.pub"]',
+        "operators.public_key_files": '["/etc/virtpilot/operator.pub"]',
         "exporter.port": "9751",
         **_login("agent", "host-1"),
     },
     "controller": {
         "cluster": '"production"',
         "commands.private_key_file": '"/run/virtpilot-controller/controller.key"',
+        "operators.public_key_files": '["/etc/virtpilot/operator.pub"]',
         "exporter.port": "9752",
         **_login("controller", "controller"),
     },
@@ -57,8 +59,15 @@ SET: Final[dict[str, dict[str, str]]] = {
     "fleet": {
         "cluster": '"example"',
         "commands.public_key_files": '["/etc/virtpilot/controller.pub"]',
+        "operators.public_key_files": '["/etc/virtpilot/operator.pub"]',
         "exporter.port": "9754",
         **_login("fleet", "fleet"),
+    },
+    "operator": {
+        "cluster": '"production"',
+        **_BUS,
+        "bus.username": '"operator"',
+        "bus.password_file": '"/etc/virtpilot/operator.password"',
     },
 }
 _NOTES: Final = {
@@ -70,7 +79,7 @@ _NOTES: Final = {
 def example(process: str) -> str:
     """Return the example config file of a process; raises KeyError where it sets an option that is not there."""
     chosen, section, lines = dict(SET[process]), "", []
-    for line in settings.sample(PROCESSES[process]).splitlines():
+    for line in settings.sample(CONFIGS[process]).splitlines():
         heading, option = _SECTION.fullmatch(line), _OPTION.fullmatch(line)
         if heading:
             section = heading[1]

@@ -34,6 +34,7 @@ _QOS: Final = 1
 _LOOP_S: Final = 1.0
 _SUBSCRIBE_S: Final = 5.0
 _NO_LIMIT: Final = 1 << 28  # of MQTT itself
+_WILDCARDS: Final = frozenset("+#")
 _TAKEN_OVER: Final = 0x8E  # MQTT 5's reason "session taken over"
 _log = structlog.get_logger(__name__)
 
@@ -148,8 +149,9 @@ class MqttBus:
                 self._changed.wait_for(lambda: wanted not in self._asked.values(), _SUBSCRIBE_S)
 
     def _ask(self, pattern: str) -> None:
-        # What is retained comes once to this process, and again only where the broker had forgotten that it was wanted.
-        known = pattern in self._confirmed
+        # What is retained comes once to this process, and again only where the broker had forgotten that it was wanted;
+        # on a topic alone each time: it is one message, and may say what must not be missed.
+        known = pattern in self._confirmed and not _WILDCARDS.isdisjoint(pattern)
         retained = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB if known else SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
         _, mid = self._client.subscribe(pattern, options=SubscribeOptions(qos=_QOS, retainHandling=retained))
         if mid is not None:

@@ -165,6 +165,8 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     migration_uri: str = ""
     driver: str = ""
     versions: dict[str, str] = {}
+    stopped: str = ""
+    """Who has stopped everything and why, as this host knows it; "" where nobody has."""
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):

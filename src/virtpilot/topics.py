@@ -71,6 +71,21 @@ class Topics:
         """JSON `Sampling`, repeated while it holds."""
         return self._of("sampling", host)
 
+    @property
+    def switch(self) -> str:
+        """JSON `Said` (pipeline/switch.py), retained: a stop of all, or its signed end."""
+        return f"{self._root}/switch"
+
+    @property
+    def approvals(self) -> str:
+        """JSON `Approvals`, retained: what waits for a person's approval."""
+        return f"{self._root}/approvals"
+
+    @property
+    def verdicts(self) -> str:
+        """JSON, a signed `Verdict`, with message expiry."""
+        return f"{self._root}/verdicts"
+
     def host_of(self, topic: str) -> str:
         """Return the last level of a topic: the host or rule that it is about."""
         return topic.rpartition("/")[2]

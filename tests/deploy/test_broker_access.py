@@ -20,14 +20,15 @@ from virtpilot.pipeline.bus.mqtt import MqttBus
 pytestmark = pytest.mark.server
 
 HOST, OTHER = "host-1", "host-2"
-ROLES: Final = ("controller", "writer", "dashboards", "fleet")
+ROLES: Final = ("controller", "writer", "dashboards", "operator", "fleet")
 USERS: Final = (HOST, *ROLES)
 FAMILIES: Final = ("metrics", "events", "status", "outcomes", "commands", "stored", "sampling", "signals")
+# Families of one topic for the cluster.
+SINGLE: Final = ("decisions", "switch", "approvals", "verdicts", "controller")
 NAMES: Final = (HOST, OTHER, *ROLES)
 TOPICS: Final = (
     *(f"virtpilot/c1/{family}/{name}" for family in FAMILIES for name in NAMES),
-    "virtpilot/c1/decisions",
-    "virtpilot/c1/controller",
+    *(f"virtpilot/c1/{family}" for family in SINGLE),
     "virtpilot/c1/metrics/host-1/deeper",
     "virtpilot/c1/status",
     "virtpilot/host-1",
@@ -38,17 +39,23 @@ TOPICS: Final = (
 MAY_PUBLISH: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     HOST: dict.fromkeys(("metrics", "events", "status", "outcomes"), (HOST,)),
     "controller": dict.fromkeys(("outcomes", "commands", "sampling", "signals"), NAMES)
-    | {"decisions": (), "controller": ()},
+    | dict.fromkeys(("decisions", "approvals", "controller"), ()),
     "writer": {"stored": NAMES},
     "dashboards": {},
+    "operator": dict.fromkeys(("switch", "verdicts"), ()),
     "fleet": dict.fromkeys(("metrics", "events", "status", "outcomes"), NAMES),
 }
+# For everybody to hear: a stop, and whether a controller lives.
+HEARD: Final = dict.fromkeys(("switch", "controller"), tuple[str, ...]())
 MAY_READ: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    HOST: dict.fromkeys(("commands", "stored", "sampling"), (HOST,)),
-    "controller": dict.fromkeys(("metrics", "events", "status", "outcomes"), NAMES),
-    "writer": {"metrics": NAMES, "commands": ("writer",), "stored": ("writer",)},
-    "dashboards": dict.fromkeys(("metrics", "events", "status", "outcomes", "signals"), NAMES) | {"decisions": ()},
-    "fleet": dict.fromkeys(("commands", "stored", "sampling"), NAMES),
+    HOST: dict.fromkeys(("commands", "stored", "sampling"), (HOST,)) | HEARD,
+    "controller": dict.fromkeys(("metrics", "events", "status", "outcomes"), NAMES) | {"verdicts": ()} | HEARD,
+    "writer": {"metrics": NAMES, "commands": ("writer",), "stored": ("writer",)} | HEARD,
+    "dashboards": dict.fromkeys(("metrics", "events", "status", "outcomes", "signals"), NAMES)
+    | dict.fromkeys(("decisions", "approvals"), ())
+    | HEARD,
+    "operator": {"status": NAMES, "approvals": ()} | HEARD,
+    "fleet": dict.fromkeys(("commands", "stored", "sampling"), NAMES) | HEARD,
 }
 # The patterns' reading side, under a role's own name, where no host can be: nothing is ever published there. The denied
 # lines make a role blind on the topics of such a host as well.
@@ -67,10 +74,9 @@ def allowed(table: dict[str, dict[str, tuple[str, ...]]], user: str, topic: str)
     parts = topic.split("/")
     if parts[:2] != ["virtpilot", "c1"] or parts[2] not in table[user]:
         return False
-    return tuple(parts[3:]) in {(name,) for name in table[user][parts[2]]} or parts[2:] in (
-        ["decisions"],
-        ["controller"],
-    )
+    return tuple(parts[3:]) in {(name,) for name in table[user][parts[2]]} or parts[2:] in [
+        [family] for family in SINGLE
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +128,7 @@ def published(broker: DeployedMosquitto) -> Seen:
 def read(broker: DeployedMosquitto) -> Seen:
     """Who was given which topic, having subscribed to everything and to each topic by name."""
     seen: Seen = set()
-    own_end = {HOST: "stored/host-1", "fleet": "stored/x"}
+    own_end = {HOST: "stored/host-1", "fleet": "stored/x", "operator": "status/x"}
     with closing(connected(broker, OBSERVER, suffix="-hand")) as hand:
         for user in USERS:
             with closing(connected(broker, user, suffix="-reader")) as bus:

@@ -15,7 +15,7 @@ from deploy.config.__main__ import SET, example
 from tests.deploy.broker_site import DEPLOY
 from virtpilot.pipeline import settings
 from virtpilot.pipeline.cli import app
-from virtpilot.pipeline.config import PROCESSES
+from virtpilot.pipeline.config import CONFIGS, PROCESSES
 
 EXAMPLES: Final = sorted((DEPLOY / "config").glob("*.toml"))
 COMPOSE: Final = sorted((DEPLOY / "config/compose").glob("*.toml"))
@@ -38,7 +38,7 @@ def dotted(table: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def test_each_process_has_its_examples() -> None:
-    assert [path.stem for path in EXAMPLES] == sorted(PROCESSES)
+    assert [path.stem for path in EXAMPLES] == sorted(CONFIGS)
     assert {path.stem for path in COMPOSE} == set(PROCESSES) - {"agent"}
 
 
@@ -46,18 +46,18 @@ def test_each_process_has_its_examples() -> None:
 def test_the_check_takes_it_as_it_is(path: Path) -> None:
     result = CliRunner().invoke(app, ["config", "check", str(path)])
     assert result.exit_code == 0, result.output
-    assert settings.check(path, PROCESSES[path.stem]) == []
+    assert settings.check(path, CONFIGS[path.stem]) == []
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_option_is_in_it_and_every_commented_line_is_taken_too(path: Path) -> None:
     """With all comment marks before options removed, it still loads, and nothing declared is missing."""
     text = COMMENTED_OPTION.sub(r"\1", path.read_text())
-    settings.loads(text, str(path), PROCESSES[path.stem])
-    assert dotted(tomllib.loads(text)) == declared(PROCESSES[path.stem])
+    settings.loads(text, str(path), CONFIGS[path.stem])
+    assert dotted(tomllib.loads(text)) == declared(CONFIGS[path.stem])
 
 
-@pytest.mark.parametrize("process", sorted(PROCESSES))
+@pytest.mark.parametrize("process", sorted(CONFIGS))
 def test_it_is_what_the_declarations_make(process: str) -> None:
     path = DEPLOY / f"config/{process}.toml"
     assert path.read_text() == example(process), "options have changed: python -m deploy.config"
@@ -76,15 +76,15 @@ def test_it_holds_no_secret_but_names_files(path: Path) -> None:
     assert re.search(r"^password_file = ", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("process", sorted(PROCESSES))
+@pytest.mark.parametrize("process", sorted(CONFIGS))
 def test_the_sample_shows_what_is_required_uncommented(process: str) -> None:
     """A sample is a file to be filled in: what must be given stands there as an option, all else as a comment."""
-    required = {field.encode_name for field in msgspec.structs.fields(PROCESSES[process]) if field.required}
-    given = {name for name, value in tomllib.loads(settings.sample(PROCESSES[process])).items() if value != {}}
+    required = {field.encode_name for field in msgspec.structs.fields(CONFIGS[process]) if field.required}
+    given = {name for name, value in tomllib.loads(settings.sample(CONFIGS[process])).items() if value != {}}
     assert required == given == {"cluster"}
 
 
-@pytest.mark.parametrize("process", sorted(PROCESSES))
+@pytest.mark.parametrize("process", sorted(CONFIGS))
 def test_without_what_is_required_the_check_says_so(process: str, tmp_path: Path) -> None:
     path = tmp_path / f"{process}.toml"
     path.write_text((DEPLOY / f"config/{process}.toml").read_text().replace("\ncluster = ", "\n#cluster = "))

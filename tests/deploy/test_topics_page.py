@@ -15,15 +15,25 @@ def listed(user: str, way: str) -> set[str]:
     text = (ROOT / "deploy/mosquitto/virtpilot.acl").read_text(encoding="utf-8")
     part = text.partition("user controller")[0] if user == "agent" else text.partition(f"user {user}\n")[2]
     part = part.partition("\nuser ")[0]
-    return set(re.findall(rf"^(?:topic|pattern) (?:read)?{way} virtpilot/\+/(\w+)", part, re.MULTILINE)) | (
-        set(re.findall(r"^topic readwrite virtpilot/\+/(\w+)", part, re.MULTILINE))
-    )
+    everybody = set(re.findall(rf"^pattern {way} virtpilot/\+/(\w+)$", text, re.MULTILINE))
+    named = set(re.findall(rf"^(?:topic|pattern) (?:read)?{way} virtpilot/\+/(\w+)", part, re.MULTILINE))
+    return everybody | named | set(re.findall(r"^topic readwrite virtpilot/\+/(\w+)", part, re.MULTILINE))
 
 
 def test_the_table_is_the_access_list() -> None:
     rows = _ROW.findall((ROOT / "docs/topics.md").read_text(encoding="utf-8"))
-    assert len(rows) == 10
-    for role, name in (("agent", "host's agent"), ("controller", "controller"), ("writer", "writers")):
+    assert len(rows) == 13
+    for role, name in (
+        ("agent", "the host's agent"),
+        ("controller", "controller"),
+        ("writer", "writers"),
+        ("operator", "operators"),
+    ):
         assert {family for family, writes, _reads in rows if name in writes} == listed(role, "write"), role
-        assert {family for family, _writes, reads in rows if name in reads} == listed(role, "read"), role
-    assert {family for family, _writes, reads in rows if "dashboards" in reads} == listed("dashboards", "read")
+        assert {family for family, _writes, reads in rows if name in _readers(reads)} == listed(role, "read"), role
+    shown = {family for family, _writes, reads in rows if "dashboards" in _readers(reads)}
+    assert shown == listed("dashboards", "read")
+
+
+def _readers(text: str) -> str:
+    return "the host's agent, controller, writers, dashboards, operators" if text == "everybody" else text

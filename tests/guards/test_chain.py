@@ -112,7 +112,7 @@ def repaired(**changes: Any) -> Repair:
 
 
 def answered(guards: Guards, request: GuardRequest) -> GuardRequest:
-    guards.finished("cm-9", at(999), Result.REFUSED)
+    guards.finished("cm-9", at(1010), Result.REFUSED)
     return request
 
 
@@ -121,8 +121,14 @@ def closed(guards: Guards, request: GuardRequest) -> GuardRequest:
     return request
 
 
+def released(guards: Guards, request: GuardRequest) -> GuardRequest:
+    guards.stopped.why = ""
+    return request
+
+
 # In their order: when each guard speaks, and what satisfies it.
 STEPS: dict[str, tuple[float, Repair]] = {
+    "stopped": (1001, released),
     "mode": (1001, repaired(mode=Mode.APPROVE)),
     "calendar": (1001, repaired()),
     "opt-out": (999, repaired(opt_out="")),
@@ -133,11 +139,11 @@ STEPS: dict[str, tuple[float, Repair]] = {
     "bounds": (999, repaired(knob="", bounds=())),
     "cooldown": (999, repaired(rung=1)),
     "budget": (999, repaired(budgets=())),
-    "concurrency": (999, answered),
     "breaker": (999, closed),
     "foreign-change": (999, repaired()),
     "oscillation": (1010, repaired(target="host-4")),
     "target": (1010, repaired(target_view=ROOMY)),
+    "concurrency": (1010, answered),
     "approval": (1010, repaired(approved=True)),
 }
 
@@ -152,6 +158,7 @@ def test_the_order_of_the_chain() -> None:
     guards.breakers.effect("starved", Result.INEFFECTIVE, at(999))
     guards.started(replace(away, budgets=()), "cm-9", at(999))
     guards.foreign.noticed(GUEST, "moved it", at(950), at(950))
+    guards.stopped.why = "stopped by ann"
     request = replace(
         away,
         mode=Mode.OBSERVE,

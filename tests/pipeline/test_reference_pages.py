@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from virtpilot.fields import FIELDS
-from virtpilot.pipeline.config import PROCESSES
+from virtpilot.pipeline.config import CONFIGS
 from virtpilot.pipeline.reference import PAGES, configuration, fields
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,6 +21,6 @@ def test_page_is_in_step(name: str) -> None:
 
 def test_every_process_and_every_field_is_told() -> None:
     page = configuration()
-    assert all(f"## virtpilot {process}" in page for process in PROCESSES)
+    assert all(f"## virtpilot {process}" in page for process in CONFIGS)
     told = fields()
     assert all(f"| `{name}` |" in told for _, name in FIELDS)

@@ -1,0 +1,127 @@
+"""The operators' commands: `virtpilot stop`, `virtpilot resume`, `virtpilot approvals …`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from virtpilot.clock import SECOND, SystemClock
+from virtpilot.errors import BusError
+from virtpilot.orders import Approvals, Pending, Settled
+from virtpilot.pipeline import settings
+from virtpilot.pipeline.config import OperatorConfig
+from virtpilot.pipeline.output import print_json, quiet_logs
+from virtpilot.pipeline.trail import describe
+
+app = typer.Typer(help="What waits for a person's approval.", no_args_is_help=True)
+
+Config = Annotated[Path, typer.Option("--config", help="The operator's TOML file.")]
+Reason = Annotated[str, typer.Option(help="Why; it is kept and shown.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Id = Annotated[str, typer.Argument(help="The id that `virtpilot approvals ls` shows.", show_default=False)]
+OPERATOR = Path("/etc/virtpilot/operator.toml")
+
+
+class NotObeyed(BusError):
+    """Not everybody has answered as asked."""
+
+
+def stop(
+    reason: Reason = "",
+    abort_migrations: Annotated[bool, typer.Option(help="Abort the migrations under way too.")] = False,
+    config: Config = OPERATOR,
+    json: Json = False,
+) -> None:
+    """Stop everything: no host and no controller begins anything new until `virtpilot resume`.
+
+    Needs no key. Leases run to their end and are given back then; migrations go on unless they are to be aborted. 1
+    where a host that is there does not answer.
+    """
+    from virtpilot.pipeline.operating import operating
+
+    quiet_logs()
+    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+        _tell_hosts(desk.stop(reason, abort_migrations=abort_migrations), json=json)
+
+
+def resume(reason: Reason = "", config: Config = OPERATOR, json: Json = False) -> None:
+    """End a stop; signed with the operator's key. 1 where a host that is there does not answer."""
+    from virtpilot.pipeline.operating import operating
+
+    quiet_logs()
+    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+        _tell_hosts(desk.resume(reason), json=json)
+
+
+def _tell_hosts(hosts: Mapping[str, str], *, json: bool) -> None:
+    if json:
+        print_json({"hosts": hosts})
+    else:
+        typer.echo("\n".join(f"{name}: {said}" for name, said in hosts.items()) or "no host is known here")
+    silent = [name for name, said in hosts.items() if said.isupper()]
+    if silent:
+        raise NotObeyed(f"no answer from {', '.join(silent)}")
+
+
+@app.command("ls")
+def approvals_ls(config: Config = OPERATOR, json: Json = False) -> None:
+    """Show what waits, and what was settled last."""
+    from virtpilot.pipeline.operating import operating
+
+    quiet_logs()
+    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+        known = desk.approvals
+    if known is None:
+        raise BusError("no controller has said anything of approvals here")
+    if json:
+        print_json(msgspec.to_builtins(known))
+    else:
+        typer.echo("\n".join(_lines(known, SystemClock().now_ns())))
+
+
+def _lines(known: Approvals, now_ns: int) -> list[str]:
+    lines = [_pending(one, now_ns) for one in known.pending] or ["nothing waits for approval"]
+    return lines + [_settled(one) for one in known.settled]
+
+
+def _pending(one: Pending, now_ns: int) -> str:
+    left_s = max(one.until_ns - now_ns, 0) // SECOND
+    who = one.subject.name or one.subject.id
+    return f"{one.id}  {who}: {describe(one.action)}  (rule {one.rule}, {left_s} s left)  {one.reason}"
+
+
+def _settled(one: Settled) -> str:
+    return f"{one.id}  {one.result}" + (f" by {one.by}" if one.by else "") + (f": {one.reason}" if one.reason else "")
+
+
+@app.command("accept")
+def approvals_accept(approval: Id, reason: Reason = "", config: Config = OPERATOR, json: Json = False) -> None:
+    """Let it be done; all guards are asked once more. 1 where it is not done."""
+    _decide(approval, reason, config, accepted=True, json=json)
+
+
+@app.command("reject")
+def approvals_reject(approval: Id, reason: Reason = "", config: Config = OPERATOR, json: Json = False) -> None:
+    """Let it be; the rule wants it no more until its signal has ended."""
+    _decide(approval, reason, config, accepted=False, json=json)
+
+
+def _decide(approval: str, reason: str, config: Path, *, accepted: bool, json: bool) -> None:
+    from virtpilot.pipeline.operating import operating
+
+    quiet_logs()
+    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+        settled = desk.decide(approval, reason, accepted=accepted)
+    if settled is None:
+        raise NotObeyed(f"no answer: the controller is not there, knows no {approval}, or not this key")
+    document: dict[str, Any] = msgspec.to_builtins(settled)
+    if json:
+        print_json(document)
+    else:
+        typer.echo(_settled(settled))
+    if settled.result != ("accepted" if accepted else "rejected"):
+        raise NotObeyed(f"{approval} is {settled.result}")

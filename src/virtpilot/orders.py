@@ -1,0 +1,72 @@
+"""What operators order, and what is laid before them; orders travel signed (actuators/order.py), but for a stop."""
+
+from __future__ import annotations
+
+import msgspec
+
+from virtpilot.action import Action
+from virtpilot.model import Subject
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing new is begun any more; `id` tells it from every other stop."""
+
+    id: str = ""
+    by: str = ""
+    reason: str = ""
+    at_ns: int = 0
+    abort_migrations: bool = False
+    """Whether migrations under way are to be aborted."""
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of every stop before it."""
+
+    cluster: str
+    by: str
+    at_ns: int
+    reason: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's word on what waits for approval."""
+
+    cluster: str
+    approval: str
+    accepted: bool
+    by: str
+    at_ns: int
+    not_after_ns: int
+    reason: str = ""
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True):
+    """An action that waits for approval until `until_ns`; accepted, exactly it is done, or nothing."""
+
+    id: str
+    cause: str
+    rule: str
+    subject: Subject
+    rung: int
+    action: Action
+    reason: str
+    at_ns: int
+    until_ns: int
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a pending action: accepted, stale (a guard refused it after all), rejected, expired, withdrawn."""
+
+    id: str
+    result: str
+    by: str
+    reason: str
+    at_ns: int
+
+
+class Approvals(msgspec.Struct, frozen=True, kw_only=True):
+    """The retained message of the controller: all that waits, and what was settled last."""
+
+    at_ns: int
+    pending: list[Pending] = []
+    settled: list[Settled] = []
