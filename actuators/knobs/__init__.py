@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from virtpilot.actuators.caps import Caps
-from virtpilot.actuators.knobs import memory, pinning, schedule
+from virtpilot.actuators.knobs import memory, pinning, schedule, vcpus
 from virtpilot.actuators.knobs.change import Change
 from virtpilot.errors import CommandRefused
 from virtpilot.hypervisor import Hypervisor
@@ -14,6 +14,7 @@ from virtpilot.knobs import NO_LIMIT, Family, Knob
 
 _CHECKS: Final[Mapping[Family, Callable[[Change], None]]] = {
     Family.SCHEDULE: schedule.check,
+    Family.VCPUS: vcpus.check,
     Family.PINNING: pinning.check,
     Family.BALLOON: memory.check_balloon,
     Family.MEMORY_LIMIT: memory.check_limit,

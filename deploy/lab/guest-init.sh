@@ -2,17 +2,22 @@
 # The lab guest's only process tree: loads the drivers, then burns CPU as told. BusyBox ash.
 # virtpilot.load=PERCENT on the kernel command line is the duty at boot. At run time the virtio-serial port takes
 # "load PERCENT [ID]", "dirty MIB [ID]" (so much of its memory changed all the time) and "deaf 1 [ID]" (to its power
-# button; 0: no longer) and answers with the same line; "time" is answered with the guest's clock and uptime.
+# button; 0: no longer) and answers with the same line, as it does to "read COUNT" and "eat MIB" when the disk was read
+# or memory filled; "time" is answered with the guest's clock and uptime, "see 0" with the CPUs online and MemTotal.
+# With virtpilot.cpus=agent its CPUs are the guest agent's to use.
 busybox mkdir -p /proc /sys /dev /run
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
 busybox mount -t devtmpfs dev /dev 2>/dev/null
 while read -r module; do busybox insmod "/modules/$module"; done </modules/order
 
-load=0
+load=0 leave_cpus=
 read -r words </proc/cmdline
 for word in $words; do
-  case $word in virtpilot.load=*) load=${word#*=} ;; esac
+  case $word in
+    virtpilot.load=*) load=${word#*=} ;;
+    virtpilot.cpus=agent) leave_cpus=1 ;;
+  esac
 done
 
 busybox mkfifo /run/orders
@@ -42,6 +47,7 @@ burn() {
 }
 
 online_cpus() {
+  [ -z "$leave_cpus" ] || return
   for file in /sys/devices/system/cpu/cpu[0-9]*/online; do
     [ -e "$file" ] || continue
     read -r state <"$file"
@@ -73,6 +79,17 @@ listen() {
           ;;
         dirty) echo "$value" >/run/dirty; echo "dirty $value $id" >&4 ;;
         deaf) if [ "$value" = 1 ]; then echo >/run/deaf; else busybox rm -f /run/deaf; fi; echo "deaf $value $id" >&4 ;;
+        see)
+          read -r cpus </sys/devices/system/cpu/online
+          while read -r name size _; do [ "$name" = MemTotal: ] && break; done </proc/meminfo
+          echo "see $cpus $size $id" >&4
+          ;;
+        read) busybox dd if=/dev/vda of=/dev/null bs=64k count="$value" iflag=direct 2>/dev/null; echo "read $value $id" >&4 ;;
+        eat)
+          [ -d /eaten ] || { busybox mkdir /eaten; busybox mount -t tmpfs -o size=100% eaten /eaten; }
+          busybox dd if=/dev/zero of=/eaten/all bs=1M count="$value" 2>/dev/null
+          echo "eat $value $id" >&4
+          ;;
         time) read -r up _ </proc/uptime; echo "time $EPOCHREALTIME $up" >&4 ;;
       esac
     else

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import NAMESPACE_DNS, uuid5
 from xml.sax.saxutils import quoteattr
 
-from deploy.lab.errors import GuestAway
+from deploy.lab.errors import GuestAway, LabError
 from deploy.lab.host import Host
 from deploy.lab.image import Image
 from deploy.lab.wait import until
@@ -165,28 +165,42 @@ class Guest:
         """Make the guest ignore its power button, or not; returns when it has said so; raises LabError."""
         self._order(f"deaf {int(deaf)}", timeout_s)
 
-    def _order(self, words: str, timeout_s: float) -> None:
-        order = f"{words} {secrets.token_hex(4)}"
-        until(lambda: self._asked(order), timeout_s, f"{self.name} takes the order {order!r}", step_s=0.1)
+    def see(self, *, timeout_s: float = 20.0) -> tuple[str, int]:
+        """Return the CPUs that the guest's kernel uses, as a list, and its MemTotal in bytes; raises LabError."""
+        cpus, size_kib = self.ask("see 0", timeout_s=timeout_s).split()[1:]
+        return cpus, int(size_kib) * 1024
 
-    def _asked(self, order: str) -> bool:
+    def ask(self, words: str, *, timeout_s: float = 20.0) -> str:
+        """Return what the guest answers to an order; asked again where nothing comes; raises LabError."""
+        order, answers = f"{words} {secrets.token_hex(4)}", list[str]()
+        until(lambda: self._answers(order, answers), timeout_s, f"{self.name} takes the order {order!r}", step_s=0.1)
+        return answers[-1].rpartition(" ")[0]
+
+    def _order(self, words: str, timeout_s: float) -> None:
+        if (answer := self.ask(words, timeout_s=timeout_s)) != words:
+            raise LabError(f"{self.name}: {words!r} was answered with {answer!r}")
+
+    def _answers(self, order: str, answers: list[str]) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as port:
             port.settimeout(2.0)  # an order may get lost while the guest moves: asked again soon
             try:
                 port.connect(str(self.host.path(port_path(self.name))))
                 port.sendall(f"{order}\n".encode())
-                return _answered(port, order)
+                answers += _heard(port, order.rpartition(" ")[2])
             except (OSError, GuestAway):  # not booted yet, or just moving: asked again until the deadline
                 return False
+        return bool(answers)
 
 
-def _answered(port: socket.socket, order: str) -> bool:
+def _heard(port: socket.socket, token: str) -> list[str]:
+    """Return the line that ends with an order's own token, once it has come."""
     heard = b""
     while chunk := port.recv(4096):
         heard += chunk
-        if order in heard.decode(errors="replace").splitlines():
-            return True
-    return False
+        *lines, _rest = heard.decode(errors="replace").split("\n")
+        if found := [line for line in lines if line.endswith(f" {token}")]:
+            return found[:1]
+    return []
 
 
 def port_folder(host: Host) -> Path:

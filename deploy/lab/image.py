@@ -21,7 +21,16 @@ from deploy.lab.errors import LabMissing
 
 DEFAULT_CACHE: Final = Path("/var/cache/virtpilot-lab")
 _INIT: Final = Path(__file__).with_name("guest-init.sh")
-_DRIVERS: Final = ("virtio_pci", "virtio_balloon", "virtio_console", "virtio_blk", "virtio_net", "button", "evdev")
+_DRIVERS: Final = (
+    "virtio_pci",
+    "virtio_balloon",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_mem",
+    "button",
+    "evdev",
+)
 _DISK_BYTES: Final = 8 * 1024 * 1024
 _KERNEL: Final = re.compile(r"vmlinuz-(.*-cloud-amd64)")
 

@@ -99,10 +99,13 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     """What a running guest takes up just now, as far as its knobs depend on it.
 
+    Of its vCPUs `fixed_vcpus` cannot be unplugged, and none where not `unplugs`.
     `usable_bytes` is what it could give back without swapping, as its kernel said `told_s` ago; None: never.
     """
 
     vcpus: int
+    fixed_vcpus: int = 1
+    unplugs: bool = True
     iothreads: int = 0
     memory_bytes: int
     usable_bytes: int | None = None

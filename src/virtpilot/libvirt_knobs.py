@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree.ElementTree import Element, tostring
 
+import structlog
+
 from virtpilot.clock import SECOND
 from virtpilot.errors import HypervisorError, KnobUnsupported
 from virtpilot.hypervisor import Footprint
 from virtpilot.knobs import MAX_NUMBER_IN_SET, NO_LIMIT, Family, Knob, list_of, numbers_in
-from virtpilot.libvirt_limits import root_of
+from virtpilot.libvirt_limits import agent_listens, root_of
+
+log = structlog.get_logger(__name__)
 
 KSM: Final = Path("/sys/kernel/mm/ksm")
+GROUPS: Final = Path("/sys/fs/cgroup")
+_WEIGHTS: Final = ("blkio/*/blkio*weight", "*/io*weight", "unified/*/io*weight")
 _KIB: Final = 1024
 _NO_MEMORY_LIMIT: Final = 2**53 - 1  # VIR_DOMAIN_MEMORY_PARAM_UNLIMITED, KiB
 _SETTLE_STEP_S: Final = 0.05
@@ -30,11 +36,12 @@ _PER_NIC_UNIT: Final = {"average": 1000, "peak": 1000, "burst": 1024}
 class KnobAccess:
     """Reads and writes knobs; `cpus` are those of the host that guests may run on."""
 
-    def __init__(self, binding: Any, cpus: frozenset[int], ksm: Path = KSM) -> None:
+    def __init__(self, binding: Any, cpus: frozenset[int], ksm: Path = KSM, groups: Path = GROUPS) -> None:
         self._binding = binding
         self._live = int(binding.VIR_DOMAIN_AFFECT_LIVE)
         self._cpus = sum(1 << cpu for cpu in cpus)
         self._ksm = ksm
+        self._groups = groups
         self._readers: Mapping[Family, Callable[[Any, Any, Knob], int]] = {
             Family.SCHEDULE: self._read_schedule,
             Family.VCPUS: self._read_vcpus,
@@ -93,8 +100,16 @@ class KnobAccess:
         return int(domain.vcpusFlags(self._live | self._of_guest(knob)))
 
     def _write_vcpus(self, _connection: Any, domain: Any, knob: Knob, value: int) -> None:
-        inside = self._of_guest(knob)
-        domain.setVcpusFlags(value, inside or self._live)
+        if inside := self._of_guest(knob):
+            domain.setVcpusFlags(value, inside)
+            return
+        rises = value > int(domain.vcpusFlags(self._live))
+        domain.setVcpusFlags(value, self._live)
+        if rises and agent_listens(_description(domain)):
+            try:
+                domain.setVcpusFlags(value, int(self._binding.VIR_DOMAIN_VCPU_GUEST))
+            except self._binding.libvirtError as error:
+                log.debug("the guest agent does not help with new vCPUs", error=str(error))
 
     def _of_guest(self, knob: Knob) -> int:
         return int(self._binding.VIR_DOMAIN_VCPU_GUEST) if knob.name == "guest_vcpus" else 0
@@ -159,7 +174,8 @@ class KnobAccess:
 
     def _read_weight(self, _connection: Any, domain: Any, knob: Knob) -> int:
         found = domain.blkioParameters(self._live).get("weight")
-        if not found:
+        # libvirt (seen with 9.0) takes a weight where the kernel has no place for it, and tells it as if it had.
+        if not found or not any(place for pattern in _WEIGHTS for place in self._groups.glob(pattern)):
             raise KnobUnsupported(f"this guest has no {knob.name}: the host's kernel weighs no disk requests")
         return int(found)
 
@@ -246,6 +262,9 @@ def read_footprint(domain: Any, live: int, now_ns: int) -> Footprint:
     usable, updated_s = told.get("usable"), told.get("last_update")
     return Footprint(
         vcpus=int(domain.vcpusFlags(live)),
+        fixed_vcpus=len(root.findall("vcpus/vcpu[@enabled='yes'][@hotpluggable='no']")),
+        # Without KVM, QEMU (seen with 7.2) unplugs a vCPU and tells nobody, and ends when it is plugged in again.
+        unplugs=root.get("type") != "qemu",
         iothreads=int(root.findtext("iothreads") or 0),
         memory_bytes=int(told["actual"]) * _KIB,
         usable_bytes=None if usable is None else int(usable) * _KIB,

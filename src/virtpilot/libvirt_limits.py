@@ -69,7 +69,7 @@ def read_configured(text: str, schedule: Mapping[str, Any]) -> Configured:
     _pins(root, knobs)
     _plugged(root, knobs)
     details = GuestDetails(guest, _told(disks), _told(nics))
-    return Configured(knobs, details, _agent_listens(root))
+    return Configured(knobs, details, agent_listens(root))
 
 
 def root_of(text: str) -> Element | None:
@@ -175,7 +175,8 @@ def _told(devices: Mapping[str, Numbers]) -> dict[str, Numbers]:
     return {name: numbers for name, numbers in devices.items() if numbers}
 
 
-def _agent_listens(root: Element) -> bool:
+def agent_listens(root: Element) -> bool:
+    """Return whether a guest's own agent is connected."""
     return any(
         target.get("name") == _AGENT and target.get("state") == "connected"
         for target in root.iterfind("devices/channel/target")
