@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from bench.measure import Figure, figure, interleaved, ratios
 from virtpilot.fields import names
-from virtpilot.lineprotocol import encode_lines, parse_wanted
+from virtpilot.lineblocks import LineReader
+from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language import RuleSet, load
 from virtpilot.rules.signals.evaluator import Evaluator
@@ -108,7 +109,7 @@ def _samples(values: NDArray[np.float64], time_ns: int) -> list[Sample]:
 def _whole(rounds: list[NDArray[np.float64]]) -> Callable[[], float]:
     """Return what measures ours from the lines on: a message a host, each parsed and fed."""
     evaluator = Evaluator(_ruleset(_RULES))
-    wanted = {"vm": frozenset(FIELDS)}
+    reader = LineReader({"vm": frozenset(FIELDS)})
     at_ns = _START_NS
 
     def run() -> float:
@@ -120,7 +121,7 @@ def _whole(rounds: list[NDArray[np.float64]]) -> Callable[[], float]:
             messages += [encode_lines(samples[at : at + _A_MESSAGE]) for at in range(0, len(samples), _A_MESSAGE)]
         began = thread_time()
         for payload in messages:
-            evaluator.feed(parse_wanted(payload, wanted).samples, "m")
+            evaluator.feed_messages([(reader.read(payload), "m")])
         return (thread_time() - began) / (len(rounds) * _GUESTS)
 
     return run

@@ -23,13 +23,12 @@ import structlog
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.events import Event
-from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Message, Outcome, Signal
-from virtpilot.pipeline import foreign
 from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.evaluations import Tracer
+from virtpilot.pipeline.hearing import hear
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
@@ -255,15 +254,12 @@ class Controller:
         self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
-        wanted, numbered = self.rulebook.wanted, BOOT_PROPERTY in message.properties
-        parsed = parse_wanted(message.payload, wanted) if numbered else foreign.read(message.payload, wanted, now_ns)
-        self.counters.samples += len(parsed.samples)
-        if parsed.bad:
-            self.counters.bad_lines += len(parsed.bad)
-            log.warning("malformed lines", topic=message.topic, count=len(parsed.bad), first=parsed.bad[0].reason)
-        host = self._topics.host_of(message.topic)
-        samples = self.sources.join(parsed.samples, host, now_ns, agent=numbered)
-        signals = self.rulebook.evaluator.feed(samples, self._message_id(message))
+        lines = hear(message, self._topics.host_of(message.topic), self.rulebook, self.sources, now_ns)
+        self.counters.samples += len(lines)
+        if lines.bad:
+            self.counters.bad_lines += len(lines.bad)
+            log.warning("malformed lines", topic=message.topic, count=len(lines.bad), first=lines.bad[0].reason)
+        signals = self.rulebook.evaluator.feed_messages([(lines, self._message_id(message))])
         if signals:
             self._on_signals(signals)
             self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))

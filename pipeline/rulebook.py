@@ -13,6 +13,7 @@ import structlog
 
 from virtpilot.clock import seconds
 from virtpilot.errors import RuleError
+from virtpilot.lineblocks import LineReader
 from virtpilot.model import Kind, Mode, Signal, SignalState, Subject, record_id
 from virtpilot.pipeline.measured_fleet import ALSO
 from virtpilot.rules.language import RuleSet, Severity, load
@@ -62,6 +63,7 @@ class Rulebook:
         self.ruleset = self._load()
         self.evaluator = Evaluator(self.ruleset, also=ALSO)
         self.wanted = self._wanted()
+        self.reader = LineReader(self.wanted)
         self.on_look: Callable[[dict[str, object]], None] = lambda _looked: None
         """Told of each time that the files were looked at: what they are, whether they were taken."""
         self.on_reload: Callable[[RuleSet, Evaluator], None] = lambda _ruleset, _evaluator: None
@@ -159,6 +161,7 @@ class Rulebook:
         evaluator.restore(self.evaluator.snapshot())
         self.ruleset, self.evaluator = ruleset, evaluator
         self.wanted = self._wanted()
+        self.reader = LineReader(self.wanted)
         self.on_reload(ruleset, evaluator)
         self.on_look(self.looked())
         log.info("rules loaded", rules=len(ruleset.rules))

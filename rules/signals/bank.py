@@ -27,14 +27,18 @@ class Bank:
 
     def __init__(self, rules: Sequence[Rule], tables: Mapping[Of, Table]) -> None:
         self._tables = tables
-        self._machines = {rule.name: Machine(rule, tables[rule.on].capacity) for rule in rules}
+        self._active = {kind: np.zeros(sum(rule.on is kind for rule in rules), np.int64) for kind in Kind}
+        self._machines: dict[str, Machine] = {}
+        self._of: dict[Kind, list[tuple[int, Machine]]] = {kind: [] for kind in Kind}
+        numbers = {rule.name: number for number, rule in enumerate(rules)}
+        for name in sorted_by_need({rule.name: sorted(rule.signals()) for rule in rules}):
+            rule = rules[numbers[name]]
+            of, active = self._of[rule.on], self._active[rule.on]
+            machine = self._machines[name] = Machine(rule, tables[rule.on].capacity, active[len(of) : len(of) + 1])
+            of.append((numbers[name], machine))
+        self._machines = {rule.name: self._machines[rule.name] for rule in rules}
         for name in {name for rule in rules for name in rule.recalled()} & self._machines.keys():
             self._machines[name].remember()
-        numbers = {rule.name: number for number, rule in enumerate(rules)}
-        self._of: dict[Kind, list[tuple[int, Machine]]] = {kind: [] for kind in Kind}
-        for name in sorted_by_need({rule.name: sorted(rule.signals()) for rule in rules}):
-            machine = self._machines[name]
-            self._of[machine.rule.on].append((numbers[name], machine))
         self._gates = {kind: Gate([machine.rule for _number, machine in of]) for kind, of in self._of.items()}
 
     def about(self, kind: Kind) -> bool:
@@ -57,9 +61,10 @@ class Bank:
         found: list[Change] = []
         with np.errstate(all="ignore"):
             may_fire = self._gates[kind].open(columns)
-            for (number, machine), may in zip(self._of[kind], may_fire, strict=True):
-                # Most subjects are calm most of the time: nothing to do is the common case.
-                if not (may or (machine.active and machine.state[rows].any())):
+            # Most subjects are calm most of the time: nothing to do is the common case.
+            for place in np.flatnonzero(may_fire | (self._active[kind] > 0)).tolist():
+                number, machine = self._of[kind][place]
+                if not (may_fire[place] or machine.state[columns.where].any()):
                     continue
                 changes = machine.step(columns, rows, times, patience)
                 found += [(at, number, machine.rule, old, new) for at, old, new in changes]

@@ -11,6 +11,7 @@ from virtpilot.model import Kind, Subject
 from virtpilot.rules.language.devices import DECLARED, NO_JOB, Device, Of
 from virtpilot.rules.language.expression import Aggregate, Condition, Masks, Numbers, Window
 from virtpilot.rules.signals.aggregates import Members, evaluate
+from virtpilot.rules.signals.table import Where
 from virtpilot.rules.signals.windows import gather
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ _SINGLE: Final = {device.value: device for device, declared in DECLARED.items() 
 class RowColumns:
     """Offers the rows `rows` of the subjects of a kind, or of devices, to expressions."""
 
-    def __init__(self, world: World, kind: Of, rows: NDArray[np.int64]) -> None:
+    def __init__(self, world: World, kind: Of, rows: NDArray[np.int64], where: Where) -> None:
         self._world = world
         self._table = world.tables[kind]
         self._hosts = world.tables[Kind.HOST]
         self._kind = kind
         self._rows = rows
+        self._where = where
+        self._all: dict[str, Numbers] = {}
+        self._extremes: dict[tuple[np.ufunc, str], Numbers] = {}
         self._fields: dict[tuple[str, str], Numbers] = {}
         self._windows: dict[tuple[str, str], Numbers] = {}
         self._tags: dict[str, NDArray[np.object_]] = {}
@@ -44,13 +48,50 @@ class RowColumns:
         return found
 
     def _gather(self, measurement: str, name: str) -> Numbers:
-        table, rows = self._table, self._rows
-        if measurement == self._kind.value:
-            found: Numbers = table.values[table.column[name], rows]
-            return found
+        """Return a field; all fields are gathered at once, for one is seldom alone."""
         if measurement in _SINGLE:
             return self._single(_SINGLE[measurement], name)
-        return gather(self._hosts.values[self._hosts.column[name]], table.host_row[rows])
+        table = self._table if measurement == self._kind.value else self._hosts
+        found: Numbers = self.fields(measurement)[table.column[name]]
+        return found
+
+    def fields(self, measurement: str) -> Numbers:
+        """Return all fields of the subjects or of their hosts, a row a field in the table's order; to be read only."""
+        found = self._all.get(measurement)
+        if found is None:
+            if measurement == self._kind.value:
+                found = self._table.values[:, self._where]
+            else:
+                rows = self._table.host_row[self._where]
+                found = np.where(rows >= 0, self._hosts.values.take(np.maximum(rows, 0), axis=1), np.nan)
+            self._all[measurement] = found
+        return found
+
+    def least(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        """Return the least value of each of several fields, NaN where all are missing."""
+        return self._extreme(np.fmin, measurement, names)
+
+    def most(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        """Return the greatest value of each of several fields, NaN where all are missing."""
+        return self._extreme(np.fmax, measurement, names)
+
+    def _extreme(self, extreme: np.ufunc, measurement: str, names: tuple[str, ...]) -> Numbers:
+        """Return the extreme values of fields: of all fields at once, for one is seldom alone."""
+        # Both leave NaN out; of nothing but NaN they are NaN, which compares with nothing.
+        if measurement in _SINGLE:
+            return np.array([extreme.reduce(self.field(measurement, name), initial=np.nan) for name in names])
+        key = (extreme, measurement)
+        found = self._extremes.get(key)
+        if found is None:
+            found = self._extremes[key] = extreme.reduce(self.fields(measurement), axis=1, initial=np.nan)
+        table = self._table if measurement == self._kind.value else self._hosts
+        of_these: Numbers = found[table.places(names)]
+        return of_these
+
+    @property
+    def where(self) -> Where:
+        """The rows, as `whereabouts` has them."""
+        return self._where
 
     def _single(self, device: Device, name: str) -> Numbers:
         """Return a field of the one device of a kind that each subject has, such as its job."""

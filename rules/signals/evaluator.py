@@ -10,11 +10,14 @@ import numpy as np
 import structlog
 
 from virtpilot.clock import seconds
+from virtpilot.lineblocks import Lines
+from virtpilot.linecolumns import tags_of
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.machine import INACTIVE, STATES
+from virtpilot.rules.signals.quick import Quick
 from virtpilot.rules.signals.saved import VERSION, Saved, SavedHistory, Turn, checked, checked_histories, checked_turns
 from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.tolerance import Tolerance
@@ -40,6 +43,7 @@ class Evaluator:
         self._tables = self._world.tables
         self._bank = self._world.bank
         self._intake = Intake(self._world, tolerance)
+        self._quick = Quick(self._world, self._intake)
         self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
         self._ended: list[Signal] = []
         self._ahead_told = 0
@@ -62,13 +66,41 @@ class Evaluator:
             signals += self.evaluate(segment)
         return signals
 
+    def feed_messages(self, messages: Sequence[tuple[Lines, str]]) -> list[Signal]:
+        """Do as `feed` does with the lines of messages, each with its id: mostly with whole columns at once."""
+        taken = self._quick.take(messages)
+        if taken is None:
+            if len(messages) == 1:
+                return self.feed(messages[0][0].samples(), messages[0][1])
+            return [signal for message in messages for signal in self.feed_messages([message])]
+        signals, self._ended = self._ended, []
+        for lines, _cause in messages:
+            self._knobs_of(lines)
+        signals += self.evaluate(taken.segment)
+        for samples, cause in taken.after:
+            self._intake.put_devices(samples, cause)
+        return signals
+
+    def _knobs_of(self, lines: Lines) -> None:
+        for sample in lines.others.values():
+            self._knob(sample)
+        for block in lines.blocks:
+            if block.measurement == "knob":
+                values, times = block.values[block.names.index("value_count")].tolist(), block.times.tolist()
+                for tags, value, time_ns in zip(tags_of(block.heads), values, times, strict=True):
+                    self._set_knob(tags, value, time_ns)
+
     def _knob(self, sample: Sample) -> None:
-        guest, knob = sample.tags.get("vm"), sample.tags.get("knob")
         value = sample.fields.get("value_count")
-        if sample.measurement == "knob" and guest and knob and value is not None:
+        if sample.measurement == "knob" and value is not None:
+            self._set_knob(sample.tags, value, sample.time_ns)
+
+    def _set_knob(self, tags: Mapping[str, str], value: float, time_ns: int) -> None:
+        guest, knob = tags.get("vm"), tags.get("knob")
+        if guest and knob:
             known = self._knobs.get((guest, knob))
-            if self._intake.timely(sample.time_ns, known[1] if known else 0):
-                self._knobs[guest, knob] = (float(value), sample.time_ns)
+            if self._intake.timely(time_ns, known[1] if known else 0):
+                self._knobs[guest, knob] = (float(value), time_ns)
 
     def evaluate(self, segment: Segment) -> list[Signal]:
         """Evaluate the rules on samples that are in the tables already; returns the transitions, in order."""
@@ -80,9 +112,10 @@ class Evaluator:
 
     def _step(self, kind: Kind, entries: Entries) -> Iterator[tuple[int, int, Signal]]:
         """Take a sample of each of these subjects of one kind; yields each transition with its place and its rule's."""
-        rows, times, patience, orders = entries
-        self._world.windows.take(kind, self._world.columns(kind, rows), rows, times)
-        for at, number, rule, old, new in self._bank.step(self._world.columns(kind, rows), kind, rows, times, patience):
+        rows, times, patience, orders, where = entries
+        columns = self._world.columns(kind, rows, where)
+        self._world.windows.take(kind, columns, rows, times)
+        for at, number, rule, old, new in self._bank.step(columns, kind, rows, times, patience):
             yield orders[at], number, self._signal(rule, int(rows[at]), old, new, int(times[at]))
 
     def _signal(self, rule: Rule, row: int, old: int, new: int, at_ns: int) -> Signal:

@@ -7,16 +7,32 @@ Most rules fire nowhere most of the time, and these are told apart here without 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.rules.language.records import NoData, Rule
-from virtpilot.rules.language.typed import Columns, Numbers, Part, Window
+from virtpilot.rules.language.typed import Numbers, Part, Window
 
 _TURNED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
+_BY_LEAST: Final = frozenset({"<", "<=", "=="})
+_BY_MOST: Final = frozenset({">", ">=", "=="})
+_NONE: Final[Numbers] = np.zeros(0)
 _Source = tuple[str, str] | Window
+
+
+class Extremes(Protocol):
+    """What is asked of columns."""
+
+    def least(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        """Return the least value of each field, NaN where all are missing."""
+
+    def most(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        """Return the greatest value of each field, NaN where all are missing."""
+
+    def window(self, window: Window) -> Numbers:
+        """Return a window's value on each row."""
 
 
 class _Bound(NamedTuple):
@@ -28,10 +44,11 @@ class _Bound(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """All bounds on one input of one sign: the rules by their places, and their numbers."""
+    """Bounds of one sign on fields of one measurement, or on one window: the rules by their places, and the numbers."""
 
-    source: _Source
+    source: str | Window
     sign: str
+    names: tuple[str, ...]
     places: NDArray[np.int64]
     numbers: Numbers
 
@@ -41,46 +58,46 @@ class Gate:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._count = len(rules)
-        found: dict[tuple[object, str], list[tuple[_Source, int, float]]] = {}
+        found: dict[tuple[object, str], list[tuple[_Bound, int]]] = {}
         for place, rule in enumerate(rules):
             for bound in _needs(rule):
-                key = bound.source.key if isinstance(bound.source, Window) else bound.source
-                found.setdefault((key, bound.sign), []).append((bound.source, place, bound.number))
-        self._groups = [
-            _Group(
-                entries[0][0],
-                sign,
-                np.array([place for _source, place, _number in entries], np.int64),
-                np.array([number for _source, _place, number in entries], np.float64),
-            )
-            for (_key, sign), entries in found.items()
-        ]
+                source = bound.source.key if isinstance(bound.source, Window) else bound.source[0]
+                found.setdefault((source, bound.sign), []).append((bound, place))
+        self._groups = [_group(bounds) for bounds in found.values()]
         # Fields are there, windows have to be worked out: they are looked at where the fields leave a rule open.
         self._groups.sort(key=lambda group: isinstance(group.source, Window))
 
-    def open(self, columns: Columns) -> list[bool]:
+    def open(self, columns: Extremes) -> NDArray[np.bool_]:
         """Tell of each rule whether it may fire on some row: where not, it fires on none."""
         may = np.ones(self._count, np.bool_)
-        extremes: dict[int, tuple[float, float]] = {}
         for group in self._groups:
             if not may[group.places].any():
                 continue
-            known = extremes.get(id(group.source))
-            if known is None:
-                values = _read(columns, group.source)
-                # Both leave NaN out; of nothing but NaN they are NaN, which compares with nothing.
-                known = float(np.fmin.reduce(values, initial=np.nan)), float(np.fmax.reduce(values, initial=np.nan))
-                extremes[id(group.source)] = known
-            may[group.places] &= _reached(group.sign, group.numbers, *known)
-        found: list[bool] = may.tolist()
-        return found
+            source = group.source
+            if isinstance(source, Window):
+                values = columns.window(source)
+                least, most = (np.full(1, one.reduce(values, initial=np.nan)) for one in (np.fmin, np.fmax))
+            else:
+                # Of one side alone where that is enough.
+                least = columns.least(source, group.names) if group.sign in _BY_LEAST else _NONE
+                most = columns.most(source, group.names) if group.sign in _BY_MOST else _NONE
+            may[group.places[~_reached(group.sign, group.numbers, least, most)]] = False
+        return may
 
 
-def _read(columns: Columns, source: _Source) -> Numbers:
-    return columns.window(source) if isinstance(source, Window) else columns.field(*source)
+def _group(bounds: Sequence[tuple[_Bound, int]]) -> _Group:
+    first = bounds[0][0]
+    window = isinstance(first.source, Window)
+    return _Group(
+        first.source if isinstance(first.source, Window) else first.source[0],
+        first.sign,
+        () if window else tuple([bound.source[1] for bound, _ in bounds if not isinstance(bound.source, Window)]),
+        np.array([place for _, place in bounds], np.int64),
+        np.array([bound.number for bound, _ in bounds], np.float64),
+    )
 
 
-def _reached(sign: str, numbers: Numbers, least: float, most: float) -> NDArray[np.bool_]:
+def _reached(sign: str, numbers: Numbers, least: Numbers, most: Numbers) -> NDArray[np.bool_]:
     """Tell for each number whether some value between least and most stands so to it."""
     match sign:
         case ">":

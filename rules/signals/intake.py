@@ -17,7 +17,7 @@ from virtpilot.model import Kind, Sample, Subject
 from virtpilot.rules.language.devices import Device
 from virtpilot.rules.signals.devices import DeviceTable
 from virtpilot.rules.signals.subjects import Subjects
-from virtpilot.rules.signals.table import Table
+from virtpilot.rules.signals.table import Table, Where
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.world import World
 
@@ -31,6 +31,8 @@ class Entries(NamedTuple):
     times: NDArray[np.int64]
     patience: NDArray[np.int64]
     orders: list[int]
+    where: Where | None = None
+    """The rows as `whereabouts` has them, if that was looked for already."""
 
 
 Segment = dict[Kind, Entries]
@@ -74,7 +76,7 @@ class Intake:
         self._tables = world.tables
         self._devices: dict[str, DeviceTable] = {device.value: table for device, table in world.devices.items()}
         self._tolerance = tolerance
-        self._subjects = Subjects()
+        self.subjects = Subjects()
 
     def timely(self, time_ns: int, newest_ns: int) -> bool:
         """Tell whether a sample is news: newer than what is known, and not from a clock that runs far ahead."""
@@ -95,7 +97,7 @@ class Intake:
         parts, guests_of = {Kind.HOST: _Part(), Kind.VM: _Part()}, set[str]()
         before: list[Sample] = []
         after: list[Sample] = []
-        of, tables, host_kind, devices = self._subjects.of, self._tables, Kind.HOST, self._devices
+        of, tables, host_kind, devices = self.subjects.of, self._tables, Kind.HOST, self._devices
         for order, sample in enumerate(samples):
             if sample.measurement in devices:
                 (after if self._follows(sample, parts) else before).append(sample)
@@ -125,9 +127,9 @@ class Intake:
     def _whole(
         self, before: list[Sample], parts: dict[Kind, _Part], after: list[Sample], cause: str
     ) -> Iterator[Segment]:
-        self._put_devices(before, cause)
+        self.put_devices(before, cause)
         yield self._take(parts, cause)
-        self._put_devices(after, cause)
+        self.put_devices(after, cause)
 
     def _follows(self, sample: Sample, parts: dict[Kind, _Part]) -> bool:
         """Tell whether a device's sample comes after its owner's."""
@@ -135,10 +137,11 @@ class Intake:
         owner = sample.tags.get("vm" if kind is Kind.VM else "host", "")
         return self._tables[kind].row_of.get(owner) in parts[kind].taken
 
-    def _put_devices(self, samples: list[Sample], cause: str) -> None:
+    def put_devices(self, samples: list[Sample], cause: str) -> None:
+        """Put the samples of devices of one message into their tables."""
         parts: dict[Device, _Part] = {}
         for sample in samples:
-            table, subject = self._devices[sample.measurement], self._subjects.device(sample)
+            table, subject = self._devices[sample.measurement], self.subjects.device(sample)
             row = None if subject is None else self._device_row(table, subject, sample)
             if subject is None or row is None:
                 continue
@@ -164,7 +167,7 @@ class Intake:
         return self._new(table, subject, sample) if table.has_room(owner) else None
 
     def _put_part(self, table: DeviceTable, part: _Part, cause: str) -> None:
-        rows, times, _patience, _orders = self._put(table, part, cause)
+        rows, times, *_more = self._put(table, part, cause)
         if len(rows):
             device = table.declared.device
             self._world.windows.take(device, self._world.columns(device, rows), rows, times)
@@ -199,8 +202,7 @@ class Intake:
         rows = np.array(part.rows, np.int64)
         times = np.array([sample.time_ns for sample in part.samples], np.int64)
         late = times <= table.time[rows]
-        limit_ns = self.now_ns + self._tolerance.ahead_ns if self.now_ns else np.iinfo(np.int64).max
-        ahead = ~late & (times > limit_ns)
+        ahead = ~late & (times > self._latest_ns())
         if late.any() or ahead.any():
             self.late += int(np.count_nonzero(late))
             self.ahead += int(np.count_nonzero(ahead))
@@ -209,12 +211,28 @@ class Intake:
             rows, times = rows[keep], times[keep]
         usual = table.interval[rows]
         table.take(rows, times, part.subjects, [sample.fields for sample in part.samples], cause)
-        # A guest that is sampled at another pace from now on was not silent before.
-        usual = np.maximum(usual, table.declared_ns(rows))
-        patience = (self._tolerance.gap_intervals * usual).astype(np.int64)
-        patience[patience == 0] = self._tolerance.stale_ns
+        patience = self.patiences(table, rows, usual)
         if table.kind is Kind.VM:
             # Of a host that has not been measured yet nothing is known: the guest's next sample looks again.
             row_of = self._tables[Kind.HOST].row_of
             table.host_row[rows] = [row_of.get(subject.host, -1) for subject in part.subjects]
         return Entries(rows, times, patience, part.orders)
+
+    def patiences(self, table: Table, rows: Where, usual: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return `patience` for rows that came at `usual` intervals until now."""
+        declared = table.declared_ns(rows)
+        if declared is not None:
+            # A guest that is sampled at another pace from now on was not silent before.
+            usual = np.maximum(usual, declared)
+        patience = (self._tolerance.gap_intervals * usual).astype(np.int64)
+        if np.count_nonzero(patience) < len(patience):
+            patience[patience == 0] = self._tolerance.stale_ns
+        return patience
+
+    def all_news(self, table: Table, rows: Where, times: NDArray[np.int64]) -> bool:
+        """Tell whether samples of known rows are all newer than what is known, and none is far ahead."""
+        late = np.count_nonzero(times <= table.time[rows])
+        return not late and max(times.tolist()) <= self._latest_ns()
+
+    def _latest_ns(self) -> int:
+        return self.now_ns + self._tolerance.ahead_ns if self.now_ns else np.iinfo(np.int64).max

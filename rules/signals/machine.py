@@ -25,13 +25,13 @@ Transitions = list[tuple[int, int, int]]
 class Machine:
     """Keeps for each row a state, since when its condition has held, and when it was last seen to hold."""
 
-    def __init__(self, rule: Rule, capacity: int) -> None:
+    def __init__(self, rule: Rule, capacity: int, active: NDArray[np.int64] | None = None) -> None:
         self.rule = rule
         self.state: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self.since: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.seen: NDArray[np.int64] = np.zeros(capacity, np.int64)
-        self.active = 0
-        """How many rows are not inactive."""
+        self.active: NDArray[np.int64] = np.zeros(1, np.int64) if active is None else active
+        """How many rows are not inactive: one number, in an array so that those of all rules may lie together."""
         self.fired: NDArray[np.int64] | None = None
         """When the signal was last seen firing, where some rule asks for that."""
 
@@ -47,7 +47,7 @@ class Machine:
 
     def put(self, row: int, state: int, since: int, seen: int) -> None:
         """Put a row where it is to be."""
-        self.active += int(state != INACTIVE) - int(self.state[row] != INACTIVE)
+        self.active[0] += int(state != INACTIVE) - int(self.state[row] != INACTIVE)
         self.state[row], self.since[row], self.seen[row] = state, since, seen
 
     def grow(self, capacity: int) -> None:
@@ -94,7 +94,7 @@ class Machine:
         new[(new == CLEARING) & held & (times - since >= self.rule.clear_for_ns)] = INACTIVE
         # Where the rule does not apply (any more) there is nothing to wait for.
         new[given.void] = INACTIVE
-        self.active += int(np.count_nonzero(new)) - int(np.count_nonzero(old))
+        self.active[0] += int(np.count_nonzero(new)) - int(np.count_nonzero(old))
         self.state[rows] = new
         self.since[rows] = since
         if self.fired is not None:

@@ -6,7 +6,7 @@ long. What the agent tells goes before what others tell of the same field, and w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Final
 
 import msgspec
@@ -43,15 +43,19 @@ class Sources:
         self._said: dict[tuple[str, str], _Said] = {}
         self._next_prune_ns = 0
 
+    def lets_pass(self, hosts: Set[str], source: str, now_ns: int, *, agent: bool) -> bool:
+        """Tell whether samples of these hosts are whole as they come, as an agent's mostly are; else `join` them."""
+        if self._said and now_ns >= self._next_prune_ns:
+            self._prune(now_ns)
+        return agent and not self._said and hosts <= {source}
+
     def join(self, samples: list[Sample], source: str, now_ns: int, *, agent: bool) -> list[Sample]:
         """Return samples of one message with what others say of the same subjects.
 
         `source` is whose topic it came on; an agent's message bears a boot id, and speaks for its own host alone. A
         foreign sample from the future counts as of now: it must not make the agent's own ones look late.
         """
-        if self._said and now_ns >= self._next_prune_ns:
-            self._prune(now_ns)
-        if agent and not self._said and all(sample.tags.get("host") == source for sample in samples):
+        if self.lets_pass({sample.tags.get("host", "") for sample in samples}, source, now_ns, agent=agent):
             return samples
         return [self._one(sample, source, now_ns, agent=agent) for sample in samples]
 

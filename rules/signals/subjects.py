@@ -28,6 +28,10 @@ class Subjects:
         """Return whom a sample is about, None where it is no host and no guest."""
         return self._of(sample, _subject)
 
+    def named(self, measurement: str, tags: dict[str, str]) -> Subject | None:
+        """Return whom a sample with such tags is about."""
+        return self.of(Sample(measurement, tags, {}, 0))
+
     def device(self, sample: Sample) -> Subject | None:
         """Return the device that a sample is about, None where it does not say whose or which."""
         return self._of(sample, _device)

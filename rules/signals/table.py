@@ -13,15 +13,31 @@ from numpy.typing import NDArray
 from virtpilot.clock import SECOND
 from virtpilot.model import Kind, Subject
 from virtpilot.rules.language.devices import DECLARED, Of
+from virtpilot.rules.language.typed import Numbers
 
 _FIRST_ROWS: Final = 64
 _ROWS_AT_ONCE: Final = 1000
+_LAYOUTS: Final = 256
 # The usual interval between samples is followed slowly, so that one gap does not look normal.
 _INTERVAL_WEIGHT: Final = 0.2
 _SHORTEST_S: Final = 5.0
 _LONGEST_S: Final = 3600.0
 _INT: Final = np.dtype("<i8")
 _FLOAT: Final = np.dtype("<f8")
+
+
+# Rows that lie side by side are a slice: NumPy is several times faster with one.
+Where = slice | NDArray[np.int64]
+# The message that all samples are of, or that of each.
+Cause = str | NDArray[np.object_]
+
+
+def whereabouts(rows: NDArray[np.int64]) -> Where:
+    """Return rows as an index: a slice where each is the one before it and one more."""
+    count = len(rows)
+    if not count or int(rows[-1]) - int(rows[0]) != count - 1 or not (rows[1:] > rows[:-1]).all():
+        return rows
+    return slice(int(rows[0]), int(rows[0]) + count)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -69,9 +85,11 @@ class Table:
         self.kind = kind
         self.fields = tuple(sorted(fields))
         self.column = {name: index for index, name in enumerate(self.fields)}
+        self._places: dict[tuple[str, ...], NDArray[np.int64]] = {}
+        self._spreads: dict[tuple[str, ...], tuple[NDArray[np.int64], Where, NDArray[np.int64]]] = {}
         self.row_of: dict[str, int] = {}
         self.subjects: list[Subject | None] = []
-        self.causes: list[str] = []
+        self.causes: NDArray[np.object_] = np.full(_FIRST_ROWS, "", np.object_)
         self._free: list[int] = []
         self.values: NDArray[np.float64] = np.full((len(self.fields), _FIRST_ROWS), np.nan)
         self.used: NDArray[np.bool_] = np.zeros(_FIRST_ROWS, np.bool_)
@@ -83,6 +101,27 @@ class Table:
         """How many rows there is room for."""
         self.changes = 0
         """Grows with whoever comes or goes."""
+        self.moves = 0
+        """Grows whenever a row's subject becomes another one, be it by its tags alone."""
+
+    def places(self, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """Return the columns of fields."""
+        found = self._places.get(names)
+        if found is None:
+            found = self._places[names] = np.array([self.column[name] for name in names], np.int64)
+        return found
+
+    def _spread_of(self, names: tuple[str, ...]) -> tuple[NDArray[np.int64], Where, NDArray[np.int64]]:
+        """Return the columns of those given fields that are wanted, their places among the given, and all others."""
+        found = self._spreads.get(names)
+        if found is None:
+            given = np.array([at for at, name in enumerate(names) if name in self.column], np.int64)
+            columns = np.array([self.column[names[at]] for at in given.tolist()], np.int64)
+            missing = np.setdiff1d(np.arange(len(self.fields)), columns)
+            if len(self._spreads) >= _LAYOUTS:
+                self._spreads.clear()
+            found = self._spreads[names] = (columns, whereabouts(given), missing)
+        return found
 
     def add(self, subject_id: str) -> int:
         """Return the row of a subject, a fresh one where it is new."""
@@ -94,7 +133,6 @@ class Table:
         else:
             row = len(self.subjects)
             self.subjects.append(None)
-            self.causes.append("")
             if row >= self.capacity:
                 self._grow()
         self.row_of[subject_id] = row
@@ -110,6 +148,7 @@ class Table:
         """Forget a subject."""
         row = self.row_of.pop(subject_id)
         self.changes += 1
+        self.moves += 1
         self.subjects[row] = None
         self.used[row] = False
         self._free.append(row)
@@ -117,6 +156,7 @@ class Table:
     def _grow(self) -> None:
         more = self.capacity
         self.values = np.pad(self.values, ((0, 0), (0, more)), constant_values=np.nan)
+        self.causes = np.pad(self.causes, (0, more), constant_values="")
         self.used = np.pad(self.used, (0, more))
         self.time = np.pad(self.time, (0, more))
         self.since = np.pad(self.since, (0, more))
@@ -134,23 +174,43 @@ class Table:
         times: NDArray[np.int64],
         subjects: Sequence[Subject],
         fields: Sequence[Mapping[str, float]],
-        cause: str,
+        cause: Cause,
     ) -> None:
         """Replace the values of some subjects, each once; a field that a sample lacks is missing from now on."""
         moved = []
         for row, subject in zip(rows.tolist(), subjects, strict=True):
             known = self.subjects[row]
+            if known is not subject:
+                self.moves += 1
+                self.subjects[row] = subject
             moved.append(known is not subject and (known is None or known.host != subject.host))
-            self.subjects[row] = subject
-            self.causes[row] = cause
         begins = np.array(moved, np.bool_)
-        since_last, usual = times - self.time[rows], self.interval[rows]
-        usual = np.where(usual == 0.0, since_last, usual + _INTERVAL_WEIGHT * (since_last - usual))
-        self.interval[rows] = np.where(begins, 0.0, usual)
+        self._mark(rows, times, self.interval[rows], cause)
+        self.interval[rows] = np.where(begins, 0.0, self.interval[rows])
         self.since[rows] = np.where(begins, times, self.since[rows])
-        self.time[rows] = times
         if self.fields and len(rows):
             self.values[:, rows] = np.array(self._picked(fields), np.float64).T
+
+    def take_columns(
+        self, rows: Where, times: NDArray[np.int64], names: tuple[str, ...], values: Numbers, cause: Cause
+    ) -> None:
+        """Replace the values of subjects that are still the same, each once; a field that is not given is missing."""
+        self._mark(rows, times, self.interval[rows], cause)
+        columns, given, missing = self._spread_of(names)
+        if isinstance(rows, slice):
+            own = self.values[:, rows]
+            own[columns], own[missing] = values[given], np.nan
+        else:
+            self.values[columns[:, None], rows], self.values[missing[:, None], rows] = values[given], np.nan
+
+    def _mark(self, rows: Where, times: NDArray[np.int64], usual: NDArray[np.float64], cause: Cause) -> None:
+        """Note when samples came, and of which message."""
+        self.causes[rows] = cause
+        since_last = times - self.time[rows]
+        follows = usual + _INTERVAL_WEIGHT * (since_last - usual)
+        first = np.count_nonzero(usual) < len(usual)
+        self.interval[rows] = np.where(usual == 0.0, since_last, follows) if first else follows
+        self.time[rows] = times
 
     def _picked(self, fields: Sequence[Mapping[str, float]]) -> Any:
         """Return the wanted fields of each sample in order; the samples of one message mostly have the same ones."""
@@ -171,16 +231,18 @@ class Table:
         place = [order.index(name) for name in self.fields]
         return np.array(picked, np.float64)[:, place]
 
-    def declared_ns(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return how often (ns) each row is sampled from now on, by its own word; 0 where it does not say.
+    def declared_ns(self, rows: Where) -> NDArray[np.float64] | None:
+        """Return how often (ns) each row is sampled from now on, by its own word; 0 where it does not say so.
 
+        None where no row says so.
         Not below five seconds: one that is sampled each second may be silent for a moment.
         """
         column = self.column.get("sample_interval_seconds")
         if column is None:
-            return np.zeros(len(rows))
+            return None
         declared_s = self.values[column, rows]
-        return np.where(declared_s > 0, np.clip(declared_s, _SHORTEST_S, _LONGEST_S) * SECOND, 0.0)
+        told = declared_s > 0
+        return np.where(told, np.clip(declared_s, _SHORTEST_S, _LONGEST_S) * SECOND, 0.0) if told.any() else None
 
     def taken(self) -> NDArray[np.int64]:
         """Return the rows that belong to a subject."""
@@ -222,6 +284,7 @@ class Table:
     def load(self, saved: SavedTable) -> None:
         """Take up rows that `dump` gave; fields that are not wanted any more are left out."""
         rows = np.array([self.add(subject.id) for subject in saved.subjects], np.int64)
+        self.moves += 1
         for row, subject, cause in zip(rows.tolist(), saved.subjects, saved.causes, strict=True):
             self.subjects[row], self.causes[row] = subject, cause
         self.time[rows] = np.frombuffer(saved.time, _INT)

@@ -16,7 +16,7 @@ from virtpilot.rules.signals.bank import Bank
 from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.devices import DeviceTable
 from virtpilot.rules.signals.reading import inputs
-from virtpilot.rules.signals.table import Row, Table
+from virtpilot.rules.signals.table import Row, Table, Where, whereabouts
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.windows import Windows
 
@@ -48,9 +48,9 @@ class World:
         self.cluster = ""
         self._capacity = {kind: table.capacity for kind, table in self.tables.items()}
 
-    def columns(self, kind: Of, rows: NDArray[np.int64]) -> RowColumns:
-        """Return the inputs of rows."""
-        return RowColumns(self, kind, rows)
+    def columns(self, kind: Of, rows: NDArray[np.int64], where: Where | None = None) -> RowColumns:
+        """Return the inputs of rows; `where` is what `whereabouts` says of them, if it is known."""
+        return RowColumns(self, kind, rows, whereabouts(rows) if where is None else where)
 
     def grow(self, kind: Of) -> None:
         """Make room everywhere where a table has grown."""

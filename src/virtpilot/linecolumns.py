@@ -26,30 +26,31 @@ Wanted = Mapping[str, Collection[str]]
 _MAX_HEAD_BYTES: Final = 512
 _MAX_LAYOUT_BYTES: Final = 8192
 # A payload of ever new layouts must not cost a regular expression for each of its lines.
-_MAX_LAYOUTS: Final = 16
+MAX_LAYOUTS: Final = 16
 # How long values are that are passed over, at most: together, and one alone. Others go to the full parser.
 _SKIPPED_CHARS: Final = 19
 _SKIPPED_MORE: Final = 6
-_NOT_PLAIN: Final = (b'"', b"\\", b"\t", b"\r")
+NOT_PLAIN: Final = (b'"', b"\\", b"\t", b"\r")
 # A time of this century.
 _TIME: Final = rb"([1-4][0-9]{18})\n"
-_to_times: Final = msgspec.json.Decoder(list[int]).decode
+to_times: Final = msgspec.json.Decoder(list[int]).decode
 _INT64: Final = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """How to read lines of one shape: a match tells head, the wanted fields' values, time.
 
-    `absent` are the wanted fields that it has not, as they would stand in a line.
+    `absent` are the wanted fields that it has not, as they would stand in a line; `names` are those that it has.
     """
 
     match: Callable[[bytes], re.Match[bytes] | None]
     decode: Callable[[bytes], list[Any]]
     fields: Callable[[Any], dict[str, Any]]
     absent: tuple[bytes, ...]
+    names: tuple[str, ...]
 
 
-_NO_LAYOUT: Final = _Layout(re.compile(rb"(?!)").match, msgspec.json.Decoder(list[Any]).decode, dict, ())
+_NO_LAYOUT: Final = Layout(re.compile(rb"(?!)").match, msgspec.json.Decoder(list[Any]).decode, dict, (), ())
 
 
 def parse_wanted(payload: bytes, wanted: Wanted) -> Parsed:
@@ -57,25 +58,32 @@ def parse_wanted(payload: bytes, wanted: Wanted) -> Parsed:
 
     Made for speed: of what it does not read it does not notice mistakes, and samples of one series share their tags.
     """
-    if any(char in payload for char in _NOT_PLAIN) or not _is_utf8(payload):
+    if not is_plain(payload):
         return parse_lines(payload, lambda line: _only(parse_whole(line), wanted))
-    reader = _Reader(payload if payload.endswith(b"\n") else payload + b"\n", wanted)
+    reader = Reader(payload if payload.endswith(b"\n") else payload + b"\n", wanted)
     if not reader.read_one_layout():
         reader.read_many()
     return Parsed(reader.samples, reader.bad)
 
 
-class _Reader:
+def is_plain(payload: bytes) -> bool:
+    """Tell whether a payload is text without quotes, backslashes, tabs and carriage returns."""
+    return not any(char in payload for char in NOT_PLAIN) and _is_utf8(payload)
+
+
+class Reader:
     """Reads a payload without quotes, backslashes, tabs and carriage returns."""
 
     def __init__(self, payload: bytes, wanted: Wanted) -> None:
         self.samples: list[Sample] = []
+        self.found: dict[int, Sample] = {}
+        """What `read_many` found, by the place of its line."""
         self.bad: list[BadLine] = []
         self._payload = payload
         # The fastest way to lines: four times as fast as `split`.
         self._lines = BytesIO(payload).readlines()
         self._wanted = {name: fields for name, fields in wanted.items() if not name.startswith("#")}
-        self._columns = {name: _Columns(name, frozenset(fields)) for name, fields in self._wanted.items()}
+        self._columns = {name: Columns(name, frozenset(fields)) for name, fields in self._wanted.items()}
 
     def read_one_layout(self) -> bool:
         """Read all lines at once if they have the layout of the one in the middle, as a message's mostly have."""
@@ -97,8 +105,7 @@ class _Reader:
 
     def read_many(self) -> None:
         """Read lines of several measurements and layouts, each layout's at once; the full parser reads what is odd."""
-        samples: dict[int, Sample] = {}
-        odd: list[int] = []
+        samples, odd = self.found, list[int]()
         groups: dict[str, list[int]] = {name: [] for name in self._columns}
         for place, line in enumerate(self._lines):
             try:
@@ -113,7 +120,7 @@ class _Reader:
             self._read_carefully(place, samples)
         self.samples = [samples[place] for place in sorted(samples)]
 
-    def _read_group(self, columns: _Columns, places: list[int], samples: dict[int, Sample]) -> list[int]:
+    def _read_group(self, columns: Columns, places: list[int], samples: dict[int, Sample]) -> list[int]:
         """Read lines of one measurement, layout by layout; return those that are of none."""
         odd = []
         while places:
@@ -143,13 +150,13 @@ class _Reader:
                 samples[place] = sample
 
 
-class _Columns:
+class Columns:
     """The wanted fields of one measurement, in the layout that its lines had last."""
 
-    __slots__ = ("_latest", "_measurement", "_names", "_shapes", "layout")
+    __slots__ = ("_latest", "_names", "_shapes", "layout", "measurement")
 
     def __init__(self, measurement: str, names: frozenset[str]) -> None:
-        self._measurement = measurement
+        self.measurement = measurement
         self._names = names
         self._shapes: set[tuple[bytes, ...]] = set()
         self._latest = _latest(measurement, names)
@@ -164,16 +171,26 @@ class _Columns:
                 return None
         return found
 
+    def matches(self, lines: Sequence[bytes]) -> list[re.Match[bytes] | None]:
+        """Return what `match` finds in each line."""
+        found = list(map(self.layout.match, lines))
+        if self.layout.absent and any(found):
+            text = b"".join(lines)
+            # Mostly none of the names is there, whatever stands before it.
+            if any(needle[1:] in text for needle in self.layout.absent[::2]):
+                return list(map(self.match, lines))
+        return found
+
     def learn(self, line: bytes) -> None:
         """Take a line's own layout; raises LineProtocolError where it has none."""
         fields = line.partition(b" ")[2].partition(b" ")[0]
         if not 0 < len(fields) <= _MAX_LAYOUT_BYTES:
             raise LineProtocolError("no layout")
         shape = tuple([_shape(piece, self._names) for piece in fields.split(b",")])
-        if shape not in self._shapes and len(self._shapes) >= _MAX_LAYOUTS:
+        if shape not in self._shapes and len(self._shapes) >= MAX_LAYOUTS:
             raise LineProtocolError("too many layouts")
         self._shapes.add(shape)
-        self._latest[0] = self.layout = _layout(self._measurement, shape, self._names)
+        self._latest[0] = self.layout = _layout(self.measurement, shape, self._names)
         if self.match(line) is None:
             raise LineProtocolError("not of its layout")
 
@@ -186,15 +203,15 @@ class _Columns:
         if b" " in text:
             raise LineProtocolError("a space in a number")
         rows = self.layout.decode(text)
-        times_ns = _to_times(b"[%b]" % b",".join(times))
+        times_ns = to_times(b"[%b]" % b",".join(times))
         if not len(rows) == len(times_ns) == len(found):
             raise LineProtocolError("not a row a line")
         tags = [head[1] for head in map(_head, heads)]
-        return list(map(Sample, repeat(self._measurement), tags, map(self.layout.fields, rows), times_ns))
+        return list(map(Sample, repeat(self.measurement), tags, map(self.layout.fields, rows), times_ns))
 
 
 def _read_found(
-    columns: _Columns, found: Sequence[tuple[int, re.Match[bytes]]], samples: dict[int, Sample]
+    columns: Columns, found: Sequence[tuple[int, re.Match[bytes]]], samples: dict[int, Sample]
 ) -> list[int]:
     """Read lines of one layout, by halves where they cannot be read at once; return those that cannot be read."""
     try:
@@ -214,6 +231,12 @@ def _measurement(line: bytes) -> str:
     return _head(line[: line.index(b" ", 0, _MAX_HEAD_BYTES)])[0]
 
 
+@lru_cache(maxsize=1024)
+def tags_of(heads: bytes) -> tuple[dict[str, str], ...]:
+    """Return the tags of each of several heads, a line each; raises LineProtocolError."""
+    return tuple([_head(head)[1] for head in heads.split(b"\n")])
+
+
 @lru_cache(maxsize=65_536)
 def _head(head: bytes) -> tuple[str, dict[str, str]]:
     """Return measurement and tags of a short head: the same few come with each tick."""
@@ -229,13 +252,13 @@ def _shape(piece: bytes, wanted: frozenset[str]) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _latest(_measurement: str, _names: frozenset[str]) -> list[_Layout]:
+def _latest(_measurement: str, _names: frozenset[str]) -> list[Layout]:
     """Return the one place of the layout that a measurement's lines had last: the next payload's mostly have it too."""
     return [_NO_LAYOUT]
 
 
 @lru_cache(maxsize=256)
-def _layout(measurement: str, shape: tuple[bytes, ...], wanted: frozenset[str]) -> _Layout:
+def _layout(measurement: str, shape: tuple[bytes, ...], wanted: frozenset[str]) -> Layout:
     """Return the layout of a shape; none where a field comes twice."""
     names = [piece.partition(b"=")[0] for piece in shape]
     fields = [
@@ -249,7 +272,8 @@ def _layout(measurement: str, shape: tuple[bytes, ...], wanted: frozenset[str]) 
     missing = sorted(wanted - {name for name, _ in kept})
     absent = tuple([f"{before}{name}=".encode(errors="surrogatepass") for name in missing for before in ", "])
     matcher = re.compile(_pattern(measurement, fields), re.DOTALL)
-    return _Layout(matcher.match, msgspec.json.Decoder(list[row]).decode, as_fields, absent)  # type: ignore[valid-type]
+    decode = msgspec.json.Decoder(list[row]).decode  # type: ignore[valid-type]
+    return Layout(matcher.match, decode, as_fields, absent, tuple(name for name, _ in kept))
 
 
 def _pattern(measurement: str, fields: Sequence[tuple[bytes, Any]]) -> bytes:
@@ -262,19 +286,26 @@ def _pattern(measurement: str, fields: Sequence[tuple[bytes, Any]]) -> bytes:
         # Passing over one character's others is faster than over two's; a space in a value is noticed afterwards.
         value, end = (b"([^,]++)", b",") if number < len(fields) else (b"([^, ]++)", b" ")
         if kind is _INT64:
-            value = rb"(-?[0-9]++)i"
+            # Longer ones may not fit 64 bits: the full parser knows.
+            value = rb"(-?[0-9]{1,18}+)i"
         # Atomic: a line that holds a name many times must not be tried in many ways.
         pattern += b"(?>%b%b=)%b%b" % (_jump(skipped), re.escape(name), value, end)
         skipped = []
-    return pattern + (b"[^ ]++ " if skipped else b"") + _TIME
+    # What is behind the last wanted field is not looked at: to the end and back to the last space.
+    return pattern + (b"(?>.{%d,} )" % _least(skipped) if skipped else b"") + _TIME
 
 
 def _jump(skipped: Sequence[bytes]) -> bytes:
     """Return what passes over fields: as far as they may reach, then back to a comma."""
     if not skipped:
         return b""
-    least = sum(len(name) + len("=0,") for name in skipped) - 1
+    least = _least(skipped)
     return b".{%d,%d}," % (least, least + (_SKIPPED_CHARS - 1) * len(skipped) + _SKIPPED_MORE)
+
+
+def _least(skipped: Sequence[bytes]) -> int:
+    """Return how long fields are at least, but for the comma behind the last."""
+    return sum(len(name) + len("=0,") for name in skipped) - 1
 
 
 def _row(kept: list[tuple[str, Any]]) -> tuple[Any, Callable[[Any], dict[str, Any]]]:

@@ -171,7 +171,7 @@ def test_a_field_more_behind_the_last_wanted_one_is_another_layout(monkeypatch: 
         f"vm,vm=g{number} cpu_steal_ratio=0.5,cpu_usage_ratio=0.25{',more=1.5' * (number % 2)} 1700000000000000000"
         for number in range(6)
     ]
-    monkeypatch.setattr(linecolumns._Reader, "_read_carefully", lambda *_given: pytest.fail("read slowly"))
+    monkeypatch.setattr(linecolumns.Reader, "_read_carefully", lambda *_given: pytest.fail("read slowly"))
     found = parse_wanted("\n".join(lines).encode(), {"vm": {"cpu_steal_ratio", "cpu_usage_ratio"}})
     assert [one.fields for one in found.samples] == [{"cpu_steal_ratio": 0.5, "cpu_usage_ratio": 0.25}] * 6
 
@@ -201,13 +201,13 @@ def test_lines_of_many_measurements_and_layouts_keep_their_order() -> None:
 def test_a_value_that_is_no_plain_number_costs_its_line_only(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers of all lines are read at once: none of them may shift another's."""
     carefully: list[int] = []
-    read = linecolumns._Reader._read_carefully
+    read = linecolumns.Reader._read_carefully
 
-    def noted(reader: linecolumns._Reader, place: int, found: dict[int, Sample]) -> None:
+    def noted(reader: linecolumns.Reader, place: int, found: dict[int, Sample]) -> None:
         carefully.append(place)
         read(reader, place, found)
 
-    monkeypatch.setattr(linecolumns._Reader, "_read_carefully", noted)
+    monkeypatch.setattr(linecolumns.Reader, "_read_carefully", noted)
     lines = [f"vm,a=b f={number}.5,x=1,g={number}i,y=1 1700000000000000000" for number in range(20)]
     lines[13] = lines[13].replace("f=13.5", f"f={value}")
     payload = "\n".join([*lines, ""]).encode()

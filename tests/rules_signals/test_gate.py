@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.rules_signals.reference import FIRING, changes, host, ruleset, vm
 from virtpilot.model import Kind
 from virtpilot.rules.language.devices import Device
-from virtpilot.rules.language.expression import Aggregate, Window, condition
+from virtpilot.rules.language.expression import Aggregate, Numbers, Window, condition
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.gate import Gate
 
@@ -29,6 +29,15 @@ class Given:
 
     def window(self, window: Window) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return self._values["cpu_steal_ratio"]
+
+    def least(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        return np.array([min(self._known(measurement, name)) for name in names])
+
+    def most(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        return np.array([max(self._known(measurement, name)) for name in names])
+
+    def _known(self, measurement: str, name: str) -> list[float]:
+        return [one for one in self.field(measurement, name).tolist() if not np.isnan(one)] or [np.nan]
 
     def tag(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
         return np.array(["a"] * len(self._values["cpu_steal_ratio"]), np.object_)
@@ -78,7 +87,7 @@ def test_of_a_single_comparison_it_knows_exactly(when: str, rows: list[tuple[flo
     rules = ruleset(HEAD + f"  - {{name: r, on: vm, when: '{when}'}}\n")
     columns = Given({name: [row[at] for row in rows] for at, name in enumerate(FIELDS)})
     fires, _calm = condition(when, Kind.VM).evaluate(columns)
-    assert Gate(rules.rules).open(columns) == [bool(fires.any()) and bool(rows)]
+    assert Gate(rules.rules).open(columns).tolist() == [bool(fires.any()) and bool(rows)]
 
 
 @pytest.mark.parametrize("no_data", ["fire", "hold", "clear"])

@@ -1,0 +1,227 @@
+"""Whole messages into tables, column by column: where each line is news of a subject that is known already.
+
+That is what messages mostly are; several at once where each is of another host. Any others are left alone, for `Intake`
+to take sample by sample; both give the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.lineblocks import Block, Lines
+from virtpilot.linecolumns import tags_of
+from virtpilot.model import Kind, Sample
+from virtpilot.rules.signals.intake import Entries, Intake, Segment
+from virtpilot.rules.signals.table import Where, whereabouts
+from virtpilot.rules.signals.world import World
+
+_KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
+_REMEMBERED: Final = 4096
+_MOST_LINES: Final = 1 << 32
+
+
+class Taken(NamedTuple):
+    """What is in the tables, and the devices' samples that are to be put once that is evaluated, by their messages."""
+
+    segment: Segment
+    after: list[tuple[list[Sample], str]]
+
+
+class _Group(NamedTuple):
+    """Whose lines these are: their rows, and their hosts' rows, as long as nobody comes, goes or moves."""
+
+    rows: NDArray[np.int64]
+    where: Where
+    host_rows: NDArray[np.int64]
+    state: tuple[int, int]
+
+
+class _Piece(NamedTuple):
+    """Lines of one kind that are in the tables at once, with the fields that all of them have; or samples."""
+
+    group: _Group
+    times: NDArray[np.int64]
+    places: list[int]
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    samples: list[Sample]
+    cause: str | NDArray[np.object_]
+
+
+class Quick:
+    """Takes what it can take whole; who a block's lines are about is looked for once, for they come with each tick."""
+
+    def __init__(self, world: World, intake: Intake) -> None:
+        self._tables = world.tables
+        self._devices = {device.value: table for device, table in world.devices.items()}
+        self._intake = intake
+        self._groups: dict[bytes, _Group] = {}
+
+    def take(self, messages: Sequence[tuple[Lines, str]]) -> Taken | None:
+        """Put messages (each with its id) into the tables; None, and nothing is done, where it is not so simple."""
+        if len(messages) > 1 and len(frozenset().union(*(m.hosts() for m, _ in messages))) < len(messages):
+            return None
+        found: dict[Kind, list[_Piece]] = {Kind.HOST: [], Kind.VM: []}
+        before, after = list[tuple[list[Sample], str]](), list[tuple[list[Sample], str]]()
+        for number, (lines, cause) in enumerate(messages):
+            own = self._of_message(lines, cause, number * _MOST_LINES)
+            if own is None:
+                return None
+            for kind, pieces in own.items():
+                found[kind] += pieces
+            devices = dict(self._of_devices(lines))
+            if devices:
+                first, later = self._around(devices, own, number * _MOST_LINES)
+                before.append((first, cause))
+                after.append((later, cause))
+        if not all(map(_distinct, found.values())):
+            return None
+        for samples, cause in before:
+            self._intake.put_devices(samples, cause)
+        return Taken({kind: self._put(kind, pieces) for kind, pieces in found.items() if pieces}, after)
+
+    def _of_message(self, lines: Lines, cause: str, base: int) -> dict[Kind, list[_Piece]] | None:
+        """Return the lines about hosts and guests; None where one is no news, or a host's comes behind a guest's."""
+        found: dict[Kind, list[_Piece]] = {Kind.HOST: [], Kind.VM: []}
+        for kind, piece in self._pieces(lines, cause, base):
+            if piece is None or not self._intake.all_news(self._tables[kind], piece.group.where, piece.times):
+                return None
+            found[kind].append(piece)
+        hosts, guests = ([place for one in pieces for place in one.places] for pieces in found.values())
+        return None if hosts and guests and max(hosts) > min(guests) else found
+
+    def _pieces(self, lines: Lines, cause: str, base: int) -> Iterator[tuple[Kind, _Piece | None]]:
+        for block in lines.blocks:
+            kind = _KINDS.get(block.measurement)
+            if kind is not None:
+                group = self._group(block, kind)
+                places = [base + place for place in block.places] if base else block.places
+                yield (
+                    kind,
+                    None if group is None else _Piece(group, block.times, places, block.names, block.values, [], cause),
+                )
+        for name, kind in _KINDS.items():
+            some = {place: one for place, one in lines.others.items() if one.measurement == name}
+            if some:
+                samples, places = list(some.values()), [base + place for place in some]
+                group = self._find(kind, [one.tags for one in samples])
+                times = np.array([one.time_ns for one in samples], np.int64)
+                yield kind, None if group is None else _Piece(group, times, places, (), _NONE, samples, cause)
+
+    def _group(self, block: Block, kind: Kind) -> _Group | None:
+        known = self._groups.get(block.heads)
+        if known is None or known.state != self._state(kind):
+            known = self._find(kind, tags_of(block.heads))
+            if known is None:
+                return None
+            if len(self._groups) >= _REMEMBERED:
+                self._groups.clear()
+            self._groups[block.heads] = known
+        return known
+
+    def _state(self, kind: Kind) -> tuple[int, int]:
+        return self._tables[kind].moves, self._tables[Kind.HOST].changes
+
+    def _find(self, kind: Kind, tags: Sequence[dict[str, str]]) -> _Group | None:
+        """Return the rows of subjects, None where one is not known, is another one by now, or comes twice."""
+        table, hosts = self._tables[kind], self._tables[Kind.HOST].row_of
+        rows, on = [], []
+        for one in tags:
+            subject = self._intake.subjects.named(kind.value, one)
+            row = None if subject is None else table.row_of.get(subject.id)
+            if subject is None or row is None or table.subjects[row] != subject:
+                return None
+            rows.append(row)
+            on.append(hosts.get(subject.host, -1))
+        if len(set(rows)) < len(rows):
+            return None
+        index = np.array(rows, np.int64)
+        return _Group(index, whereabouts(index), np.array(on, np.int64), self._state(kind))
+
+    def _of_devices(self, lines: Lines) -> Iterator[tuple[int, Sample]]:
+        """Yield the samples of devices."""
+        if self._devices:
+            for block in lines.blocks:
+                if block.measurement in self._devices:
+                    yield from zip(block.places, block.samples(), strict=True)
+            for place, sample in lines.others.items():
+                if sample.measurement in self._devices:
+                    yield place, sample
+
+    def _around(
+        self, devices: dict[int, Sample], own: dict[Kind, list[_Piece]], base: int
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Return the devices' samples that come before their owners', or without them, and those that follow."""
+        places = {
+            (kind, row): place - base
+            for kind, pieces in own.items()
+            for piece in pieces
+            for row, place in zip(piece.group.rows.tolist(), piece.places, strict=True)
+        }
+        before, after = list[Sample](), list[Sample]()
+        for place in sorted(devices):
+            sample = devices[place]
+            kind = self._devices[sample.measurement].declared.owner
+            row = self._tables[kind].row_of.get(sample.tags.get("vm" if kind is Kind.VM else "host", ""))
+            follows = row is not None and places.get((kind, row), place) < place
+            (after if follows else before).append(sample)
+        return before, after
+
+    def _put(self, kind: Kind, pieces: list[_Piece]) -> Entries:
+        """Put pieces into their table, those with the same fields at once."""
+        table, found = self._tables[kind], list[Entries]()
+        alike: dict[tuple[str, ...], list[_Piece]] = {}
+        for piece in pieces:
+            alike.setdefault(piece.names, []).append(piece)
+        for some in alike.values():
+            group, times, places, names, values, samples, cause = _joined(some)
+            where = group.where
+            usual = table.interval[where].copy()
+            if samples:
+                subjects = [table.subjects[row] for row in group.rows.tolist()]
+                table.take(group.rows, times, [one for one in subjects if one], [one.fields for one in samples], cause)
+            else:
+                table.take_columns(where, times, names, values, cause)
+            if kind is Kind.VM:
+                table.host_row[where] = group.host_rows
+            found.append(Entries(group.rows, times, self._intake.patiences(table, where, usual), places, where))
+        if len(found) == 1:
+            return found[0]
+        return Entries(
+            np.concatenate([one.rows for one in found]),
+            np.concatenate([one.times for one in found]),
+            np.concatenate([one.patience for one in found]),
+            [place for one in found for place in one.orders],
+        )
+
+
+_NONE: Final = np.zeros((0, 0))
+
+
+def _joined(pieces: list[_Piece]) -> _Piece:
+    """Return pieces with the same fields as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    rows = np.concatenate([one.group.rows for one in pieces])
+    host_rows = np.concatenate([one.group.host_rows for one in pieces])
+    return _Piece(
+        _Group(rows, whereabouts(rows), host_rows, pieces[0].group.state),
+        np.concatenate([one.times for one in pieces]),
+        [place for one in pieces for place in one.places],
+        pieces[0].names,
+        np.concatenate([one.values for one in pieces], axis=1),
+        [sample for one in pieces for sample in one.samples],
+        np.repeat(np.array([one.cause for one in pieces], np.object_), [len(one.places) for one in pieces]),
+    )
+
+
+def _distinct(pieces: list[_Piece]) -> bool:
+    """Tell whether no row is in two of them."""
+    if len(pieces) < 2:
+        return True
+    rows = [row for one in pieces for row in one.group.rows.tolist()]
+    return len(set(rows)) == len(rows)

@@ -1,0 +1,109 @@
+"""Whole messages as columns say what they say line by line."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.lineprotocol.test_partial_parser import only
+from virtpilot import lineblocks
+from virtpilot.lineblocks import LineReader
+from virtpilot.lineprotocol import encode_lines, parse, parse_wanted
+from virtpilot.model import Sample
+
+quick = settings(derandomize=True, deadline=None, max_examples=300)
+WANTED = {"vm": frozenset({"a", "b", "ab"}), "host": frozenset({"a"}), "knob": frozenset({"value_count"})}
+NOW_NS = 1_790_000_000_000_000_000
+numbers = st.one_of(
+    st.integers(-5, 5),
+    st.floats(-5, 5),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+shapes = st.lists(
+    st.tuples(
+        st.sampled_from(["vm", "vm", "host", "vm_disk", "knob"]),
+        st.lists(st.sampled_from(["a", "b", "ab", "x", "xa", "value_count"]), min_size=1, max_size=5, unique=True),
+        st.integers(1, 14),
+    ),
+    max_size=5,
+)
+odd = st.sampled_from(
+    [
+        b"vm,vm=g a=1_0 5\n", b"vm,vm=g a=1i2 1790000000000000000\n", b"  vm,vm=g a=7 8\n", b"# a comment\n", b"\n",
+        b"vm,vm a=1 1790000000000000000\n", b"vm,vm=g a=1,a=2 1790000000000000000\n", b"vm a=t 1790000000000000000\n",
+        b"vm,vm=g x=3,b=,a=4 1790000000000000000\n", b'vm,vm=g s="a=5,b=6",a=1 1790000000000000000\n', b"\xff\n",
+        b"vm,vm=g a=9223372036854775807i,b=1 1790000000000000000\n", b"vm,vm=g a=1 ,b=2 1790000000000000000\n",
+    ]
+)  # fmt: skip
+
+
+@st.composite
+def payloads(draw: st.DrawFn, with_odd: bool = False) -> bytes:
+    """Groups of lines of one shape each, mixed; by choice with odd lines among them."""
+    lines: list[bytes] = []
+    for measurement, names, count in draw(shapes):
+        for number in range(count):
+            fields = {name: draw(numbers) for name in names}
+            tags = {"host": "h", "vm": f"g{number}"}
+            lines.append(encode_lines([Sample(measurement, tags, fields, NOW_NS + draw(st.integers(0, 1)))]))
+    if with_odd:
+        lines += draw(st.lists(odd, max_size=2))
+    random.Random(draw(st.integers(0, 9))).shuffle(lines)
+    return b"".join(lines)
+
+
+@quick
+@given(payloads())
+def test_they_agree_with_the_full_parser(payload: bytes) -> None:
+    lines = LineReader(WANTED).read(payload)
+    assert lines.samples() == only(parse(payload).samples, WANTED)
+    assert lines.bad == []
+    assert len(lines) == len(lines.samples())
+
+
+@quick
+@given(payloads(with_odd=True))
+def test_odd_lines_cost_themselves_only(payload: bytes) -> None:
+    """What the partial parser says, in the same order, with the same lines bad."""
+    lines, parsed = LineReader(WANTED).read(payload), parse_wanted(payload, WANTED)
+    assert lines.samples() == parsed.samples
+    assert lines.bad == parsed.bad
+
+
+@quick
+@given(st.lists(st.one_of(st.binary(max_size=30), odd, st.sampled_from([b"vm,a=b", b" ", b"a=1", b" 5\n", b","]))))
+def test_any_bytes_are_survived(parts: list[bytes]) -> None:
+    payload = b"".join(parts)
+    lines, parsed = LineReader(WANTED).read(payload), parse_wanted(payload, WANTED)
+    assert lines.samples() == parsed.samples
+
+
+def test_a_fleets_message_becomes_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the tests above are about blocks: of two layouts and many measurements only the host's line is left."""
+    lines = [b"host,host=h a=1 1790000000000000000\n"]
+    for number in range(20):
+        more = ",x=2" if number % 2 else ""
+        lines.append(f"vm,host=h,vm=g{number} a={number}i,b=0.5{more} 1790000000000000000\n".encode())
+        lines.append(f"vm_disk,host=h,vm=g{number} a=1 1790000000000000000\n".encode())
+        lines.append(f"knob,host=h,knob=cpu_shares,vm=g{number} value_count=1024i 1790000000000000000\n".encode())
+    found = LineReader(WANTED).read(b"".join(lines))
+    assert sorted((block.measurement, len(block.places)) for block in found.blocks) == [
+        ("knob", 20), ("vm", 10), ("vm", 10)
+    ]  # fmt: skip
+    assert list(found.others) == [0]
+    assert found.hosts() == {"h"}
+    assert [one.fields["a"] for one in found.samples() if one.measurement == "vm"] == list(range(20))
+
+
+def test_the_next_message_of_one_layout_is_read_without_a_look_at_its_measurements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    payload = b"".join(b"vm,vm=g%d a=%d 1790000000000000000\n" % (n, n) for n in range(20))
+    reader = LineReader(WANTED)
+    first = reader.read(payload)
+    monkeypatch.setattr(lineblocks, "_blocks", lambda *_given: pytest.fail("looked at again"))
+    assert reader.read(payload).samples() == first.samples()

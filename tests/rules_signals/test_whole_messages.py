@@ -1,0 +1,108 @@
+"""Messages fed whole, column by column, give the signals and the state that their samples give one by one."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.rules_signals.reference import START_NS, ruleset
+from virtpilot.clock import seconds
+from virtpilot.lineblocks import LineReader, Lines
+from virtpilot.lineprotocol import encode_lines
+from virtpilot.model import Sample
+from virtpilot.rules.signals.evaluator import Evaluator
+
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
+RULES = ruleset(
+    """
+virtpilot: 1
+rules:
+  - {name: plain, on: vm, when: cpu_steal_ratio > 20%, for: 10s, clear: cpu_steal_ratio < 5%}
+  - {name: past, on: vm, when: 'avg(cpu_steal_ratio, 30s) > 10%'}
+  - {name: of-host, on: vm, when: 'cpu_steal_ratio > 5% and avg(host.cpu_usage_ratio, 30s) > 50%', unless: hot}
+  - {name: hot, on: host, when: cpu_usage_ratio > 80%, clear_for: 10s, no_data: fire}
+  - {name: several, on: host, when: {at least 2 of vms within 20s: plain}}
+  - {name: full, on: vm, when: any(filesystems where used_ratio > 80%)}
+  - {name: was-full, on: vm, when: 'any(filesystems where max(used_ratio, 30s) > 80%)', no_data: clear}
+"""
+)
+GUESTS = [f"g{number:02}" for number in range(12)]
+WANTED = {
+    "host": frozenset({"cpu_usage_ratio"}),
+    # More than the rules read.
+    "vm": frozenset({"cpu_steal_ratio", "cpu_usage_ratio", "state_code"}),
+    "knob": frozenset({"value_count"}),
+    "vm_filesystem": frozenset({"used_ratio"}),
+}
+
+
+def tick(chance: random.Random, number: int, homes: dict[str, str], host: str) -> list[Sample]:
+    """What a host says at a tick: now and then a guest is late, twice, new, elsewhere, or lacks a field."""
+    now_ns = START_NS + seconds(10 * number)
+    found = [Sample("host", {"cluster": "c", "host": host}, {"cpu_usage_ratio": chance.choice([0.1, 0.9])}, now_ns)]
+    for guest in GUESTS:
+        if homes[guest] != host or chance.random() < 0.05:
+            continue
+        fields: dict[str, int | float] = {"cpu_steal_ratio": chance.choice([0.0, 0.1, 0.3]), "cpu_usage_ratio": 0.5}
+        if chance.random() < 0.1:
+            fields = chance.choice([{"cpu_usage_ratio": 0.9}, {"state_code": 5, **fields}])
+        at_ns = now_ns - seconds(chance.choice([0] * 19 + [25]))
+        tags = {"cluster": "c", "host": host, "name": f"name-{guest}", "vm": guest}
+        found.append(Sample("vm", tags, fields, at_ns))
+        if chance.random() < 0.8:
+            device = Sample(
+                "vm_filesystem", {**tags, "mountpoint": "/"}, {"used_ratio": chance.choice([0.5, 0.9])}, at_ns
+            )
+            found.insert(len(found) - chance.choice([0, 0, 0, 1]), device)
+        found.append(Sample("knob", {**tags, "knob": "cpu_shares"}, {"value_count": 1024 + number}, at_ns))
+        if chance.random() < 0.03:
+            homes[guest] = chance.choice(["h1", "h2"])
+    if chance.random() < 0.1:
+        found.insert(chance.randrange(len(found)), found[chance.randrange(len(found))])
+    return found
+
+
+@REPEATABLE
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_the_same_signals_and_the_same_state(chance: random.Random, together: bool) -> None:
+    whole, single = Evaluator(RULES), Evaluator(RULES)
+    reader, homes = LineReader(WANTED), {guest: "h1" if guest < "g06" else "h2" for guest in GUESTS}
+    for number in range(8):
+        payloads = {host: encode_lines(tick(chance, number, homes, host)) for host in ("h1", "h2")}
+        messages = [(reader.read(payload), f"{host}/b/{number}") for host, payload in payloads.items()]
+        fed = whole.feed_messages(messages) if together else [s for m in messages for s in whole.feed_messages([m])]
+        assert fed == [signal for lines, cause in messages for signal in single.feed(lines.samples(), cause)]
+        now_ns = START_NS + seconds(10 * number + 1)
+        assert whole.tick(now_ns) == single.tick(now_ns)
+    assert whole.snapshot() == single.snapshot()
+    assert (whole.late, whole.ahead) == (single.late, single.ahead)
+    assert all(whole.knob(guest, "cpu_shares") == single.knob(guest, "cpu_shares") for guest in GUESTS)
+
+
+def test_most_messages_are_taken_whole() -> None:
+    """So that the test above compares two ways."""
+    evaluator, reader, taken = Evaluator(RULES), LineReader(WANTED), list[bool]()
+    for number in range(5):
+        samples = [
+            Sample("vm", {"host": "h1", "vm": guest}, {"cpu_steal_ratio": 0.1}, START_NS + seconds(10 * number))
+            for guest in GUESTS
+        ]
+        lines = reader.read(encode_lines(samples))
+        assert len(lines.blocks) == 1
+        taken.append(evaluator._quick.take([(lines, "m")]) is not None)
+        if not taken[-1]:
+            evaluator.feed(lines.samples(), "m")
+    assert taken == [False, True, True, True, True]
+
+
+def test_a_host_behind_its_guests_is_taken_in_order() -> None:
+    """A guest's rule must not see what its host says later in the same message."""
+    evaluator = Evaluator(RULES)
+    host = Sample("host", {"host": "h1"}, {"cpu_usage_ratio": 0.9}, START_NS)
+    guests = [Sample("vm", {"host": "h1", "vm": one}, {"cpu_steal_ratio": 0.1}, START_NS) for one in GUESTS]
+    evaluator.feed([host, *guests], "m")
+    later = [Sample(one.measurement, one.tags, one.fields, START_NS + 1) for one in (*guests, host)]
+    assert evaluator._quick.take([(Lines([], dict(enumerate(later)), []), "m")]) is None
+    assert evaluator._quick.take([(Lines([], dict(enumerate([later[-1], *later[:-1]])), []), "m")]) is not None
