@@ -23,7 +23,7 @@ from virtpilot.clock import Clock
 from virtpilot.errors import StateError
 from virtpilot.pipeline.state import sync_folder
 from virtpilot.rules.signals.saved import SavedHistory
-from virtpilot.rules.signals.windows import Series, Windows
+from virtpilot.rules.signals.windows import Key, Windows
 
 log = structlog.get_logger(__name__)
 
@@ -47,17 +47,17 @@ class WindowFiles:
         if self._folder is None:
             return
         keep = set()
-        for series in windows.series():
-            path = _path(self._folder, series)
+        for key in windows.histories():
+            path = _path(self._folder, key)
             keep.add(path.name)
             if not all_now and self._clock.monotonic_ns() < self._due_ns.get(path.name, 0):
                 continue
             try:
-                yield from self._write(path, windows.dump(series))
+                yield from self._write(path, windows.dump(key))
             except OSError as error:
                 self.failures += 1
                 log.error("windows not saved", path=str(path), error=str(error))
-            self._due_ns[path.name] = self._clock.monotonic_ns() + max(self._every_ns, series[3] // _SHARE)
+            self._due_ns[path.name] = self._clock.monotonic_ns() + max(self._every_ns, key[1] // _SHARE)
         self._tidy(self._folder, keep)
 
     def _write(self, path: Path, slices: Iterator[SavedHistory]) -> Iterator[None]:
@@ -107,8 +107,8 @@ def load(folder: Path) -> list[SavedHistory]:
     return found
 
 
-def _path(folder: Path, series: Series) -> Path:
-    digest = hashlib.sha256(msgspec.json.encode(series)).hexdigest()[:16]
+def _path(folder: Path, key: Key) -> Path:
+    digest = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:16]
     return folder / f"windows-{digest}.jsonl"
 
 

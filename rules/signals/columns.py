@@ -128,7 +128,7 @@ class RowColumns:
         key = (window.on.value, window.text)
         found = self._windows.get(key)
         if found is None:
-            rows = self._rows if window.on is self._kind else self._table.host_row[self._rows]
+            rows = self._where if window.on is self._kind else self._table.host_row[self._where]
             found = self._windows[key] = self._world.windows.value(window, rows)
         return found
 

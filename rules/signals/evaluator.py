@@ -114,7 +114,7 @@ class Evaluator:
         """Take a sample of each of these subjects of one kind; yields each transition with its place and its rule's."""
         rows, times, patience, orders, where = entries
         columns = self._world.columns(kind, rows, where)
-        self._world.windows.take(kind, columns, rows, times)
+        self._world.windows.take(kind, columns, columns.where, times)
         for at, number, rule, old, new in self._bank.step(columns, kind, rows, times, patience):
             yield orders[at], number, self._signal(rule, int(rows[at]), old, new, int(times[at]))
 
@@ -270,7 +270,7 @@ class Evaluator:
             {kind: list(table.dump()) for kind, table in self._tables.items()},
             [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
             self._bank.dump(),
-            [part for series in windows.series() for part in windows.dump(series)],
+            [part for key in windows.histories() for part in windows.dump(key)],
             self._world.cluster,
         )
         document: dict[str, Any] = msgspec.to_builtins(saved)

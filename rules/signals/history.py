@@ -1,48 +1,78 @@
-"""The recent past of a number on all subjects of a kind: points in columns, a bounded ring each.
+"""The recent past of some numbers on all subjects of a kind: a bounded ring of points each, in columns.
 
-Samples that fall into one step of a window (1/360 of its span) become one point: their mean, least, greatest or last
-value at the last one's time. A window of an hour keeps every sample of an interval of 10 s; a longer one is thinned.
+Samples that fall into one step of a window (1/120 of its span) become one point: their mean, least, greatest or last
+value at the time of its last sample. A window of 20 minutes keeps every sample of an interval of 10 s; a longer
+one is thinned. Times are kept to a tenth of a millisecond; numbers of windows over 20 minutes to 24 bits (7 digits),
+but for counters, whose differences need all digits.
+
+A step has its place in the ring by its number, the same on all subjects, so that what one message brings lies side by
+side, and so does each point of all subjects. Places that were never taken cost no memory.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-STEPS: Final = 360
-_FIRST_SLOTS: Final = 8
-# A window touches one step more than it is long; one slot more is for the point that has just left it.
-_MOST_SLOTS: Final = STEPS + 2
+from virtpilot.clock import SECOND
+from virtpilot.rules.signals.table import Where, whereabouts
+
+STEPS: Final = 120
+UNIT_NS: Final = 100_000
+LONG_NS: Final = 1200 * SECOND
+# A window touches one step more than it is long; one place more is for the point that has just left it.
+PLACES: Final = STEPS + 2
+_MOST: Final = np.iinfo(np.uint32).max
+_MOST_WEIGHT: Final = np.iinfo(np.uint16).max
+_Value = NDArray[Any]
+_Weight = NDArray[np.uint16]
+
+
+class Series(NamedTuple):
+    """How a number is kept: how samples of one step become one, and whether it is a counter."""
+
+    merge: str
+    counter: bool = False
 
 
 class Points(NamedTuple):
-    """The points of some rows, oldest first; `valid` marks those within the window."""
+    """The points of some rows, a column a row, oldest first; `valid` marks those that are there."""
 
     time: NDArray[np.int64]
     value: NDArray[np.float64]
-    weight: NDArray[np.int64]
+    weight: _Weight | None
+    """How many samples each is of, where that is kept: the mean of samples needs it."""
     valid: NDArray[np.bool_]
 
 
 class History:
-    """A ring of points for each row; rows and slots grow by doubling, slots up to a limit."""
+    """Rings of one span: the times of all subjects' points, and the values of each series."""
 
-    def __init__(self, span_ns: int, merge: str, capacity: int) -> None:
+    def __init__(self, span_ns: int, series: Sequence[Series], capacity: int) -> None:
         self.span_ns = span_ns
         self._step_ns = max(span_ns // STEPS, 1)
-        self._merge = merge
-        self._time: NDArray[np.int64] = np.zeros((capacity, _FIRST_SLOTS), np.int64)
-        self._value: NDArray[np.float64] = np.zeros((capacity, _FIRST_SLOTS), np.float64)
-        self._weight: NDArray[np.int32] = np.zeros((capacity, _FIRST_SLOTS), np.int32)
-        self._head: NDArray[np.int64] = np.zeros(capacity, np.int64)
-        self._size: NDArray[np.int64] = np.zeros(capacity, np.int64)
+        self._merges = tuple([one.merge for one in series])
+        # By place, then by row. 0: nothing was ever there. Else the lower half of the time in units.
+        self._time: NDArray[np.uint32] = np.zeros((PLACES, capacity), np.uint32)
+        self._value: list[_Value] = [
+            np.zeros((PLACES, capacity), np.float32 if span_ns > LONG_NS and not one.counter else np.float64)
+            for one in series
+        ]
+        self._weight: list[_Weight | None] = [
+            np.zeros((PLACES, capacity), np.uint16) if merge == "mean" else None for merge in self._merges
+        ]
+        self.newest: NDArray[np.int64] = np.zeros(capacity, np.int64)
+        """The time of each row's last sample, in units; 0 for none."""
+        self._step: NDArray[np.int64] = np.full(capacity, -1, np.int64)
 
     @property
     def nbytes(self) -> int:
-        """How much memory it takes."""
-        return self._time.nbytes + self._value.nbytes + self._weight.nbytes
+        """How much memory it takes once all places are taken."""
+        weights = sum(one.nbytes for one in self._weight if one is not None)
+        return self._time.nbytes + sum(one.nbytes for one in self._value) + weights
 
     @property
     def slots(self) -> int:
@@ -51,98 +81,144 @@ class History:
 
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
-        more = capacity - len(self._size)
+        more = capacity - len(self.newest)
         if more > 0:
-            self._head, self._size = np.pad(self._head, (0, more)), np.pad(self._size, (0, more))
-            self._time = np.pad(self._time, ((0, more), (0, 0)))
-            self._value = np.pad(self._value, ((0, more), (0, 0)))
-            self._weight = np.pad(self._weight, ((0, more), (0, 0)))
+            self.newest = np.pad(self.newest, (0, more))
+            self._step = np.pad(self._step, (0, more), constant_values=-1)
+            self._time = _wider(self._time, capacity)
+            self._value = [_wider(one, capacity) for one in self._value]
+            self._weight = [None if one is None else _wider(one, capacity) for one in self._weight]
 
     def clear(self, row: int) -> None:
         """Forget a row."""
-        self._size[row] = 0
+        self._time[:, row] = 0
+        self.newest[row], self._step[row] = 0, -1
 
-    def push(self, rows: NDArray[np.int64], times: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Take a sample of each row; what is not finite is no sample."""
-        known = np.isfinite(values)
-        if not known.all():
-            rows, times, values = rows[known], times[known], values[known]
-        head = self._head[rows]
-        same = (self._size[rows] > 0) & (self._time[rows, head] // self._step_ns == times // self._step_ns)
-        if same.any():
-            self._join(rows[same], head[same], times[same], values[same])
-            rows, times, values = rows[~same], times[~same], values[~same]
-        if len(rows):
-            self._append(rows, times, values)
+    def push(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
+        """Take a sample of each row, newer than the one before it, with a value for each series: NaN where none is."""
+        steps = times // self._step_ns
+        first = int(steps[0])
+        same = self._step[where] == steps
+        joins = np.count_nonzero(same)
+        units = times // UNIT_NS
+        if isinstance(where, slice) and joins in {0, len(steps)} and np.count_nonzero(steps == first) == len(steps):
+            self._put((first % PLACES, where), units, values, joins=bool(joins))
+        else:
+            rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+            for chosen, joined in ((~same, False), (same, True)):
+                if chosen.any():
+                    at = (steps[chosen] % PLACES, rows[chosen])
+                    self._put(at, units[chosen], [one[chosen] for one in values], joins=joined)
+        self.newest[where], self._step[where] = units, steps
 
-    def _join(
+    def _put(
+        self,
+        at: tuple[int | NDArray[np.int64], Where],
+        units: NDArray[np.int64],
+        values: Sequence[NDArray[np.float64]],
+        *,
+        joins: bool,
+    ) -> None:
+        # 0 stands for nothing.
+        self._time[at] = np.maximum(units & _MOST, 1).astype(np.uint32)
+        for series, (merge, value) in enumerate(zip(self._merges, values, strict=True)):
+            weight = self._weight[series]
+            if not joins:
+                self._value[series][at] = value
+                if weight is not None:
+                    weight[at] = np.isfinite(value)
+                continue
+            old = self._value[series][at].astype(np.float64)
+            if weight is not None:
+                known = np.isfinite(value)
+                count = weight[at] + known.astype(np.int64)
+                mean = np.where(np.isfinite(old), old + (value - old) / count, value)
+                self._value[series][at], weight[at] = np.where(known, mean, old), np.minimum(count, _MOST_WEIGHT)
+            else:
+                self._value[series][at] = _merged(merge, old, value)
+
+    def points(
+        self, where: Where, times: NDArray[np.int64], series: int
+    ) -> Iterator[tuple[Where, NDArray[np.int64], Points]]:
+        """Yield a series' points within the window that ends, for each row, at its time: of some rows at once.
+
+        Before them come those rows and their times.
+        """
+        steps = self._step[where]
+        first = int(steps[0])
+        if np.count_nonzero(steps == first) == len(steps):
+            yield where, times, self._of_one_step(first, where, times, series)
+            return
+        rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+        for step in np.unique(steps).tolist():
+            chosen = np.flatnonzero(steps == step)
+            some = whereabouts(rows[chosen])
+            yield some, times[chosen], self._of_one_step(step, some, times[chosen], series)
+
+    def _of_one_step(self, step: int, where: Where, times: NDArray[np.int64], series: int) -> Points:
+        """Return the points of rows whose last sample is of one step: they lie in one order."""
+        order = (step + 1 + np.arange(PLACES)) % PLACES
+        low = self._time[:, where]
+        # Most places of a short window are empty.
+        order = order[np.asarray(low.any(axis=1))[order]]
+        low, newest = low[order], self.newest[where]
+        age = ((newest & _MOST).astype(np.uint32) - low).astype(np.int64)
+        time = (newest - age) * UNIT_NS
+        there = (low != 0) & (time > times - self.span_ns)
+        value, weight = self._value[series][:, where][order].astype(np.float64), self._weight[series]
+        return Points(time, value, None if weight is None else weight[:, where][order], there & np.isfinite(value))
+
+    def taken(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the places that hold something within the span: the position among the rows, the place, the time."""
+        low = self._time[:, rows].T
+        position, place = np.nonzero(low)
+        newest = self.newest[rows][position]
+        age = ((newest & _MOST).astype(np.uint32) - low[position, place]).astype(np.int64)
+        within = age * UNIT_NS < self.span_ns
+        return position[within], place[within], (newest - age)[within]
+
+    def values(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+        """Return each series' values at places of rows."""
+        return [one[at].astype(np.float64) for one in self._value]
+
+    def weights(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[_Weight | None]:
+        """Return each series' weights at places of rows, None where it keeps none."""
+        return [None if one is None else one[at] for one in self._weight]
+
+    def load(
         self,
         rows: NDArray[np.int64],
-        head: NDArray[np.int64],
-        times: NDArray[np.int64],
-        values: NDArray[np.float64],
+        units: NDArray[np.int64],
+        values: Sequence[NDArray[np.float64]],
+        weights: Sequence[_Weight | None],
     ) -> None:
-        at, old = (rows, head), self._value[rows, head]
-        self._time[at] = times
-        self._weight[at] += 1
-        match self._merge:
-            case "mean":
-                self._value[at] = old + (values - old) / self._weight[at]
-            case "min":
-                self._value[at] = np.minimum(old, values)
-            case "max":
-                self._value[at] = np.maximum(old, values)
-            case _:
-                self._value[at] = values
+        """Take up points; what a row has already stays where it is newer."""
+        steps = units * UNIT_NS // self._step_ns
+        fresh = units > self.newest[rows]
+        rows, units, steps = rows[fresh], units[fresh], steps[fresh]
+        at = (steps % PLACES, rows)
+        self._time[at] = np.maximum(units & _MOST, 1).astype(np.uint32)
+        for own, weight, value, count in zip(self._value, self._weight, values, weights, strict=True):
+            own[at] = value[fresh]
+            if weight is not None and count is not None:
+                weight[at] = count[fresh]
+        np.maximum.at(self.newest, rows, units)
+        np.maximum.at(self._step, rows, steps)
 
-    def _append(self, rows: NDArray[np.int64], times: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        slots = self._time.shape[1]
-        if slots < _MOST_SLOTS and (self._size[rows] == slots).any():
-            self._more_slots()
-            slots = self._time.shape[1]
-        head = (self._head[rows] + 1) % slots
-        self._head[rows] = head
-        self._size[rows] = np.minimum(self._size[rows] + 1, slots)
-        self._time[rows, head], self._value[rows, head], self._weight[rows, head] = times, values, 1
-        self._shed(rows, times)
 
-    def _shed(self, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
-        """Drop the oldest points that have left the window, so that the ring grows no further than it needs."""
-        slots = self._time.shape[1]
-        full = self._size[rows] == slots
-        if not full.any():
-            return
-        rows, times = rows[full], times[full]
-        inside = self._time[rows] > (times - self.span_ns)[:, None]
-        self._size[rows] = np.count_nonzero(inside, axis=1)
+def _wider(array: NDArray[Any], capacity: int) -> NDArray[Any]:
+    """Return an array with more columns; the new ones are not touched, so that they cost nothing yet."""
+    found: NDArray[Any] = np.zeros((len(array), capacity), array.dtype)
+    taken = np.flatnonzero(array.any(axis=1))
+    found[taken, : array.shape[1]] = array[taken]
+    return found
 
-    def _more_slots(self) -> None:
-        """Put every ring straight, its newest point last, and double the room."""
-        slots = self._time.shape[1]
-        more = min(slots, _MOST_SLOTS - slots)
-        order = (self._head[:, None] + 1 + np.arange(slots)) % slots
-        rows = np.arange(len(order))[:, None]
-        self._time = np.pad(self._time[rows, order], ((0, 0), (0, more)))
-        self._value = np.pad(self._value[rows, order], ((0, 0), (0, more)))
-        self._weight = np.pad(self._weight[rows, order], ((0, 0), (0, more)))
-        self._head[:] = slots - 1
 
-    def points(self, rows: NDArray[np.int64], times: NDArray[np.int64]) -> Points:
-        """Return the points of rows within the window that ends, for each row, at its time."""
-        sizes = self._size[rows]
-        most = int(sizes.max(initial=0))
-        back = np.arange(most - 1, -1, -1)
-        at = (rows[:, None], (self._head[rows][:, None] - back) % self._time.shape[1])
-        time = self._time[at]
-        valid = (back < sizes[:, None]) & (time > (times - self.span_ns)[:, None])
-        return Points(time, self._value[at], self._weight[at].astype(np.int64), valid)
-
-    def load(self, row: int, times: NDArray[np.int64], values: NDArray[np.float64], weights: NDArray[np.int64]) -> None:
-        """Replace a row's points, oldest first."""
-        count = len(times)
-        while self._time.shape[1] < min(count, _MOST_SLOTS):
-            self._more_slots()
-        kept = min(count, self._time.shape[1])
-        self._time[row, :kept], self._value[row, :kept] = times[count - kept :], values[count - kept :]
-        self._weight[row, :kept] = weights[count - kept :]
-        self._head[row], self._size[row] = kept - 1, kept
+def _merged(merge: str, old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the least, greatest or last of two values, the other one where one is missing."""
+    match merge:
+        case "min":
+            return np.fmin(old, new)
+        case "max":
+            return np.fmax(old, new)
+    return np.where(np.isfinite(new), new, old)

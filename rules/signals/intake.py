@@ -170,7 +170,8 @@ class Intake:
         rows, times, *_more = self._put(table, part, cause)
         if len(rows):
             device = table.declared.device
-            self._world.windows.take(device, self._world.columns(device, rows), rows, times)
+            columns = self._world.columns(device, rows)
+            self._world.windows.take(device, columns, columns.where, times)
 
     def _new(self, table: Table, subject: Subject, sample: Sample) -> int | None:
         """Return a row for a subject that is not known yet, None where its sample is none to begin with."""

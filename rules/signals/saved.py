@@ -15,6 +15,7 @@ from virtpilot.rules.language.devices import Device, Of
 from virtpilot.rules.signals.table import SavedTable
 
 VERSION: Final = 3
+_LATEST: Final = 2**63 // 100_000
 Time = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -27,31 +28,46 @@ class SavedRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fired: list[tuple[str, Time]] = []
 
 
+class SavedSeries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a window's points say of one number: a value a point, NaN where there is none."""
+
+    text: str
+    merge: str
+    values: bytes
+    weights: bytes = b""
+    """How many samples each point is of, where that is kept."""
+
+    def numbers(self) -> NDArray[np.float64]:
+        """Return the values."""
+        return np.frombuffer(self.values, "<f8")
+
+    def counts(self) -> NDArray[np.uint16]:
+        """Return the weights."""
+        return np.frombuffer(self.weights, "<u2")
+
+
 class SavedHistory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A window's points: how many of each subject, and all of them one after the other in little-endian columns."""
+    """The points of one kind and span: how many of each subject, and all of them one after the other in columns."""
 
     kind: str
-    series: str
-    merge: str
     span_ns: Time
-    subjects: list[tuple[str, Annotated[int, msgspec.Meta(ge=1)]]]
+    subjects: list[str]
+    counts: list[Annotated[int, msgspec.Meta(ge=0, le=1000)]]
     times: bytes
-    values: bytes
-    weights: bytes
-    """How many samples each point is of; empty where each is one sample, as it is in all but long windows."""
-
-    def points(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-        """Return the columns."""
-        times, values = np.frombuffer(self.times, np.int64), np.frombuffer(self.values, np.float64)
-        return times, values, np.frombuffer(self.weights, np.int64) if self.weights else np.ones(len(times), np.int64)
+    """In tenths of a millisecond."""
+    series: list[SavedSeries]
 
     def whole(self) -> bool:
         """Tell whether the columns are as long as the subjects say, and hold what a history can hold."""
-        size = 8 * sum(count for _subject, count in self.subjects)
-        if not len(self.times) == len(self.values) == size or len(self.weights) not in {0, size}:
+        count = sum(self.counts)
+        if len(self.counts) != len(self.subjects) or len(self.times) != 8 * count:
             return False
-        times, values, weights = self.points()
-        return bool((times >= 0).all() and np.isfinite(values).all() and (weights > 0).all())
+        if any(len(one.values) != 8 * count or len(one.weights) not in {0, 2 * count} for one in self.series):
+            return False
+        times = np.frombuffer(self.times, "<i8")
+        return bool((times >= 0).all() and (times < _LATEST).all()) and not any(
+            np.isinf(one.numbers()).any() for one in self.series
+        )
 
 
 class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

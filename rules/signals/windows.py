@@ -10,143 +10,195 @@ from numpy.typing import NDArray
 
 from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.typed import Columns, Numbers, Window
-from virtpilot.rules.signals.history import History
+from virtpilot.rules.signals.history import History, Series
 from virtpilot.rules.signals.over_time import evaluate
-from virtpilot.rules.signals.saved import SavedHistory, kind_of
-from virtpilot.rules.signals.table import Table
+from virtpilot.rules.signals.saved import SavedHistory, SavedSeries, kind_of
+from virtpilot.rules.signals.table import Table, Where, whereabouts
 
-Series = tuple[Of, str, str, int]
-"""What a history is of: whose, the number's text, how samples are merged, how long (ns)."""
-# A slice of a history has about so many slots.
-_SLOTS_AT_ONCE: Final = 40_000
+Key = tuple[Of, int]
+"""Whose histories, and how long they are (ns)."""
+_ROWS_AT_ONCE: Final = 250
 
 
-class _Kept:
-    """One history and the windows that are read from it, each with its newest values."""
+class _Track:
+    """The histories of one kind and span, and the windows that are read from them, each with its newest values."""
 
-    def __init__(self, window: Window, capacity: int) -> None:
-        self.series = window.series
-        self.history = History(window.span_ns, window.merge, capacity)
-        self.values: dict[Window, NDArray[np.float64]] = {}
-        self.stale: NDArray[np.bool_] = np.zeros(capacity, np.bool_)
-        """The rows that have had a sample since their values were looked at."""
+    def __init__(self, windows: list[Window], capacity: int) -> None:
+        first = {_series(window): window for window in reversed(windows)}
+        self.series = sorted(first)
+        self._reads = [first[series].series for series in self.series]
+        kept = [Series(merge, first[text, merge].what == "counter") for text, merge in self.series]
+        self.history = History(windows[0].span_ns, kept, capacity)
+        self.values: list[dict[Window, NDArray[np.float64]]] = [{} for _ in self.series]
+        """The newest values of the windows over each series."""
+        for window in windows:
+            self.values[self.place(window)][window] = np.full(capacity, np.nan)
+        self.stale: NDArray[np.bool_] = np.zeros((len(self.series), capacity), np.bool_)
+        """The rows that have had a sample since a series' values were looked at."""
+
+    def place(self, window: Window) -> int:
+        """Return the place of a window's series."""
+        return self.series.index(_series(window))
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more rows."""
+        self.history.grow(capacity)
+        more = capacity - self.stale.shape[1]
+        self.stale = np.pad(self.stale, ((0, 0), (0, more)))
+        for series in self.values:
+            for window, values in series.items():
+                series[window] = np.pad(values, (0, more), constant_values=np.nan)
+
+    def clear(self, row: int) -> None:
+        """Forget a row."""
+        self.history.clear(row)
+        self.stale[:, row] = False
+        for values in (values for series in self.values for values in series.values()):
+            values[row] = np.nan
+
+    def take(self, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
+        """Take a sample of each row."""
+        values = [np.asarray(read(columns, np.nan), np.float64) for read in self._reads]
+        self.history.push(where, times, [np.broadcast_to(one, len(times)) for one in values])
+        self.stale[:, where] = True
+
+    def look(self, series: int, where: Where, times: NDArray[np.int64]) -> None:
+        """Work out the windows over a series."""
+        self.stale[series, where] = False
+        for some, at_ns, points in self.history.points(where, times, series):
+            for window, values in self.values[series].items():
+                values[some] = evaluate(window, points, at_ns)
 
 
 class Windows:
-    """Histories shared by the windows of one series, span and way of merging; values as of a subject's last sample."""
+    """Histories shared by the windows of one kind and span; values as of a subject's last sample."""
 
     def __init__(self, windows: Iterable[Window], tables: dict[Of, Table]) -> None:
-        self._kept: dict[Series, _Kept] = {}
         self._tables = tables
-        self._of: dict[tuple[Of, str], tuple[_Kept, Window]] = {}
+        every: dict[tuple[Of, str], Window] = {}
         for window in windows:
-            capacity = tables[window.on].capacity
-            kept = self._kept.setdefault(_key(window), _Kept(window, capacity))
-            if window.key not in self._of:
-                self._of[window.key] = (kept, window)
-                kept.values[window] = np.full(capacity, np.nan)
+            every.setdefault(window.key, window)
+        tracks: dict[Key, list[Window]] = {}
+        for window in every.values():
+            tracks.setdefault((window.on, window.span_ns), []).append(window)
+        self._tracks = {key: _Track(own, tables[key[0]].capacity) for key, own in tracks.items()}
+        self._of = {key: (self._tracks[window.on, window.span_ns], window) for key, window in every.items()}
+        self._about = {kind: [track for (on, _), track in self._tracks.items() if on is kind] for kind in tables}
 
     def __len__(self) -> int:
         return len(self._of)
 
     @property
     def nbytes(self) -> int:
-        """How much memory all histories take."""
-        return sum(kept.history.nbytes for kept in self._kept.values())
+        """How much memory all histories take once all their places are taken."""
+        return sum(track.history.nbytes for track in self._tracks.values())
 
-    def value(self, window: Window, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def value(self, window: Window, rows: Where) -> NDArray[np.float64]:
         """Return a window's value of rows, NaN where it is not known and for rows below 0.
 
         Looked at only now: most windows are read by rules that another condition rules out for a whole message.
         """
-        kept, first = self._of[window.key]
+        track, first = self._of[window.key]
+        series = track.place(first)
+        table, values = self._tables[first.on], track.values[series]
+        if isinstance(rows, slice):
+            stale = track.stale[series, rows]
+            count = np.count_nonzero(stale)
+            if count:
+                where = rows if count == len(stale) else np.flatnonzero(stale) + rows.start
+                self._look(track, series, where, table)
+            return values[first][rows]
         mine = rows[rows >= 0]
-        stale = np.unique(mine[kept.stale[mine]])
-        if len(stale):
-            with np.errstate(all="ignore"):
-                self._look(kept, stale, self._tables[first.on].time[stale])
-        return gather(kept.values[first], rows)
-
-    def take(self, kind: Of, columns: Columns, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
-        """Take a sample of each row of a kind."""
-        for kept in self._about(kind):
-            with np.errstate(all="ignore"):
-                values = np.asarray(kept.series(columns, np.nan), np.float64)
-                kept.history.push(rows, times, np.broadcast_to(values, len(rows)))
-            kept.stale[rows] = True
-
-    def _about(self, kind: Of) -> Iterator[_Kept]:
-        return (kept for key, kept in self._kept.items() if key[0] is kind)
+        stale_rows = np.unique(mine[track.stale[series, mine]])
+        if len(stale_rows):
+            self._look(track, series, whereabouts(stale_rows), table)
+        return gather(values[first], rows)
 
     @staticmethod
-    def _look(kept: _Kept, rows: NDArray[np.int64], times: NDArray[np.int64]) -> None:
-        points = kept.history.points(rows, times)
-        kept.stale[rows] = False
-        for window, values in kept.values.items():
-            values[rows] = evaluate(window, points, times)
+    def _look(track: _Track, series: int, where: Where, table: Table) -> None:
+        with np.errstate(all="ignore"):
+            track.look(series, where, table.time[where])
+
+    def take(self, kind: Of, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
+        """Take a sample of each row of a kind."""
+        tracks = self._about[kind]
+        if tracks:
+            with np.errstate(all="ignore"):
+                for track in tracks:
+                    track.take(columns, where, times)
 
     def grow(self, kind: Of, capacity: int) -> None:
         """Make room for more rows of a kind."""
-        for kept in self._about(kind):
-            kept.history.grow(capacity)
-            kept.stale = np.pad(kept.stale, (0, capacity - len(kept.stale)))
-            for window, values in kept.values.items():
-                kept.values[window] = np.pad(values, (0, capacity - len(values)), constant_values=np.nan)
+        for track in self._about[kind]:
+            track.grow(capacity)
 
     def clear(self, kind: Of, row: int) -> None:
         """Forget a row of a kind."""
-        for kept in self._about(kind):
-            kept.history.clear(row)
-            kept.stale[row] = False
-            for values in kept.values.values():
-                values[row] = np.nan
+        for track in self._about[kind]:
+            track.clear(row)
 
-    def series(self) -> list[Series]:
+    def histories(self) -> list[Key]:
         """Return what histories there are."""
-        return list(self._kept)
+        return list(self._tracks)
 
-    def dump(self, series: Series) -> Iterator[SavedHistory]:
-        """Yield a history as it is saved, some subjects at a time."""
-        kept, table = self._kept[series], self._tables[series[0]]
-        rows, at_once = table.taken(), max(_SLOTS_AT_ONCE // kept.history.slots, 1)
-        for first in range(0, len(rows), at_once):
-            some = rows[first : first + at_once]
+    def dump(self, key: Key) -> Iterator[SavedHistory]:
+        """Yield histories as they are saved, those of some subjects at a time."""
+        table = self._tables[key[0]]
+        rows = table.taken()
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[first : first + _ROWS_AT_ONCE]
             # Who is there now: others may have gone since the dump began.
-            yield _slice(series, kept.history, table, some[table.used[some]])
+            yield self._slice(key, some[table.used[some]])
+
+    def _slice(self, key: Key, rows: NDArray[np.int64]) -> SavedHistory:
+        track, subjects = self._tracks[key], self._tables[key[0]].subjects
+        position, place, units = track.history.taken(rows)
+        at = (place, rows[position])
+        columns = zip(track.series, track.history.values(at), track.history.weights(at), strict=True)
+        return SavedHistory(
+            kind=key[0],
+            span_ns=key[1],
+            subjects=[subject.id for row in rows.tolist() if (subject := subjects[row]) is not None],
+            counts=np.bincount(position, minlength=len(rows)).tolist(),
+            times=units.astype("<i8").tobytes(),
+            series=[
+                SavedSeries(
+                    text,
+                    merge,
+                    values.astype("<f8").tobytes(),
+                    b"" if counts is None else counts.astype("<u2").tobytes(),
+                )
+                for (text, merge), values, counts in columns
+            ],
+        )
 
     def load(self, saved: Iterable[SavedHistory]) -> None:
         """Take up histories that `dump` gave; those that no rule reads any more are left out."""
         for one in saved:
             kind = kind_of(one.kind)
-            kept = None if kind is None else self._kept.get((kind, one.series, one.merge, one.span_ns))
-            if kind is None or kept is None:
-                continue
-            table = self._tables[kind]
-            (times, values, weights), start = one.points(), 0
-            for subject_id, count in one.subjects:
-                row = table.row_of.get(subject_id)
-                if row is not None:
-                    end = start + count
-                    kept.history.load(row, times[start:end], values[start:end], weights[start:end])
-                    kept.stale[row] = True
-                start += count
+            track = None if kind is None else self._tracks.get((kind, one.span_ns))
+            if kind is not None and track is not None:
+                self._load(one, track, self._tables[kind])
+
+    def _load(self, saved: SavedHistory, track: _Track, table: Table) -> None:
+        known = np.array([table.row_of.get(one, -1) for one in saved.subjects], np.int64)
+        rows = np.repeat(known, saved.counts)
+        here = rows >= 0
+        rows, units = rows[here], np.frombuffer(saved.times, "<i8")[here]
+        if not len(rows):
+            return
+        of = {(one.text, one.merge): one for one in saved.series}
+        values, weights = [], []
+        for series in track.series:
+            found = of.get(series)
+            values.append(np.full(len(rows), np.nan) if found is None else found.numbers()[here])
+            weights.append(None if found is None or not found.weights else found.counts()[here])
+        track.history.load(rows, units, values, weights)
+        track.stale[:, np.unique(rows)] = True
 
 
-def _slice(series: Series, history: History, table: Table, rows: NDArray[np.int64]) -> SavedHistory:
-    points = history.points(rows, table.time[rows])
-    counts = np.count_nonzero(points.valid, axis=1).tolist()
-    known = [table.subjects[row] for row in rows.tolist()]
-    return SavedHistory(
-        *series,
-        [(subject.id, count) for subject, count in zip(known, counts, strict=True) if subject and count],
-        points.time[points.valid].tobytes(),
-        points.value[points.valid].tobytes(),
-        b"" if (points.weight[points.valid] == 1).all() else points.weight[points.valid].tobytes(),
-    )
-
-
-def _key(window: Window) -> Series:
-    return (window.on, window.series_text, window.merge, window.span_ns)
+def _series(window: Window) -> tuple[str, str]:
+    return window.series_text, window.merge
 
 
 def gather(values: Numbers, rows: NDArray[np.int64]) -> Numbers:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from io import BytesIO
 from itertools import repeat
 from keyword import iskeyword
+from sys import intern
 from typing import Annotated, Any, Final, NamedTuple, cast
 
 import msgspec
@@ -239,8 +240,9 @@ def tags_of(heads: bytes) -> tuple[dict[str, str], ...]:
 
 @lru_cache(maxsize=65_536)
 def _head(head: bytes) -> tuple[str, dict[str, str]]:
-    """Return measurement and tags of a short head: the same few come with each tick."""
-    return parse_head(head.decode())
+    """Return measurement and tags of a short head: the same few come with each tick, and the same texts in many."""
+    measurement, tags = parse_head(head.decode())
+    return intern(measurement), {intern(key): intern(value) for key, value in tags.items()}
 
 
 def _shape(piece: bytes, wanted: frozenset[str]) -> bytes:

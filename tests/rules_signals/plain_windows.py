@@ -6,37 +6,47 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from virtpilot.clock import SECOND
 from virtpilot.rules.language.typed import Window
 
-STEPS = 360
+STEPS = 120
+UNIT_NS = 100_000
+LONG_NS = 1200 * SECOND
 Point = tuple[int, float, int]  # time, value, how many samples
 
 
-def points_of(samples: Sequence[tuple[int, float]], span_ns: int, merge: str) -> list[Point]:
-    """Merge the samples of each step of the window's span."""
-    step = max(span_ns // STEPS, 1)
+def points_of(samples: Sequence[tuple[int, float]], window: Window) -> list[Point]:
+    """Merge the samples of each step of the window's span; a point has the time of its step's last sample."""
+    step, merge = max(window.span_ns // STEPS, 1), window.merge
+    short = window.span_ns > LONG_NS and window.what != "counter"
     found: list[Point] = []
-    for time, value in samples:
-        if not math.isfinite(value):
-            continue
-        if found and found[-1][0] // step == time // step:
-            _, old, number = found[-1]
-            merged = {
-                "mean": old + (value - old) / (number + 1),
-                "min": min(old, value),
-                "max": max(old, value),
-                "last": value,
-            }[merge]
-            found[-1] = (time, merged, number + 1)
-        else:
-            found.append((time, value, 1))
+    for _number, group in itertools.groupby(samples, lambda sample: sample[0] // step):
+        of_step = list(group)
+        merged, number = math.nan, 0
+        for _time, value in of_step:
+            if math.isfinite(value):
+                number += 1
+                merged = value if number == 1 else _merged(merge, merged, value, number)
+                merged = float(np.float32(merged)) if short else merged
+        if number:
+            found.append((of_step[-1][0] // UNIT_NS * UNIT_NS, merged, number))
     return found
+
+
+def _merged(merge: str, old: float, value: float, number: int) -> float:
+    return {
+        "mean": old + (value - old) / number,
+        "min": min(old, value),
+        "max": max(old, value),
+        "last": value,
+    }[merge]
 
 
 def window_value(window: Window, samples: Sequence[tuple[int, float]], now_ns: int) -> float | None:
     """Return a window's value at a time, None where it is not known."""
-    inside = [p for p in points_of(samples, window.span_ns, window.merge) if p[0] > now_ns - window.span_ns]
+    inside = [p for p in points_of(samples, window) if p[0] > now_ns - window.span_ns]
     late = [p for p in inside if p[0] > now_ns - window.span_ns // 2]
     if not late or len(late) == len(inside):
         return None

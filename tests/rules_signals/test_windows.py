@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tests.rules_signals.plain_windows import window_value
 from tests.rules_signals.reference import START_NS, changes, host, ruleset, vm
@@ -17,18 +19,20 @@ from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import Condition, condition
 from virtpilot.rules.signals.evaluator import Evaluator
-from virtpilot.rules.signals.history import STEPS, History
+from virtpilot.rules.signals.history import STEPS, History, Series
+from virtpilot.rules.signals.table import Where
 
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
 NUMBER = ["avg", "min", "max", "p1", "p50", "p95", "p99", "stddev", "count", "delta", "slope", "flaps", "forecast"]
 WINDOWS = [
-    *(f"{name}(cpu_steal_ratio, {span}) >= 0" for name in NUMBER for span in ("20s", "1m", "10m")),
+    *(f"{name}(cpu_steal_ratio, {span}) >= 0" for name in NUMBER for span in ("20s", "1m", "10m", "30m")),
     "forecast(cpu_steal_ratio, 1h, 1m) >= 0",
     "avg(cpu_steal_ratio > 20%, 1m) >= 0",
     "count(cpu_steal_ratio > 20%, 1m) >= 0",
     "flaps(cpu_steal_ratio > 20%, 1m) >= 0",
     "rate(major_faults_total, 1m) >= 0",
     "delta(major_faults_total, 10m) >= 0",
+    "delta(major_faults_total, 30m) >= 0",
     "flaps(major_faults_total, 1m) >= 0",
 ]
 COMPILED = [condition(text, Kind.VM) for text in WINDOWS]
@@ -39,7 +43,9 @@ RULES = ruleset(
 Step = tuple[float, float, float]
 _levels = st.sampled_from([0.1, 0.25, 0.3, 0.9, 1 / 3, math.nan])
 _steps: st.SearchStrategy[list[Step]] = st.lists(
-    st.tuples(st.sampled_from([10, 10, 10, 10.01, 9.99, 0.01, 1, 25, 70, 400]), _levels, st.sampled_from([0, 1, 5, 7])),
+    st.tuples(
+        st.sampled_from([10, 10, 10, 10.01, 9.99, 0.01, 1, 2, 25, 70, 400]), _levels, st.sampled_from([0, 1, 5, 7])
+    ),
     min_size=1,
     max_size=30,
 )
@@ -163,14 +169,43 @@ def test_a_subject_that_went_takes_its_past_along() -> None:
 
 
 def test_memory_is_bounded_however_many_samples_come() -> None:
-    history = History(seconds(3600), "mean", 4)
-    rows = np.arange(4)
+    history = History(seconds(3600), [Series("mean")], 4)
+    before = history.nbytes
     for number in range(20_000):
-        history.push(rows, np.full(4, START_NS + number * SECOND), np.full(4, float(number)))
-    assert history.nbytes <= 4 * (STEPS + 2) * 20
+        history.push(slice(0, 4), np.full(4, START_NS + number * SECOND), [np.full(4, float(number))])
+    assert history.nbytes == before == 4 * (STEPS + 2) * 10
     times = np.full(4, START_NS + 19_999 * SECOND)
-    points = history.points(rows, times)
-    assert int(points.weight[0][points.valid[0]].sum()) in range(3590, 3601)
+    ((where, _times, points),) = history.points(slice(0, 4), times, 0)
+    assert where == slice(0, 4)
+    assert points.weight is not None
+    assert int(points.weight[points.valid].sum()) in range(4 * 3570, 4 * 3631)
+
+
+@REPEATABLE
+@given(st.randoms(use_true_random=False))
+def test_rows_side_by_side_are_no_others_than_rows_apart(chance: random.Random) -> None:
+    """All at once, a few, one by one; of one time or of several: the same points to the bit."""
+    at_once, apart = (History(seconds(60), [Series("mean"), Series("min"), Series("last")], 4) for _ in range(2))
+    times = np.full(4, START_NS)
+    for _ in range(12):
+        times = times + [chance.choice([SECOND // 10, SECOND, 10 * SECOND])] * 4
+        if chance.random() < 0.3:
+            times = times + np.arange(4) * chance.choice([1, SECOND])
+        values = [np.array([chance.choice([0.1, 1 / 3, math.nan]) for _ in range(4)]) for _ in range(3)]
+        at_once.push(slice(0, 4), times, values)
+        for row in np.array_split(chance.sample(range(4), 4), chance.randint(1, 4)):
+            apart.push(np.array(row), times[row], [one[row] for one in values])
+        for series in range(3):
+            assert _points(at_once, slice(0, 4), times, series) == _points(apart, np.arange(4), times, series)
+
+
+def _points(history: History, where: Where, times: NDArray[np.int64], series: int) -> list[list[tuple[int, float]]]:
+    found: dict[int, list[tuple[int, float]]] = {}
+    for some, _times, points in history.points(where, times, series):
+        for at, row in enumerate(np.arange(4)[some].tolist()):
+            valid = points.valid[:, at]
+            found[row] = list(zip(points.time[valid, at].tolist(), points.value[valid, at].tolist(), strict=True))
+    return [found[row] for row in range(4)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 8, b"\xff" * 16])
