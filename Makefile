@@ -1,7 +1,8 @@
 # make demo       the main job on the embedded default (DEMO_SECONDS=N ends it by itself)
 # make test       every test, unit to lab            make test-all   the server-less ones on each Python there is
 # make check      ruff, mypy, import-linter, lengths make format     ruff's formatting and fixes
-# make chaos      whatever link of the chain killed at random for CHAOS_SECONDS (120), every sample counted afterwards
+# make chaos      whatever link of the chain killed at random for CHAOS_SECONDS (120), every sample counted afterwards; then
+#                 CHAOS_NIGHTS (200) nights of a simulated fleet in which everything is killed, from CHAOS_SEED (1) on
 # make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them)
 # make bench      every figure of docs/performance.md, as one JSON document (BENCH="KEY…" some of them)
 # make fuzz       a minute with each parser of what comes from outside (FUZZ="TARGET…", FUZZ_SECONDS=N)
@@ -23,7 +24,9 @@ test-all:
 
 chaos:
 	@deploy/bootstrap.sh full
-	@CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) exec $(BIN)/python -m pytest tests/carry/test_faults.py -k chaos $(TEST_ARGS)
+	@CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) $(BIN)/python -m pytest tests/carry/test_faults.py -k chaos $(TEST_ARGS)
+	@CHAOS_NIGHTS=$(or $(CHAOS_NIGHTS),200) CHAOS_SEED=$(or $(CHAOS_SEED),1) \
+	  exec $(BIN)/python -m pytest tests/chaos --timeout=3600 $(TEST_ARGS)
 
 check:
 	@deploy/bootstrap.sh dev

@@ -125,7 +125,9 @@ class FleetHypervisor:
         if known.of_host:
             self._knobs.set_of_host(self._world.host_names[self._host], known, value)
         else:
-            self._knobs.set(self._find_running(guest), known, value)
+            index = self._find_running(guest)
+            self._check_still(index)
+            self._knobs.set(index, known, value)
 
     def footprint(self, guest: str) -> Footprint:
         """Return what a running guest takes up; raises GuestNotFound."""
@@ -138,9 +140,13 @@ class FleetHypervisor:
     def write_note(self, guest: str, note: str) -> None:
         """Give a guest that runs another note, "" removes it; raises HypervisorError while it moves."""
         index = self._find_running(guest)
-        if self._migrations.of(index):
-            raise HypervisorError("timed out during operation: cannot acquire state change lock")
+        self._check_still(index)
         self._world.notes[index] = note
+
+    def _check_still(self, guest: int) -> None:
+        """Raise what libvirt raises for a change to a guest that it is busy moving."""
+        if self._migrations.of(guest):
+            raise HypervisorError("timed out during operation: cannot acquire state change lock")
 
     def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
         """Start a live migration to the host in `uri`; raises GuestNotFound. What stands in its way fails the job."""

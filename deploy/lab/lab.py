@@ -189,19 +189,24 @@ class Lab:
         """Start broker and store."""
         self.control.create(shares=_SHARES)
         address = str(self.bridge.address)
-
-        def start(argv: Sequence[str], log: int) -> subprocess.Popen[bytes]:
-            child = spawn(argv, self.control, cwd=Path("/"), output=log)
-            self._servers.append(child)
-            return child
-
-        port = free_port(address)
-        servers.start_broker(self.folder / "broker", address, port, start)
-        self._state.broker = (address, port)
+        self._state.broker = (address, free_port(address))
+        self._broker = servers.start_broker(self.folder / "broker", *self._state.broker, self._start_server)
         port = free_port("127.0.0.1")
-        servers.start_store(self.folder / "store", port, start)
+        servers.start_store(self.folder / "store", port, self._start_server)
         self._state.store_url = f"http://127.0.0.1:{port}"
         self._state.save()
+
+    def _start_server(self, argv: Sequence[str], log: int) -> subprocess.Popen[bytes]:
+        child = spawn(argv, self.control, cwd=Path("/"), output=log)
+        self._servers.append(child)
+        return child
+
+    def restart_broker(self) -> None:
+        """Kill the broker as a crash would, and start it anew; raises LabError."""
+        self._servers.remove(self._broker)
+        self._broker.kill()
+        self._broker.wait(10)
+        self._broker = servers.start_broker(self.folder / "broker", *self._state.broker, self._start_server)
 
     def start_guests(self, booted: image.Image) -> None:
         """Define and start the guests, wait until each answers, then give each its load."""
