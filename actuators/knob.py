@@ -319,12 +319,21 @@ def _known(lease: Lease) -> Knob:
 
 
 def own_values(lease: Lease) -> Collection[int]:
-    """Return the values that virtpilot itself may have left; a balloon on its way stands anywhere between the two."""
-    knob = find(lease.knob)
+    """Return the values that virtpilot itself may have left."""
+    held = held_values(lease)
+    return held if isinstance(held, range) else {lease.baseline, *held}
+
+
+def held_values(lease: Lease) -> Collection[int]:
+    """Return the values at which a lease is in force: that before it too, until the change is verified.
+
+    A balloon on its way stands anywhere between its value and its baseline.
+    """
+    knob, prior = find(lease.knob), lease.prior.value if lease.prior is not None else lease.value
     if knob is not None and knob.family is Family.BALLOON:
-        low, high = sorted((lease.value, lease.baseline))
-        return range(low, high + 1)
-    return {lease.value, lease.baseline}
+        values = (lease.value, prior, lease.baseline)
+        return range(min(values), max(values) + 1)
+    return {lease.value, prior}
 
 
 def _before(lease: Lease) -> int:

@@ -153,7 +153,7 @@ class Migrations:
         if place is None or place is GuestState.SHUTOFF:
             self._let_go(operation.guest, now_ns)
             return [self._end(operation, Result.DONE, f"{restarted}; {self._whereabouts(place)}", now_ns)]
-        if over:
+        if over and not self._gives_up(operation, now_ns):
             return [self._end(operation, Result.FAILED, f"{restarted}; {self._whereabouts(place)}", now_ns)]
         return []
 
@@ -167,6 +167,20 @@ class Migrations:
                     log.warning("not aborted", guest=operation.guest, error=str(error))
                 else:
                     self._abort(operation, why, now_ns)
+
+    def _gives_up(self, operation: Operation, now_ns: int) -> bool:
+        """Abort a migration of which sight was lost, should libvirt still be at it; False where it is not."""
+        if operation.state is OperationState.ABORTING:
+            return False
+        try:
+            self._hypervisor.abort_job(operation.guest)
+        except HypervisorTimeout:
+            raise
+        except HypervisorError as error:
+            log.debug("nothing to abort any more", guest=operation.guest, error=str(error))
+            return False
+        self._abort(operation, "it went on for too long", now_ns)
+        return True
 
     def _steer(self, operation: Operation, job: Move, status: JobStatus, now_ns: int) -> list[Outcome]:
         """Put an end to a migration that gets nowhere, or takes too long: by post-copy or an abort, as it was asked."""

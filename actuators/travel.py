@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 import structlog
 from msgspec.structs import replace
 
+from virtpilot.action import Migrate
 from virtpilot.actuators.caps import Caps
-from virtpilot.actuators.knob import Knobs, own_values
+from virtpilot.actuators.knob import Knobs, held_values
 from virtpilot.actuators.ledger import Lease, LeaseKept, LeaseState
 from virtpilot.actuators.lifecycle import Point, Site
 from virtpilot.actuators.note import read_note
@@ -48,7 +49,7 @@ class Travel:
         """
         held = [lease for lease in self._journal.leases() if lease.guest == guest]
         if guest == self._site.host:
-            return []  # the host's own knobs go nowhere
+            return self._look_at_host(held, now_ns)
         try:
             state = self._hypervisor.state(guest)
             if state in RUNNING:
@@ -69,6 +70,11 @@ class Travel:
             raise NotSettled(f"guest {guest} is {state}")
         return []
 
+    def _look_at_host(self, held: Sequence[Lease], now_ns: int) -> list[Outcome]:
+        """Compare the host's own knobs, which go nowhere."""
+        kept = [lease for lease in held if lease.state is LeaseState.HELD]
+        return [outcome for lease in kept for outcome in self._compare(lease, None, now_ns)]
+
     def let_go(self, leases: Sequence[Lease], now_ns: int) -> list[Outcome]:
         """Drop the leases of a guest that is no longer here: they are where it is. A release under way fails."""
         outcomes = []
@@ -83,8 +89,9 @@ class Travel:
         return outcomes
 
     def _settle(self, guest: str, held: Sequence[Lease], now_ns: int) -> list[Outcome]:
-        if any(operation.guest == guest for operation in self._journal.operations()):
-            return []  # its end has it looked at again
+        for operation in self._journal.operations():
+            if operation.guest == guest and isinstance(operation.command.action, Migrate):
+                return []  # its end has the guest looked at again
         carried = self._carried(guest)
         outcomes = []
         for lease in held:
@@ -126,8 +133,7 @@ class Travel:
     def _compare(self, lease: Lease, carried: Mapping[str, Lease] | None, now_ns: int) -> list[Outcome]:
         """End a lease whose value is not ours any more; the value stays as it is."""
         live = self._read(lease)
-        # A balloon on its way is neither here nor there.
-        if live is None or live == lease.value or (live != lease.baseline and live in own_values(lease)):
+        if live is None or live in held_values(lease):
             return []
         # What was set live is gone with the process that had it, and so is the note.
         anew = carried is not None and lease.knob not in carried
@@ -142,11 +148,13 @@ class Travel:
         live = self._read(lease)
         if live is None:
             return False
-        prior = lease.prior.value if lease.prior is not None else lease.value
-        if live not in {lease.value, prior} or live == lease.baseline:
+        if live not in held_values(lease) or live == lease.baseline:
             return True
-        end_ns = min(lease.end_ns, now_ns + self._lease_max_ns)
-        taken = replace(lease, value=live, prior=None, end_ns=end_ns if live == lease.value else now_ns)
+        taken = replace(lease, prior=None, end_ns=min(lease.end_ns, now_ns + self._lease_max_ns))
+        if lease.prior is not None and live == lease.prior.value:
+            taken = replace(
+                taken, value=live, end_ns=now_ns
+            )  # the change was not made: what was before it is given back
         self._site.reached(Point.BEFORE_TAKE_UP)
         self._journal.note(LeaseKept(taken))
         self._site.tell(EventKind.LEASE_TAKEN, taken, "came with the guest, held here now", now_ns)

@@ -51,6 +51,8 @@ class Attention:
         elif event.kind in _SET:
             for knob, value in event.numbers.items():
                 self.executor.see(event.guest, knob, value)
+            if " no-" in event.detail and any(lease.guest == event.guest for lease in self.executor.leases()):
+                self.executor.look_at(event.guest)  # a limit is gone
 
     def see(self, samples: Iterable[Sample], *, whole: bool) -> None:
         """Take what was measured; `whole`: of all guests, so that who is not among them is not here."""

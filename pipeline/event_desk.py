@@ -187,6 +187,7 @@ class EventDesk:
     def see(self, samples: Iterable[Sample]) -> None:
         """Look through a tick's samples for knobs that somebody has changed."""
         for event in self._knobs.see(samples):
+            self._told(event)
             self._take(event)
 
     def collect(self) -> list[Sample]:

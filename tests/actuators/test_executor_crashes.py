@@ -49,7 +49,7 @@ def covered(made: Executor, host: OneHost, now_ns: int) -> bool:
 
 def settle(made: Executor, host: OneHost, commands: list[Command]) -> None:
     """Let time pass to the end of everything, and check what must be true then."""
-    for second in (130, 200, 300):
+    for second in (130, 200, 300, 400):
         made.poll(at(second))
     assert made.leases() == []
     assert host.knobs.get((GUEST, SHARES), BASELINE) == BASELINE

@@ -205,6 +205,7 @@ def test_a_move_cut_short_by_a_restart(
     made.submit(command(move()), at(0))
     del made
     made = executor(host, tmp_path)
+    host.errors["abort_job"] = HypervisorError("no job is active on the domain")
     if result is Result.DONE:
         after(host)
         outcomes = made.recover(at(10))
@@ -217,6 +218,20 @@ def test_a_move_cut_short_by_a_restart(
     assert (ended.command, ended.result, made.busy(GUEST)) == ("cm-1", result, False)
     assert ended.reason.endswith(reason)
     assert ended in made.unpublished()
+
+
+def test_a_move_of_which_sight_was_lost_is_aborted_when_it_goes_on_for_too_long(host: OneHost, tmp_path: Path) -> None:
+    """It might never end by itself, and nothing could be changed on the guest meanwhile."""
+    made = executor(host, tmp_path)
+    made.submit(command(move()), at(0))
+    del made
+    made = executor(host, tmp_path)
+    made.recover(at(10))
+    assert (made.poll(at(129)), host.aborted) == ([], [])
+    assert (made.poll(at(130)), host.aborted) == ([], [GUEST])
+    failed = only(made.poll(at(190)))
+    assert (failed.result, made.busy(GUEST)) == (Result.FAILED, False)
+    assert failed.reason.startswith("aborted: it went on for too long")
 
 
 def test_a_move_that_libvirt_carried_on_over_a_restart(host: OneHost, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_killed_on_either_side_at_any_point(
         for one in HOSTS:
             pair.executors[one].poll(at(second))
     assert pair.holders(GUEST) == ([] if pair.value(GUEST) == BASELINE else [pair.where(GUEST)])
-    for second in (200, 260, 330):
+    for second in (200, 260, 330, 400):
         for one in HOSTS:
             pair.executors[one].poll(at(second))
     assert (pair.value(GUEST), pair.holders(GUEST)) == (BASELINE, [])

@@ -6,7 +6,8 @@ from collections import Counter
 from concurrent.futures import Future
 from typing import Any
 
-from virtpilot.hypervisor import Job
+from virtpilot.action import Way
+from virtpilot.hypervisor import Move
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.memory import MemoryBus
 from virtpilot.simulator.hypervisor import FleetHypervisor
@@ -56,7 +57,7 @@ class WatchedHypervisor(FleetHypervisor):
         super().set_knob(guest, knob, value)
         self.asked[guest, value] += 1
 
-    def migrate(self, guest: str, uri: str) -> Job:
-        job = super().migrate(guest, uri)
+    def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
+        job = super().migrate(guest, uri, way)
         self.asked[guest, "migrate"] += 1
         return job

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.chaos.mortals import Fuse, Killed, MortalBus, WatchedHypervisor
 from tests.chaos.troubles import DAWN_S, HOSTS, NIGHT_S, scenario
 from virtpilot.action import Migrate, SetKnob
+from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.actuators.guards.options import GuardOptions
-from virtpilot.actuators.knob import Caps
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.clock import VirtualClock
 from virtpilot.errors import CommandRefused, HypervisorError
@@ -94,8 +94,9 @@ class Night:
     def start_agent(self, host: str) -> None:
         """Start a host's agent on the journal that the last one left; it may be killed even then."""
         self.boots += 1
-        boot, fuse, world = f"b{self.boots}", self.fuses[host], self.fleet._world
-        hypervisor = WatchedHypervisor(world, self.fleet._migrations, self.fleet._faults, HOSTS.index(host))
+        boot, fuse, fleet = f"b{self.boots}", self.fuses[host], self.fleet
+        parts = (fleet._world, fleet._knobs, fleet._migrations, fleet._faults)
+        hypervisor = WatchedHypervisor(*parts, HOSTS.index(host))
         hypervisor.asked = self.asked
         will = last_will(Topics(CLUSTER), host, boot, self.clock.now_ns())
         agent = agent_assembly.agent(
