@@ -23,16 +23,17 @@ def rules_check(
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 where there is a warning.")] = False,
 ) -> None:
     """Check rule files; 2 with every mistake in them, each with its place; warnings of what is hardly meant."""
-    from virtpilot.rules.language import load
-    from virtpilot.rules.testing.lint import at, lint, places_of
+    from virtpilot.rules.language.load import load_placed
 
-    ruleset = load(paths)
-    warnings = lint(ruleset, paths)
+    ruleset, places = load_placed(paths)
+    # Not before now: what is refused waits for none of this.
+    from virtpilot.rules.testing.lint import at, lint
+
+    warnings = lint(ruleset, places, paths)
     if history:
         from virtpilot.pipeline.chatter import chatter
 
         quiet_logs()
-        places = places_of(paths)
         warnings += [at(places, *found) for found in chatter(ruleset, history)]
     for warning in sorted(warnings):
         typer.echo(warning, err=True)

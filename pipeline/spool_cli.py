@@ -7,12 +7,9 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from virtpilot.errors import InputError, Problem
-from virtpilot.pipeline import kept
-from virtpilot.pipeline.dead_letters import read_letters
 from virtpilot.pipeline.output import print_json, quiet_logs
 
 app = typer.Typer(help="An agent's spool and a writer's dead letters.", no_args_is_help=True)
@@ -34,6 +31,8 @@ def spool_ls(folder: Folder, json: Json = False) -> None:
 
 
 def _document(folder: Path) -> dict[str, Any]:
+    from virtpilot.pipeline import kept
+
     spool = kept.spool_folder(folder)
     if spool is not None:
         return kept.spool_document(spool)
@@ -69,6 +68,9 @@ def spool_show(
     json: Json = False,
 ) -> None:
     """Print the lines themselves; 1 where there are none such."""
+    from virtpilot.pipeline import kept
+    from virtpilot.pipeline.dead_letters import read_letters
+
     spool = kept.spool_folder(folder)
     if spool is not None:
         shown = [
@@ -111,7 +113,9 @@ def spool_replay(
     json: Json = False,
 ) -> None:
     """Send again, under the same numbers, what is kept; 1 where something is left, or a process uses the folder."""
-    from virtpilot.pipeline import replaying
+    import msgspec
+
+    from virtpilot.pipeline import kept, replaying
 
     quiet_logs()
     spool, letters = kept.spool_folder(folder), kept.letters_of(folder)
@@ -134,6 +138,8 @@ def spool_replay(
 
 
 def _over_the_bus(spool: Path | None, file: Path, host: str, within_s: float) -> list[Any]:
+    import msgspec
+
     from virtpilot.clock import SystemClock
     from virtpilot.pipeline import replaying, settings
     from virtpilot.pipeline.agent_config import AgentConfig

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from ruamel.yaml.nodes import Node
 
 from virtpilot.errors import Problem
-from virtpilot.rules.language.document import RULE_KEYS, Reader
-from virtpilot.rules.language.links import Mention
-from virtpilot.rules.language.outline import Outline, Template
-from virtpilot.rules.language.records import Rule
 from virtpilot.rules.language.safe_yaml import compose, read
+
+if TYPE_CHECKING:
+    from virtpilot.rules.language.links import Mention
+    from virtpilot.rules.language.outline import Outline, Template
+    from virtpilot.rules.language.records import Rule
 
 MAX_FILES: Final = 500
 MAX_DEPTH: Final = 8
@@ -44,6 +45,10 @@ class Book:
         if isinstance(root, Problem):
             self.problems.append(root)
             return {}
+        # Not before now: what these need takes as long to load as a hostile file to refuse.
+        from virtpilot.rules.language.document import RULE_KEYS
+        from virtpilot.rules.language.outline import Outline
+
         outline = Outline(str(file), tuple(RULE_KEYS))
         outline.read(root)
         self._open.append(real)
@@ -73,6 +78,8 @@ class Book:
         return {}
 
     def _take(self, file: Path, outline: Outline, templates: dict[str, Template]) -> None:
+        from virtpilot.rules.language.document import Reader
+
         reader = Reader(str(file))
         for node, group in outline.expanded(templates):
             found = reader.rule(node)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Final
 
@@ -10,6 +9,7 @@ import msgspec
 
 from virtpilot.clock import SECOND
 from virtpilot.fields import Unit
+from virtpilot.rules.language.nearest import hint
 
 MIN_SPAN_NS: Final = SECOND
 MAX_SPAN_NS: Final = 86_400 * SECOND
@@ -71,11 +71,9 @@ def unknown(name: str) -> str:
         return ""
     if name == ANY:
         return "`any` is written `any(disks where <condition>)`; of conditions there is `or`"
-    close = difflib.get_close_matches(
-        name[:40].lower(), [*WINDOWS, *MEMBERS, ANY, "recent", "override", "p50", "p90", "p95", "p99"], 1
-    )
-    hint = f"; did you mean `{close[0]}`?" if close else f": there are {', '.join(WINDOWS)}, sum, any and p1 to p99"
-    return f"`{name[:40]}(…)` is not a function{hint}"
+    known = [*WINDOWS, *MEMBERS, ANY, "recent", "override", "p50", "p90", "p95", "p99"]
+    near = hint(name[:40].lower(), known) or f": there are {', '.join(WINDOWS)}, sum, any and p1 to p99"
+    return f"`{name[:40]}(…)` is not a function{near}"
 
 
 def wrong_input(name: str, what: str) -> str:

@@ -56,7 +56,12 @@ QUANTITY: /{QUANTITY}/
 %import common.WS
 %ignore WS
 """
-_PARSER: Final = lark.Lark(_GRAMMAR, parser="lalr", propagate_positions=True, maybe_placeholders=False)
+
+
+@lru_cache(maxsize=1)
+def _parser() -> lark.Lark:
+    """Return the parser, made when the first expression comes: a file that is refused before that waits for none."""
+    return lark.Lark(_GRAMMAR, parser="lalr", propagate_positions=True, maybe_placeholders=False)
 
 
 def tree_of(text: str) -> Tree:
@@ -72,7 +77,7 @@ def tree_of(text: str) -> Tree:
 @lru_cache(maxsize=4_096)
 def _tree_of(text: str) -> Tree:
     try:
-        tree = _PARSER.parse(text)
+        tree = _parser().parse(text)
     except lark.UnexpectedInput as error:
         raise ExpressionError(*explain(error, text)) from None
     _check_size(tree)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 from typing import Final
 
@@ -10,6 +9,7 @@ from virtpilot.fields import FIELDS, names
 from virtpilot.model import Kind
 from virtpilot.rules.language import devices, functions
 from virtpilot.rules.language.devices import Device, Of
+from virtpilot.rules.language.nearest import hint
 
 SUBJECTS: Final = {"vms": Kind.VM, "hosts": Kind.HOST}
 _PRESENCE: Final = {Kind.VM: ("vm", "state_code"), Kind.HOST: ("host", "cpus_count")}
@@ -43,8 +43,8 @@ def over_whom(name: str, word: str, *, chosen: bool) -> str:
         return "" if chosen else f"`any({word})` of what? write `any({word} where <condition>)`"
     if name == "count":
         return ""
-    hint = f"write `{name}({word}.<field>)`" if functions.over_members(name) else "write `count(…)`"
-    return f"of `{word}` themselves there is a count only; {hint}"
+    instead = f"write `{name}({word}.<field>)`" if functions.over_members(name) else "write `count(…)`"
+    return f"of `{word}` themselves there is a count only; {instead}"
 
 
 def call(name: str, of: str, owners: Collection[str], span: str) -> str:
@@ -72,15 +72,14 @@ def unknown_field(name: str, on: Of, *, current: bool) -> str:
         return f"{text}; the host's is `host.{name}`"
     if on == Kind.HOST and "vm" in owners:
         return f"{text}; its guests' are aggregated, such as `max(vms.{name})`"
-    hints = [hint for owner in owners if (hint := devices.hint(name, owner, on))]
+    hints = [one for owner in owners if (one := devices.hint(name, owner, on))]
     if hints:
         return f"{text}; write `{'` or `'.join(hints)}`"
     if on in {one.device for one in devices.MANY.values() if one.owner is Kind.HOST}:
-        guests = [hint for owner in owners if (hint := devices.hint(name, owner, Kind.VM))]
+        guests = [one for owner in owners if (one := devices.hint(name, owner, Kind.VM))]
         if guests:
             return f"{text}; guests have it: `count(vms where {guests[0]} …)`"
     if owners:
         return f"{text}: {', '.join(owners)} has it, out of reach here"
     known = [*names(on.value), *(["current"] if current else [])]
-    near = difflib.get_close_matches(name[:80], known, 1)
-    return f"{text}; did you mean `{near[0]}`?" if near else text
+    return f"{text}{hint(name, known)}"

@@ -9,7 +9,7 @@ import msgspec
 
 from virtpilot.errors import Problem
 from virtpilot.model import Kind
-from virtpilot.rules.language.nodes import near
+from virtpilot.rules.language.nearest import hint
 from virtpilot.rules.language.records import Rule
 
 # About whom a rule may be whose signal is asked of a subject of this kind.
@@ -18,6 +18,8 @@ _SEEN_FROM: Final = {
     Kind.HOST: {Kind.HOST, Kind.CLUSTER},
     Kind.CLUSTER: {Kind.CLUSTER},
 }
+MAX_PROBLEMS: Final = 100
+"""Looking for the nearest name takes its time."""
 _MEMBERS: Final = {Kind.VM: "vms", Kind.HOST: "hosts"}
 
 
@@ -38,14 +40,14 @@ class Mention(msgspec.Struct, frozen=True):
 
 def broken(rules: Iterable[Rule], mentions: Iterable[Mention], names: Set[str]) -> list[Problem]:
     """Return every mention of a signal that cannot be read; `names` has the rules with mistakes too."""
-    kinds = {rule.name: rule.on for rule in rules}
-    problems = []
+    kinds, known = {rule.name: rule.on for rule in rules}, sorted(names)
+    problems: list[Problem] = []
     for mention in mentions:
+        if len(problems) >= MAX_PROBLEMS:
+            break
         kind = kinds.get(mention.signal)
         if mention.signal not in names:
-            problems.append(
-                mention.problem(f"there is no rule `{mention.signal}`{near(mention.signal, sorted(names))}")
-            )
+            problems.append(mention.problem(f"there is no rule `{mention.signal}`{hint(mention.signal, known)}"))
         elif kind is not None and kind not in _SEEN_FROM[mention.on]:
             count = f"count({_MEMBERS[kind]} where signals.{mention.signal}) > 0"
             problems.append(mention.problem(f"`{mention.signal}` is about each {kind}: write `{count}`"))

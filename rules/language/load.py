@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from virtpilot.errors import Problem, RuleError
 from virtpilot.rules.language.book import Book
-from virtpilot.rules.language.links import broken
-from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.language.safe_yaml import MAX_BYTES
 
+if TYPE_CHECKING:
+    from virtpilot.rules.language.records import RuleSet
+
 MAX_PROBLEMS: Final = 200
-MAX_ALL_BYTES: Final = 4 * 1024 * 1024
+MAX_ALL_BYTES: Final = 2 * 1024 * 1024
 # Each keeps a past of every guest or host.
 MAX_WINDOWS: Final = 200
 _SUFFIX: Final = "rule files are named *.yaml: this one would not be read"
@@ -25,6 +26,11 @@ def load(paths: Iterable[Path]) -> RuleSet:
 
     A file named twice is read once. Hidden files and folders are passed over, `*.test.yaml` too.
     """
+    return load_placed(paths)[0]
+
+
+def load_placed(paths: Iterable[Path]) -> tuple[RuleSet, dict[str, Problem]]:
+    """Return what `load` does, and where each rule's name stands."""
     problems: list[Problem] = []
     named = list(files(paths, problems))
     if sum(map(_size, named)) > MAX_ALL_BYTES:
@@ -32,10 +38,18 @@ def load(paths: Iterable[Path]) -> RuleSet:
     book = Book()
     for file in named:
         book.read(file)
-    problems += book.problems + broken(book.rules, book.mentions, book.names) + _too_much(book)
+    problems += book.problems + (_broken(book) if book.mentions else []) + _too_much(book)
     if problems:
         raise RuleError(_bounded(sorted(problems)))
-    return RuleSet(tuple(book.rules))
+    from virtpilot.rules.language.records import RuleSet
+
+    return RuleSet(tuple(book.rules)), book.places
+
+
+def _broken(book: Book) -> list[Problem]:
+    from virtpilot.rules.language.links import broken
+
+    return broken(book.rules, book.mentions, book.names)
 
 
 def _size(file: Path) -> int:

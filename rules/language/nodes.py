@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -11,11 +10,12 @@ from typing import Final, TypeVar
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from virtpilot.errors import Problem
+from virtpilot.rules.language.nearest import hint
 from virtpilot.rules.language.units import duration_ns
 
 MAX_NAMES: Final = 50
 MAX_ABOUT: Final = 500
-MAX_PROBLEMS: Final = 1_000
+MAX_PROBLEMS: Final = 400
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class NodeReader:
         text = self._scalar(node)
         values = allowed or tuple(member.value for member in kind)
         if text not in values:
-            raise self._mistake(node, f"{text[:80]!r} is not one of {', '.join(values)}{near(text, values)}")
+            raise self._mistake(node, f"{text[:80]!r} is not one of {', '.join(values)}{hint(text, values)}")
         return kind(text)
 
     def _scalar(self, node: Node) -> str:
@@ -91,7 +91,7 @@ class NodeReader:
 
     def _stranger(self, name: str, known: Sequence[str], what: str) -> str:
         """Return what to say of a key that is not known."""
-        return f"`{name[:80]}` is not known in {what}{near(name, known)}"
+        return f"`{name[:80]}` is not known in {what}{hint(name, known)}"
 
     def _mistake(self, node: Node, message: str, offset: int = 0) -> Mistake:
         self._note(node, message, offset)
@@ -137,9 +137,3 @@ def _placed(value: Node, key: Node) -> Node:
     if isinstance(value, ScalarNode) and value.value == "" and value.style is None:
         return ScalarNode(value.tag, "", key.start_mark, key.end_mark)
     return value
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    """Return a hint at the known name that is most like this one, or ""."""
-    found = difflib.get_close_matches(name[:80], known, 1)
-    return f"; did you mean `{found[0]}`?" if found else ""

@@ -11,10 +11,11 @@ import msgspec
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from virtpilot.errors import Problem
-from virtpilot.rules.language.nodes import MAX_PROBLEMS, Mistake, NodeReader, near
+from virtpilot.rules.language.nearest import hint
+from virtpilot.rules.language.nodes import MAX_PROBLEMS, Mistake, NodeReader
 
 FILE_KEYS: Final = ("virtpilot", "include", "templates", "groups", "rules")
-MAX_RULES: Final = 2_000
+MAX_RULES: Final = 1_000
 MAX_TEMPLATES: Final = 200
 MAX_GROUPS: Final = 200
 MAX_INCLUDES: Final = 50
@@ -129,8 +130,8 @@ class Outline(NodeReader):
         parameters = self._parameters(keys["parameters"]) if "parameters" in keys else {}
         for part in _nodes(rule):
             for mark in _MARK.finditer(part.value) if isinstance(part, ScalarNode) else ():
-                if mark[1] not in parameters and near(mark[1], list(parameters)):
-                    raise self._mistake(part, f"`{mark[1]}` is no parameter{near(mark[1], list(parameters))}")
+                if mark[1] not in parameters and hint(mark[1], list(parameters)):
+                    raise self._mistake(part, f"`{mark[1]}` is no parameter{hint(mark[1], list(parameters))}")
         return Template(parameters, rule)
 
     def _parameters(self, node: Node) -> dict[str, str | None]:
@@ -195,7 +196,7 @@ class Outline(NodeReader):
         name = self._name(place)
         template = templates.get(name)
         if template is None:
-            raise self._mistake(place, f"there is no template `{name}`{near(name, list(templates))}")
+            raise self._mistake(place, f"there is no template `{name}`{hint(name, list(templates))}")
         given = self._given(keys["with"], template) if "with" in keys else {}
         values = {name: given.get(name, value) for name, value in template.parameters.items()}
         missing = [f"`{name}`" for name, value in values.items() if value is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +22,16 @@ from ruamel.yaml.reader import ReaderError
 
 from virtpilot.errors import Problem
 
-MAX_BYTES: Final = 1024 * 1024
-MAX_LINES: Final = 40_000
+# YAML is read at some 20,000 parts, or 2 MB of comments, a second: what is more than this is refused in no time.
+MAX_BYTES: Final = 256 * 1024
+MAX_LINES: Final = 10_000
 MAX_DEPTH: Final = 12
-MAX_PARTS: Final = 50_000
-MAX_ITEMS: Final = 2_000
+MAX_PARTS: Final = 6_000
+MAX_ITEMS: Final = 1_000
+# The scanner looks far ahead of what is taken from it, the slower the more is open.
+MAX_OPENED: Final = 24
+_OPENED: Final = re.compile(rf"(?:[\[{{]\s*){{{MAX_OPENED + 1}}}")
+_BREAKS: Final = ("\n", "\r", "\x85", "\u2028", "\u2029")
 
 
 class _Refused(Exception):
@@ -45,24 +51,24 @@ class _Guarded(Parser):
         self._parts = self._documents = 0
         self._open: list[int] = []
 
-    def check_event(self, *choices: Any) -> Any:
-        self._fetch()
-        return super().check_event(*choices)
+    def check_event(self, *choices: Any) -> bool:
+        """Tell whether there is an event, of one of some kinds where these are given."""
+        event = self.peek_event()
+        return event is not None and (not choices or isinstance(event, choices))
 
     def peek_event(self) -> Any:
-        self._fetch()
-        return super().peek_event()
-
-    def get_event(self) -> Any:
-        self._fetch()
-        return super().get_event()
-
-    def _fetch(self) -> None:
+        """Return the next event, None at the end."""
         if self.current_event is None and self.state:
             event = self.state()
             if reason := self._reason(event):
                 raise _Refused(event, reason)
             self.current_event = event
+        return self.current_event
+
+    def get_event(self) -> Any:
+        """Return the next event and go on."""
+        event, self.current_event = self.peek_event(), None
+        return event
 
     def _reason(self, event: Event) -> str:
         """Return why an event is refused, "" where it is not."""
@@ -106,8 +112,11 @@ def read(file: Path) -> str | Problem:
         return Problem(str(file), 0, 0, f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         return _placed(str(file), raw[: error.start].decode(), "not UTF-8")
-    if text.count("\n") > MAX_LINES:
+    if sum(map(text.count, _BREAKS)) > MAX_LINES:
         return Problem(str(file), 0, 0, f"more than {MAX_LINES} lines")
+    found = _OPENED.search(text)
+    if found is not None:
+        return _placed(str(file), text[: found.start()], f"more than {MAX_OPENED} opening brackets in a row")
     return text
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Final
 
 import lark
 
 from virtpilot.rules.language.devices import SINGLE, WORDS
+from virtpilot.rules.language.nearest import nearest
 
 _WORD_BEFORE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\s*\Z")
 _NUMBER: Final = re.compile(r"[0-9][A-Za-z0-9_.%/]*")
@@ -63,9 +63,9 @@ def _entity(name: str) -> str:
         return (
             "a guest's own fields are written without `vm.`; all guests of a host are `vms.`, as in `max(vms.<field>)`"
         )
-    close = difflib.get_close_matches(name[:_SHOWN], WORDS, 1)
+    close = nearest(name[:_SHOWN], WORDS)
     if close:
-        return f"`{name[:_SHOWN]}.` is not known; did you mean `max({close[0]}.<field>)`?"
+        return f"`{name[:_SHOWN]}.` is not known; did you mean `max({close}.<field>)`?"
     singles = ", ".join(f"`{word}.<field>`" for word in ("host", *SINGLE))
     others = ", ".join(f"`{word}.`" for word in ("vms", "hosts", *WORDS))
     return f"`{name[:_SHOWN]}.` is not known: there are `tags.<name>`, {singles}, in aggregates {others}"

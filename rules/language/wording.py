@@ -12,7 +12,7 @@ from virtpilot.fields import FIELDS, Unit
 from virtpilot.model import Subject
 from virtpilot.rules.language.devices import WORDS, Device, named, names_in
 from virtpilot.rules.language.expression import Aggregate, Condition, Window
-from virtpilot.rules.language.nodes import near
+from virtpilot.rules.language.nearest import hint
 from virtpilot.rules.language.typed import Part
 
 _MARK: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
@@ -62,8 +62,8 @@ def wording(text: str, when: Condition) -> Wording:
         name = " ".join(piece.split())
         if name not in {*_ABOUT_SUBJECT, *_ABOUT_RULE, *units, *words} and not _TAG.fullmatch(name):
             names = [*_ABOUT_SUBJECT, *_ABOUT_RULE, *words, *sorted(units)]
-            hint = near(name, names) or f": there are {', '.join(names)} and tags.<name>"
-            raise ValueError(f"`{{{{ {name[:60]} }}}}` cannot be told here{hint}")
+            instead = hint(name, names) or f": there are {', '.join(names)} and tags.<name>"
+            raise ValueError(f"`{{{{ {name[:60]} }}}}` cannot be told here{instead}")
         pieces[number] = name
     return Wording(tuple(pieces), {name: str(unit or "") for name, unit in units.items()}, next(iter(units), ""))
 

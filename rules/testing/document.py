@@ -17,7 +17,8 @@ from virtpilot.fields import FIELDS, names
 from virtpilot.model import Kind, Mode, Result, SignalState
 from virtpilot.rules.language.devices import DECLARED, Declared
 from virtpilot.rules.language.knob_words import knob_names
-from virtpilot.rules.language.nodes import Getter, Mistake, NodeReader, near
+from virtpilot.rules.language.nearest import hint
+from virtpilot.rules.language.nodes import Getter, Mistake, NodeReader
 from virtpilot.rules.language.safe_yaml import compose, read
 from virtpilot.rules.testing.records import (
     NONE,
@@ -165,8 +166,8 @@ class TestReader(NodeReader):
                 self._note(keys[key], f"`{key}` does not go with `fleet`: the simulated fleet has its own")
         for actor in actors:
             if actor.kind is Kind.VM and actor.host and actor.host not in self._hosts:
-                hint = near(actor.host, sorted(self._hosts))
-                self._note(keys["guests"], f"{actor.name}'s host {actor.host!r} is not among `hosts`{hint}")
+                instead = hint(actor.host, sorted(self._hosts))
+                self._note(keys["guests"], f"{actor.name}'s host {actor.host!r} is not among `hosts`{instead}")
 
     def _every(self, node: Node) -> int:
         found = self._duration(node)
@@ -285,7 +286,7 @@ class TestReader(NodeReader):
         text = self._scalar(node)
         if text not in known:
             told = ", ".join(known) or "nothing"
-            raise self._mistake(node, f"{text[:80]!r} is not one of {told}{near(text, known)}")
+            raise self._mistake(node, f"{text[:80]!r} is not one of {told}{hint(text, known)}")
         return text
 
     def _expectations(self, node: Node, *, anyone: bool) -> tuple[Expectation, ...]:

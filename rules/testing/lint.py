@@ -9,20 +9,18 @@ from typing import Final
 
 from virtpilot.errors import Problem
 from virtpilot.rules.decisions.want import PLACEMENT, knob_of
-from virtpilot.rules.language.book import Book
 from virtpilot.rules.language.expression import Condition
-from virtpilot.rules.language.load import files
 from virtpilot.rules.language.reach import possible, terms
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.testing.document import SUFFIX, load_tests
 
 Places = Mapping[str, Problem]
+MAX_PAIRS: Final = 2_000
 _ORDERED: Final = re.compile(r"[<>]")
 
 
-def lint(ruleset: RuleSet, paths: Sequence[Path]) -> list[Problem]:
+def lint(ruleset: RuleSet, places: Places, paths: Sequence[Path]) -> list[Problem]:
     """Return the warnings about rules that were loaded from these files and folders, in order of their places."""
-    places = places_of(paths)
     found = [*_unreachable(ruleset.rules), *_rivals(ruleset.rules), *_restless(ruleset.rules)]
     found += _untested(ruleset.rules, paths, places)
     return sorted({at(places, rule, message) for rule, message in found})
@@ -32,14 +30,6 @@ def at(places: Places, rule: str, message: str) -> Problem:
     """Return a warning at a rule's name."""
     place = places.get(rule, Problem("", 0, 0, ""))
     return Problem(place.file, place.line, place.column, f"warning: {rule}: {message}")
-
-
-def places_of(paths: Sequence[Path]) -> Places:
-    """Return where each rule's name stands."""
-    book = Book()
-    for file in files(paths, []):
-        book.read(file)
-    return book.places
 
 
 def _unreachable(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
@@ -63,14 +53,19 @@ def _same_terms(one: Condition, other: Condition) -> bool:
 
 
 def _rivals(rules: Sequence[Rule]) -> Iterator[tuple[str, str]]:
-    for place, rule in enumerate(rules):
-        for other in rules[:place]:
-            if rule.priority != other.priority or rule.on is not other.on or _at_other_times(rule, other):
-                continue
-            knobs = {knob_of(one) for one in rule.remedies} & {knob_of(one) for one in other.remedies}
-            if knobs and possible(*_conditions(rule), *_conditions(other)):
-                what = ", ".join("the guest's place" if knob == PLACEMENT else f"`{knob}`" for knob in sorted(knobs))
-                yield rule.name, f"sets {what} as `{other.name}` does, with the same priority {rule.priority}"
+    """Yield rules that want the same of the same subjects with equal right; of countless such rules the first pairs."""
+    alike: dict[tuple[str, int], list[Rule]] = {}
+    for rule in rules:
+        for knob in sorted({knob_of(remedy) for remedy in rule.remedies}):
+            alike.setdefault((knob, rule.priority), []).append(rule)
+    room = MAX_PAIRS
+    for (knob, priority), group in alike.items():
+        for place, rule in enumerate(group):
+            room -= place
+            for other in group[:place] if room > 0 else ():
+                if not _at_other_times(rule, other) and possible(*_conditions(rule), *_conditions(other)):
+                    what = "the guest's place" if knob == PLACEMENT else f"`{knob}`"
+                    yield rule.name, f"sets {what} as `{other.name}` does, with the same priority {priority}"
 
 
 def _at_other_times(one: Rule, other: Rule) -> bool:

@@ -99,7 +99,7 @@ def test_mistakes_of_several_files_are_told_together(tmp_path: Path) -> None:
 def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "large.yaml"
     file.write_bytes(b"#" * (MAX_BYTES + 1))
-    assert [p.message for p in check([file])] == ["larger than 1024 KiB"]
+    assert [p.message for p in check([file])] == ["larger than 256 KiB"]
     file.write_text(rules("a") + "#".ljust(MAX_BYTES - len(rules("a")), "-"))
     assert check([file]) == []
 
@@ -107,16 +107,32 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
 _HEAD = "virtpilot: 1\nrules:"
 _BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghi"))
 _TOO_MUCH = {
-    "10 MB": ("#" * 10_000_000, ":0:0: larger than 1024 KiB"),
-    "100,000 rules": (rules(*(f"r{number}" for number in range(100_000))), ":0:0: larger than 1024 KiB"),
-    "100,000 entries": (_HEAD + "\n- x" * 100_000, ":0:0: more than 40000 lines"),
-    "entries in one line": (_HEAD + " [" + "a," * 100_000 + "]", ":2:4009: more than 2000 entries in one list"),
-    "keys in one line": ("{" + "".join(f"k{n}: 1, " for n in range(50_000)) + "}", ": more than 2000 entries"),
-    "parts": (_HEAD + " [" + "[[a],[a],[a]]," * 30_000 + "]", ": more than 2000 entries in one list"),
-    "deep": ("[" * 100_000, ":1:13: nested more than 12 deep"),
+    "10 MB": ("#" * 10_000_000, ":0:0: larger than 256 KiB"),
+    "100,000 rules": (rules(*(f"r{number}" for number in range(100_000))), ":0:0: larger than 256 KiB"),
+    "100,000 entries": (_HEAD + "\n- x" * 50_000, ":0:0: more than 10000 lines"),
+    "other line breaks": (_HEAD + "\r" * 6_000 + "\x85" * 5_000, ":0:0: more than 10000 lines"),
+    "entries": (_HEAD + "\n- x" * 9_000, ":1003:3: more than 1000 entries in one list"),
+    "entries in one line": (_HEAD + " [" + "a," * 100_000 + "]", ":2:2009: more than 1000 entries in one list"),
+    "keys in one line": ("{" + "".join(f"k{n}: 1, " for n in range(20_000)) + "}", ": more than 1000 entries"),
+    "parts": (_HEAD + " [" + f"[{'[a,a,a],' * 90}]," * 30 + "]", ": more than 6000 parts"),
+    "comments": (_HEAD + "\n#" + "-" * 300_000, ":0:0: larger than 256 KiB"),
+    "deep": ("[" * 100_000, ":1:1: more than 24 opening brackets in a row"),
+    "deep with space": (_HEAD + " {a: [b, " + "[\n" * 9_000, ":2:16: more than 24 opening brackets in a row"),
+    "deep otherwise": ("[a," * 30_000, ":1:37: nested more than 12 deep"),
+    "deep blocks": ("- " * 30_000, ":1:25: nested more than 12 deep"),
     "brackets": (f"{_HEAD} [{{name: a, on: vm, when: '{'(' * 1900}'}}]", ":2:34: more than 200 parts"),
     "words": (f"{_HEAD} [{{name: a, on: vm, when: '{'x or ' * 390}x'}}]", ":2:34: more than 200 parts"),
     "bomb": (_BOMB, ":1:4: anchors and aliases are not used in rule files"),
+    "regular expression": (
+        f"{_HEAD} [{{name: a, on: vm, when: 'tags.a =~ \"(a+)+$\"'}}]",
+        ":2:41: unexpected character '='",
+    ),
+    "call": (_HEAD + " [{name: a, on: vm, when: '__import__(\"os\")'}]", "`__import__(…)` is not a function"),
+    "attribute": (_HEAD + " [{name: a, on: vm, when: x.__class__ > 1}]", "`x.` is not known"),
+    "text that calls": (
+        _HEAD + " [{name: a, on: vm, when: age_seconds > 1s, annotations: {a: \"{{ open('/etc/passwd') }}\"}}]",
+        "cannot be told here",
+    ),
 }
 
 
@@ -130,10 +146,10 @@ def test_too_much_is_refused_by_a_limit_before_it_is_read(name: str, tmp_path: P
 
 
 def test_more_than_all_rule_files_may_hold_is_refused(tmp_path: Path) -> None:
-    for number in range(5):
-        (tmp_path / f"{number}.yaml").write_text("#" * 1_000_000)
+    for number in range(9):
+        (tmp_path / f"{number}.yaml").write_text("#" * 250_000)
     (problem,) = check([tmp_path])
-    assert problem.message == "more than 4 MiB of rule files in all"
+    assert problem.message == "more than 2 MiB of rule files in all"
 
 
 def test_more_windows_than_may_be_kept_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from virtpilot.pipeline.chatter import chatter
 from virtpilot.pipeline.rulebook import LIBRARY
 from virtpilot.rules.language import load
 from virtpilot.rules.language.expression import condition
+from virtpilot.rules.language.load import load_placed
 from virtpilot.rules.language.reach import possible
 from virtpilot.rules.testing.lint import lint
 
@@ -91,12 +92,12 @@ def test_terms_are_told_apart(text: str, can: bool) -> None:
 
 def test_each_warning_stands_at_its_rule() -> None:
     file = HERE / "hardly-meant.yaml"
-    told = "".join(f"{warning}\n" for warning in lint(load([file]), [file])).replace(f"{HERE}/", "")
+    told = "".join(f"{warning}\n" for warning in lint(*load_placed([file]), [file])).replace(f"{HERE}/", "")
     assert told == file.with_suffix(".txt").read_text()
 
 
 def test_the_shipped_rules_leave_nothing_to_warn_of() -> None:
-    assert list(map(str, lint(load([LIBRARY]), [LIBRARY]))) == []
+    assert list(map(str, lint(*load_placed([LIBRARY]), [LIBRARY]))) == []
 
 
 def test_thresholds_that_chatter_on_a_history_are_found(tmp_path: Path) -> None:
@@ -118,8 +119,8 @@ def test_thresholds_that_chatter_on_a_history_are_found(tmp_path: Path) -> None:
 )
 def test_whatever_the_language_has_is_looked_at_and_placed(file: Path) -> None:
     """Rules of templates, groups and included files too."""
-    ruleset = load([file])
-    warnings = lint(ruleset, [file])
+    ruleset, places = load_placed([file])
+    warnings = lint(ruleset, places, [file])
     assert all(warning.line > 0 and warning.file for warning in warnings)
     untested = {warning.message.split(": ")[1] for warning in warnings if "no test expects" in warning.message}
     assert untested == {rule.name for rule in ruleset.rules}
