@@ -28,6 +28,9 @@ EXAMPLES: list[tuple[str, tuple[Any, ...], Told | None]] = [
     ("DEVICE_REMOVED", ("net1",), Told(EventKind.DEVICE_REMOVED, "net1")),
     ("DEVICE_REMOVAL_FAILED", ("net1",), Told(EventKind.DEVICE_REMOVAL_FAILED, "net1")),
     ("TUNABLE", ({"cputune.cpu_shares": 500},), Told(EventKind.KNOB_CHANGED, "cputune", {"cpu_shares": 500})),
+    ("TUNABLE", ({"cputune.vcpupin1": "0-1,3"},), Told(EventKind.KNOB_CHANGED, "cputune", {"vcpupin": 0b1011})),
+    ("TUNABLE", ({"cputune.emulatorpin": "no list"},), Told(EventKind.KNOB_CHANGED, "cputune")),
+    ("TUNABLE", ({"cputune.vcpu_quota": -1},), Told(EventKind.KNOB_CHANGED, "cputune", {"vcpu_quota": 0})),
     (
         "TUNABLE",
         ({"blkdeviotune.disk": "vda", "blkdeviotune.total_iops_sec": 50},),
