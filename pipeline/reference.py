@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from virtpilot.events import MEANINGS
-from virtpilot.fields import FIELDS
+from virtpilot.fields import FIELDS, Unit
+from virtpilot.knobs import DEVICE_KNOBS, KNOBS, Knob
 from virtpilot.pipeline.config import CONFIGS
 from virtpilot.pipeline.settings_page import reference
 from virtpilot.rules.language.schema import rule_schema
@@ -53,6 +54,64 @@ The controller counts all events by kind. It keeps in its record log those that 
 the ends of jobs, errors, and the knobs that somebody else has changed.
 """
 
+_KNOBS = """# Knobs
+
+What virtpilot sets on a running guest or its host. A rule sets one with `set: {<knob>: <value>}` and a `lease`; at the
+lease's end, after a crash of the agent and when the controller is gone the agent gives it back.
+
+* `current` is where the knob stands. A value is fitted between the bounds below and to a multiple of the step; a
+  plain number is in the knob's own unit, and where a unit is named a quantity of it is taken: `vcpu_quota: 50ms`,
+  `memory_balloon: current - 512MiB`, `nic0.inbound_average: 20MB/s`.
+* Of a limit 0 means none: `vda.total_iops_sec: 0` lifts it, for the lease. A computed value never lifts a limit, and
+  `current / 2` of no limit is refused: there is nothing to halve.
+* CPUs and NUMA nodes are a list, `vcpupin: 0-3,6`; numbers above 51 cannot be named. No pin and all CPUs are the same.
+* A disk is named by its target (`vda`), NICs by their order in the guest's definition (`nic0`), for their targets are
+  others on each host, and a virtio-mem by its alias (`virtiomem0`).
+* What the driver, the guest or the kernel does not have is refused by guard `knob`, with the reason.
+
+Before it sets anything the agent checks, whatever the command says:
+
+* `caps`: no value outside of the table's bounds, or of `[[caps.knobs]]` in the agent's config; no knob that is not
+  `allowed` there.
+* `value`: no value that is no multiple of the step; no CPUs and nodes that the host does not have; no vCPUs that are
+  not plugged in.
+* `floor`: no quota that leaves a vCPU less than 0.05 CPUs, or QEMU's own threads or an I/O thread less than
+  `cpu_headroom_ratio`; of the whole guest's quota the sum of these. No hard limit on memory below what the guest has
+  and its processes use, plus `memory_limit_headroom_bytes`.
+* `working-set`: no balloon that would leave the guest less than it works with (what it has less what its kernel could
+  give back without swapping) plus `balloon_floor_bytes`; none at all that takes while the guest's kernel has not told
+  that within `balloon_told_s`.
+* `step`: no balloon that takes more than `balloon_step_ratio` of what the guest has at a time.
+* `knob`: no vCPUs of a guest that could not be unplugged again: emulated ones (QEMU without KVM loses track of them),
+  and those that are there from the start (`guest_vcpus` takes these from the guest's kernel).
+
+A guest whose balloon was blown up and that falls short of memory (less than half of `balloon_floor_bytes` to give back)
+gets it back at once, before the lease ends. After plugging in vCPUs the guest's agent, where it is connected, is asked
+to use them. Reads of a knob that the guest has to follow (balloon, plugged memory) wait up to 3 s for it.
+
+`ksm_…` are the host's: a command names the host in place of a guest. Rules are on guests and cannot set them yet.
+"""
+
+
+def knobs() -> str:
+    """Return the page of every knob."""
+    head = "| knob | values | what it is | set by |\n|---|---|---|---|"
+    rows = [_knob_row(name, knob) for name, knob in KNOBS.items()]
+    placed = {"disk": "<disk>.", "nic": "nic<N>.", "memory": "virtiomem<N>."}
+    rows += [_knob_row(placed[knob.device] + name, knob) for name, knob in DEVICE_KNOBS.items()]
+    return "\n".join([_KNOBS, head, *rows, ""])
+
+
+def _knob_row(name: str, knob: Knob) -> str:
+    if knob.is_set:
+        values = "a list"
+    else:
+        step = f", step {knob.step}" if knob.step > 1 else ""
+        lifted = "0 (no limit), " if knob.limit else ""
+        unit = "" if knob.unit is Unit.COUNT else f", or {knob.unit}" if knob.per_unit > 1 else f" {knob.unit}"
+        values = f"{lifted}{knob.low}..{knob.high}{step}{unit}"
+    return f"| `{name}` | {values} | {knob.about} | {knob.source} |"
+
 
 def configuration() -> str:
     """Return the page of every option of every process."""
@@ -86,6 +145,7 @@ PAGES = {
     "configuration.md": configuration,
     "fields.md": fields,
     "events.md": events,
+    "knobs.md": knobs,
     "rules.schema.json": schema,
 }
 

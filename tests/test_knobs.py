@@ -57,7 +57,7 @@ def test_a_list_names_its_set(numbers: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "52", "0-9999", "1 2", "٣", "1" * 5000])
 def test_what_is_no_list(text: str) -> None:
-    with pytest.raises(ValueError, match="no list|numbers rise"):
+    with pytest.raises(ValueError, match=r"no list|numbers rise"):
         numbers_in(text)
 
 
@@ -68,9 +68,10 @@ def test_no_limit_is_higher_than_any() -> None:
 
 
 def test_pins_and_plugged_memory_are_read_from_the_description() -> None:
-    text = """<domain><vcpu current='1'>2</vcpu><cputune>
-    <vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='0-1'/><emulatorpin cpuset='3'/></cputune><devices><memory model='virtio-mem'><target><current unit='KiB'>2048</current>
-    </target><alias name='virtiomem0'/></memory><memory model='dimm'/></devices></domain>"""
+    text = """<domain><vcpu current='1'>2</vcpu><cputune><emulatorpin cpuset='3'/>
+    <vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='0-1'/></cputune>
+    <devices><memory model='virtio-mem'><target><current unit='KiB'>2048</current></target>
+    <alias name='virtiomem0'/></memory><memory model='dimm'/></devices></domain>"""
     told = read_configured(text, {}).knobs
     assert told == {"vcpupin": 0b11, "emulatorpin": 0b1000, "virtiomem0.plugged": 2048 * 1024}
     single = text.replace("<vcpupin vcpu='1' cpuset='0-1'/>", "<vcpupin vcpu='1' cpuset='2'/>")
