@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
-from virtpilot.action import Action, Migrate, Power, SetKnob, Way
+from virtpilot.action import Action, Migrate, Power, Run, SetKnob, Way
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, ConfigError, Problem
 from virtpilot.model import Command
@@ -42,6 +42,8 @@ _ACTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
 }
 _LONGEST_S: Final = 86400.0
 _MOST_CONNECTIONS: Final = 255
+_MOST_FIELDS: Final = 64
+_LONGEST_FIELD: Final = 1024
 _INT64: Final = 2**63
 _PUBLIC_PEM: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----")
 # What comes before an Ed25519 key's own 32 bytes (RFC 8410, section 4).
@@ -180,8 +182,19 @@ def _check_values(command: Command) -> None:
             raise CommandRefused("value", f"target {action.target[:128]!r} is no host")
         case Migrate() if not _URI.fullmatch(action.uri):
             raise CommandRefused("value", f"migration URI {action.uri[:128]!r} is none")
+        case Run() if not _plain(action):
+            raise CommandRefused("value", "a hook's name or a field of it is none")
         case Migrate() if not _sound(action.way):
             raise CommandRefused("value", "a number of the way to migrate is out of range")
+
+
+def _plain(action: Run) -> bool:
+    fields = action.fields
+    return (
+        bool(_IDENTIFIER.fullmatch(action.hook))
+        and len(fields) <= _MOST_FIELDS
+        and all(_IDENTIFIER.fullmatch(key) and len(value) <= _LONGEST_FIELD for key, value in fields.items())
+    )
 
 
 def _sound(way: Way) -> bool:

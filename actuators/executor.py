@@ -13,12 +13,14 @@ from typing import Final
 
 import structlog
 
-from virtpilot.action import Abort, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Abort, Migrate, Power, ReleaseKnob, Run, SetKnob, action_name
 from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.hooks.hook import HookOptions
+from virtpilot.actuators.hooks.hooks import Hooks
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import INTERRUPTED, Knobs
 from virtpilot.actuators.ledger import Lease, LeaseState, Operation, OutcomeKept
-from virtpilot.actuators.lifecycle import Point, Site, action_name, nowhere, outcome, seen
+from virtpilot.actuators.lifecycle import Point, Site, nowhere, outcome, seen
 from virtpilot.actuators.migration import Migrations
 from virtpilot.actuators.power import Powers
 from virtpilot.actuators.travel import NotSettled, Travel
@@ -69,6 +71,7 @@ class Executor:
         *,
         host: str,
         caps: Caps | None = None,
+        hooks: HookOptions | None = None,
         reached: Callable[[Point], None] = nowhere,
     ) -> None:
         caps = caps or Caps()
@@ -84,6 +87,7 @@ class Executor:
         # Why every lease ends now, "" while each ends in its time.
         self.forsaken = ""
         self._powers = Powers(site, self._knobs, caps)
+        self._hooks = Hooks(site, hooks or HookOptions())
         self._retries = Retries()
         self._next_prune_ns = 0
         self._next_look_ns = 0
@@ -129,6 +133,8 @@ class Executor:
                 return self._migrations.abort(command, action, now_ns)
             case Power() as action:
                 return self._powers.start(command, action, now_ns)
+            case Run() as action:
+                return self._hooks.start(command, action, now_ns)
 
     def _looked_at(self, action: SetKnob | ReleaseKnob, now_ns: int) -> list[Outcome]:
         """Look at a guest on whose knob no lease is held: it may have come with one that is not taken up yet."""
@@ -227,6 +233,8 @@ class Executor:
             return self._powers.poll(operation, action, now_ns)
         if isinstance(action, Abort):
             return self._migrations.poll_abort(operation, now_ns)
+        if isinstance(action, Run):
+            return self._hooks.poll(operation, action, now_ns)
         return self._migrations.poll(operation, now_ns)
 
     def _poll_looks(self, now_ns: int, outcomes: list[Outcome]) -> None:
@@ -329,4 +337,5 @@ class Executor:
 
     def close(self) -> None:
         """Let go of the journal; leases stay, and are ended by the next run."""
+        self._hooks.close()
         self._journal.close()

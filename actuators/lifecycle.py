@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
-from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Migrate, action_name
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.ledger import CommandSeen, Entry, EpochReached, Lease, Operation, OperationState
 from virtpilot.actuators.note import write_note
@@ -56,6 +56,9 @@ class Point(StrEnum):
     BEFORE_POWER = "before another state is asked for"
     AFTER_POWER = "after another state was asked for"
     BEFORE_POWER_END = "before the other state is written"
+    BEFORE_HOOK = "before a hook is run"
+    AFTER_HOOK = "after a hook was begun"
+    BEFORE_HOOK_END = "before a hook's end is written"
 
 
 def nowhere(_point: Point) -> None:
@@ -130,25 +133,10 @@ class Site:
 
 
 def _doing(operation: Operation) -> str:
-    if isinstance(operation.command.action, Power):
-        return f"is under way already: {operation.command.action.verb}"
+    if not isinstance(operation.command.action, Migrate):
+        return f"is under way already: {action_name(operation.command.action)}"
     sure = "may be on its way still" if operation.state is OperationState.ORPHANED else "is on its way"
     return f"{sure} to another host"
-
-
-def action_name(action: Action) -> str:
-    """Return an action as outcomes name it."""
-    match action:
-        case SetKnob(knob=knob):
-            return f"set {knob}"
-        case ReleaseKnob(knob=knob):
-            return f"release {knob}"
-        case Migrate():
-            return "migrate"
-        case Abort():
-            return "abort migration"
-        case Power(verb=verb):
-            return str(verb)
 
 
 def seen(command: Command) -> tuple[CommandSeen, EpochReached]:

@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from virtpilot.action import Abort, Migrate, Stuck, Way
+from virtpilot.action import Abort, Migrate, Stuck, Way, action_name
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.convergence import Convergence
 from virtpilot.actuators.knob import Knobs
@@ -24,7 +24,7 @@ from virtpilot.actuators.ledger import (
     OperationState,
     OutcomeKept,
 )
-from virtpilot.actuators.lifecycle import Point, Site, action_name, outcome, seen
+from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout, Unsupported
 from virtpilot.hypervisor import OFF, RUNNING, GuestState, JobState, JobStatus, Move

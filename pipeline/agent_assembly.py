@@ -10,6 +10,7 @@ from pathlib import Path
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Verifier, load_public
 from virtpilot.actuators.executor import Executor
+from virtpilot.actuators.hooks.hook import HookOptions
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.order import Operators
 from virtpilot.clock import Clock
@@ -50,20 +51,20 @@ def agent(
     sampling: CadenceOptions,
     spool: SpoolOptions,
     caps: Caps,
+    hooks: HookOptions = HookOptions(),  # noqa: B008 - frozen
     operators: Operators = Operators({}),  # noqa: B008 - has no state
 ) -> Agent:
     """Put an agent together; the bus comes last: a start that fails must not take the place of one that runs."""
-    executor = Executor(hypervisor, _journal(folder), host=host, caps=caps)
+    executor = Executor(hypervisor, _journal(folder), host=host, caps=caps, hooks=hooks)
     tags, now, leased = {"cluster": cluster, "host": host}, clock.monotonic_ns, executor.leased
     collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=timing.budget_s)
     switch = Switch(folder / SWITCH, operators, cluster)
     audit, topics, spooled = CommandAudit(AuditLog(folder)), Topics(cluster), Spool(folder / "spool", boot, spool)
-    session = bus()
     return Agent(
         host=host,
         boot=boot,
         topics=topics,
-        bus=session,
+        bus=(session := bus()),
         uplink=Uplink(session, spooled, topics, host, clock),
         collector=collector,
         hypervisor=hypervisor,
@@ -118,4 +119,5 @@ def agent_from(config: AgentConfig, clock: Clock) -> Agent:
         spool=config.spool,
         caps=config.caps,
         operators=Operators(load_public(map(Path, config.operators.public_key_files))),
+        hooks=config.hooks,
     )

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.hooks.hook import HookOptions
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.cadence import CadenceOptions
@@ -74,5 +75,6 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     commands: AgentKeys = AgentKeys()
     operators: OperatorOptions = OperatorOptions()
     caps: Caps = Caps()
+    hooks: HookOptions = HookOptions()
     exporter: ExporterOptions = ExporterOptions()
     log: LogOptions = LogOptions()

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from virtpilot.action import Action, Migrate, Power, SetKnob
+from virtpilot.action import Action, Migrate, Power, Run, SetKnob
 from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.options import GuardOptions
-from virtpilot.actuators.guards.request import ALIVE, GuardRequest, Input, Target
+from virtpilot.actuators.guards.request import ALIVE, ANY, GuardRequest, Input, Target
 from virtpilot.hypervisor import fitting_codes
 from virtpilot.knobs import find
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
@@ -67,7 +67,7 @@ class Asking:
             sample_ns=row.time_ns,
             first_seen_ns=row.since_ns,
             state_code=int(row.values.get("state_code", 1)),
-            fitting=fitting_codes(action.verb) if isinstance(action, Power) else ALIVE,
+            fitting=_fitting(action),
             inputs=tuple(self._inputs(want, row, knob)),
             effect_ns=want.remedy.expect.within_ns if want.remedy.expect is not None else 0,
             approved=approved,
@@ -119,6 +119,17 @@ def _height(name: str, value: int) -> int:
     knob = find(name)
     height = value if knob is None else knob.height(value)
     return int(height) if math.isfinite(height) else _INT64 - 1
+
+
+def _fitting(action: Action) -> frozenset[int]:
+    """Return in which states of its guest an action makes sense: a hook is run whatever it does."""
+    match action:
+        case Power(verb=verb):
+            return fitting_codes(verb)
+        case Run():
+            return ANY
+        case _:
+            return ALIVE
 
 
 def _bounds(tags: Mapping[str, str], knob: str) -> tuple[tuple[int, int, str], ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from virtpilot.action import Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, Power, ReleaseKnob, Run, SetKnob
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
@@ -24,7 +24,7 @@ from virtpilot.planner.moving import Hopeless, MovingOptions, plan_move
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want, standing
-from virtpilot.rules.language.records import PowerRemedy, RuleSet, SetRemedy
+from virtpilot.rules.language.records import PowerRemedy, RuleSet, RunRemedy, SetRemedy
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
 
@@ -179,6 +179,10 @@ class Pilot:
         if isinstance(want.remedy, PowerRemedy):
             power = Power(guest=row.subject.id, verb=want.remedy.verb, within_s=want.remedy.within_ns / 1e9)
             return power, f"the rule asks the guest to {power.verb}"
+        if isinstance(want.remedy, RunRemedy):
+            subject = row.subject
+            fields = {"name": subject.name} | {f"tags.{key}": value for key, value in subject.tags.items()}
+            return Run(guest=subject.id, hook=want.remedy.hook, fields=fields), f"the rule runs {want.remedy.hook}"
         placement = best_target(self.fleet.guest_load(row), self._host_loads(now_ns), self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)

@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from virtpilot.action import Abort, Migrate, Power, ReleaseKnob, SetKnob, Verb
+from virtpilot.action import Abort, Migrate, Power, ReleaseKnob, Run, SetKnob, Verb, action_name
 from virtpilot.actuators.command import Verifier
-from virtpilot.actuators.lifecycle import action_name, outcome
+from virtpilot.actuators.lifecycle import outcome
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Bus, Command, Message, Outcome, Result
 from virtpilot.topics import Topics
@@ -104,7 +104,7 @@ class StandIn:
             case Migrate():
                 self.places[action.guest] = action.target
                 self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
-            case Abort():
+            case Abort() | Run():
                 self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
             case Power():
                 self.states[action.guest] = STATE_CODES[action.verb]

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
-from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, SetKnob, action_name
 from virtpilot.events import Event
 from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
@@ -124,14 +124,10 @@ def describe(action: Action) -> str:
     match action:
         case SetKnob():
             return f"set {action.knob} {action.expected} → {action.value} for {action.lease_s:g} s"
-        case ReleaseKnob():
-            return f"release {action.knob}"
         case Migrate():
             return f"migrate to {action.target}"
-        case Abort():
-            return "abort migration"
-        case Power():
-            return str(action.verb)
+        case _:
+            return action_name(action)
 
 
 def happened(event: Event) -> str:

@@ -15,6 +15,7 @@ UP: Final = "up"
 DOWN: Final = "down"
 # virDomainState running and blocked: Xen shows an idle guest as blocked.
 ALIVE: Final = frozenset({1, 2})
+ANY: Final = frozenset(range(8))
 
 
 class Input(msgspec.Struct, frozen=True):

@@ -28,6 +28,9 @@ port = {port}
 reconnect_max_s = 2.0
 [commands]
 public_key_files = ["{folder}/keys/controller.pub"]
+[[hooks.allowed]]
+name = "note"
+command = ["/usr/bin/touch", "{folder}/note-{{name}}"]
 """
 _CONTROLLER = """
 cluster = "{cluster}"

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from virtpilot.model import Outcome, Result, record_id
 from virtpilot.rules.decisions.ladder import Ladder
 from virtpilot.rules.decisions.want import Measurements
-from virtpilot.rules.language.records import Expect, MigrateRemedy, PowerRemedy, Remedy, Rule, SetRemedy
+from virtpilot.rules.language.records import Expect, MigrateRemedy, PowerRemedy, Remedy, Rule, RunRemedy, SetRemedy
 
 
 class Verdict(Enum):
@@ -86,3 +86,5 @@ def action_of(remedy: Remedy) -> str:
             return "migrate"
         case PowerRemedy(verb=verb):
             return str(verb)
+        case RunRemedy(hook=hook):
+            return f"run {hook}"

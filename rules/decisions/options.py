@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from virtpilot.action import Action, Migrate, Power
+from virtpilot.action import Action, Migrate, Power, Run
 from virtpilot.clock import seconds
 
 
@@ -19,6 +19,9 @@ class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     migrate_grace_s: Annotated[
         float, msgspec.Meta(description="Wait for a migration's outcome after its command's end.", ge=0, le=86_400)
     ] = 1800.0
+    run_grace_s: Annotated[
+        float, msgspec.Meta(description="Wait for a hook's outcome after its command's end.", ge=0, le=3600)
+    ] = 300.0
     release_grace_s: Annotated[
         float, msgspec.Meta(description="Wait for a knob to be given back before the next remedy.", ge=0, le=3600)
     ] = 10.0
@@ -33,5 +36,7 @@ class DecisionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return seconds(self.migrate_grace_s)
             case Power(within_s=within_s):
                 return seconds(self.set_grace_s + within_s)
+            case Run():
+                return seconds(self.run_grace_s)
             case _:
                 return seconds(self.set_grace_s)

@@ -11,7 +11,16 @@ import msgspec
 from virtpilot.knobs import NO_LIMIT, find
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.language.expression import Condition
-from virtpilot.rules.language.records import Cooldown, MigrateRemedy, PowerRemedy, Remedy, Rule, RuleBudget, SetRemedy
+from virtpilot.rules.language.records import (
+    Cooldown,
+    MigrateRemedy,
+    PowerRemedy,
+    Remedy,
+    Rule,
+    RuleBudget,
+    RunRemedy,
+    SetRemedy,
+)
 
 PLACEMENT: Final = "placement"
 POWER: Final = "power"
@@ -99,6 +108,8 @@ def knob_of(remedy: Remedy) -> str:
             return PLACEMENT
         case PowerRemedy():
             return POWER
+        case RunRemedy(hook=hook):
+            return f"hook {hook}"
 
 
 def relative_change(remedy: Remedy, subject: Subject, evaluator: Measurements) -> float:
@@ -132,7 +143,7 @@ def _own(remedy: Remedy) -> tuple[object, ...]:
             return remedy.formula.text, remedy.lease_ns
         case PowerRemedy():
             return str(remedy.verb), remedy.within_ns
-        case MigrateRemedy():
+        case RunRemedy() | MigrateRemedy():
             return ()
 
 

@@ -29,6 +29,7 @@ from virtpilot.rules.language.records import (
     Remedy,
     Rule,
     RuleBudget,
+    RunRemedy,
     SetRemedy,
     Severity,
 )
@@ -62,7 +63,7 @@ RULE_KEYS: Final = [
     "annotations",
 ]
 # What a remedy does; `lease` and `expect` go with it.
-REMEDIES: Final = ("set", "migrate", *(str(verb) for verb in Verb))
+REMEDIES: Final = ("set", "migrate", "run", *(str(verb) for verb in Verb))
 # Whatever the guest itself has to do, it is given time for.
 PATIENT: Final = frozenset({Verb.SHUTDOWN, Verb.REBOOT})
 _WITHIN_NS: Final = seconds(60)
@@ -167,6 +168,8 @@ class Reader(AttributeReader):
             case "migrate":
                 get("migrate", self._migrate, None)
                 return MigrateRemedy(expect)
+            case "run":
+                return RunRemedy(get("run", self._name, ""), expect)
             case word:
                 verb = Verb(word)
                 return PowerRemedy(verb, get(word, lambda n: self._within(n, verb), _WITHIN_NS), expect)

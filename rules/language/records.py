@@ -80,7 +80,14 @@ class PowerRemedy(msgspec.Struct, frozen=True):
     expect: Expect | None
 
 
-Remedy = SetRemedy | MigrateRemedy | PowerRemedy
+class RunRemedy(msgspec.Struct, frozen=True):
+    """Run a program or webhook that the guest's host has on its list under this name."""
+
+    hook: str
+    expect: Expect | None
+
+
+Remedy = SetRemedy | MigrateRemedy | PowerRemedy | RunRemedy
 
 
 class RuleBudget(msgspec.Struct, frozen=True):

@@ -155,7 +155,7 @@ def _action() -> Schema:
         "remedies": {
             "type": "array",
             "maxItems": MAX_REMEDIES,
-            "items": {"oneOf": [_set(), _migrate(), *map(_power, Verb)]},
+            "items": {"oneOf": [_set(), _migrate(), _run(), *map(_power, Verb)]},
             "description": "What to try, in order; the next only where the effect of the one before did not come.",
         },
     }
@@ -188,6 +188,11 @@ def _set() -> Schema:
 def _migrate() -> Schema:
     to = _object({"to": {"const": "best"}}, ["to"], "Live-migrate the guest to the host with the most headroom.")
     return _object({"migrate": to, "expect": _EXPECT}, ["migrate"])
+
+
+def _run() -> Schema:
+    name = {"type": "string", "pattern": _NAME, "description": "A program or webhook on the list of the guest's host."}
+    return _object({"run": name, "expect": _EXPECT}, ["run"])
 
 
 def _power(verb: Verb) -> Schema:

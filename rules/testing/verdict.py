@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob
+from virtpilot.action import Action, Migrate, SetKnob, action_name
 from virtpilot.clock import SECOND
 from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.rules.testing.records import NONE, Expectation
@@ -102,16 +102,12 @@ def words(action: Action | None) -> str:
     match action:
         case None:
             return ""
-        case SetKnob():
-            return f"set {action.knob} {action.value}"
-        case ReleaseKnob():
-            return f"release {action.knob}"
-        case Migrate():
-            return f"migrate to {action.target}"
-        case Abort():
-            return "abort migration"
-        case Power():
-            return str(action.verb)
+        case SetKnob(value=value):
+            return f"{action_name(action)} {value}"
+        case Migrate(target=target):
+            return f"migrate to {target}"
+        case _:
+            return action_name(action)
 
 
 def _action(action: Action | None) -> str:

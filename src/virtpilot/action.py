@@ -86,4 +86,29 @@ class Power(msgspec.Struct, frozen=True, tag="power", kw_only=True):
     within_s: float
 
 
-Action = SetKnob | ReleaseKnob | Migrate | Abort | Power
+class Run(msgspec.Struct, frozen=True, tag="run", kw_only=True):
+    """Run the program or webhook `hook` from the host's own list; `fields` is what is known of the guest."""
+
+    guest: str
+    hook: str
+    fields: dict[str, str] = {}
+
+
+Action = SetKnob | ReleaseKnob | Migrate | Abort | Power | Run
+
+
+def action_name(action: Action) -> str:
+    """Return an action as outcomes name it."""
+    match action:
+        case SetKnob(knob=knob):
+            return f"set {knob}"
+        case ReleaseKnob(knob=knob):
+            return f"release {knob}"
+        case Migrate():
+            return "migrate"
+        case Abort():
+            return "abort migration"
+        case Run(hook=hook):
+            return f"run {hook}"
+        case Power(verb=verb):
+            return str(verb)

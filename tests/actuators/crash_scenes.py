@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.actuators.one_host import GUEST, SHARES, OneHost, at, command, executor, move, power, release, set_to
-from virtpilot.action import Verb
+from virtpilot.action import Run, Verb
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import Lease, LeaseState
 from virtpilot.actuators.lifecycle import Point
@@ -31,6 +31,7 @@ NOTE: Final = write_note(GUEST, [Lease(guest=GUEST, knob=SHARES, baseline=BASELI
     command="cm-9", end_ns=at(60), state=LeaseState.HELD)])  # fmt: skip
 STOP: Final = command(power(Verb.SHUTDOWN), "cm-5", at_ns=at(20))
 START_AGAIN: Final = command(power(Verb.START), "cm-6", at_ns=at(20))
+HOOK: Final = command(Run(guest=GUEST, hook="nothing"), "cm-7")
 Scene = Callable[[Executor, OneHost], None]
 
 
@@ -99,6 +100,12 @@ def stop_and_start(made: Executor, _host: OneHost) -> None:
     made.submit(START_AGAIN, at(22))
 
 
+def run_a_hook(made: Executor, _host: OneHost) -> None:
+    made.submit(HOOK, at(0))
+    while made.busy(GUEST):
+        made.poll(at(1))
+
+
 SCENES: Final[dict[str, tuple[Scene, list[Command]]]] = {
     "set": (set_once, [FIRST]),
     "set twice": (set_twice, [FIRST, SECOND]),
@@ -110,6 +117,7 @@ SCENES: Final[dict[str, tuple[Scene, list[Command]]]] = {
     "move in vain": (move_in_vain, [MOVE]),
     "set and changed": (set_and_changed, [FIRST]),
     "come and end": (come_and_end, []),
+    "hook": (run_a_hook, [HOOK]),
     "stop and start": (stop_and_start, [FIRST, STOP, START_AGAIN]),
 }
 

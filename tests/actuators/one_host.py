@@ -8,6 +8,7 @@ from pathlib import Path
 from virtpilot.action import Abort, Action, Migrate, Power, ReleaseKnob, SetKnob, Verb, Way
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.executor import Executor
+from virtpilot.actuators.hooks.hook import Hook, HookOptions
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.lifecycle import Point, nowhere
 from virtpilot.clock import SECOND
@@ -31,6 +32,8 @@ GUEST = "5f0a1b5e-0000-4000-8000-000000000001"
 OTHER = "5f0a1b5e-0000-4000-8000-000000000002"
 SHARES = "cpu_shares"
 START = 1_700_000_000 * SECOND
+# A hook that nobody answers.
+NOTHING = HookOptions(allowed=[Hook(name="nothing", url="http://127.0.0.1:9/")])
 URI = "qemu+tcp://host-2/system"
 
 
@@ -222,7 +225,7 @@ def executor(
     caps: Caps | None = None,
     reached: Callable[[Point], None] = nowhere,
 ) -> Executor:
-    return Executor(hypervisor, Journal(folder / "journal.jsonl"), host=HOST, caps=caps, reached=reached)
+    return Executor(hypervisor, Journal(folder / "journal.jsonl"), host=HOST, caps=caps, hooks=NOTHING, reached=reached)
 
 
 def at(seconds: float) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.actuators.crash_scenes import BASELINE, SCENES, FileHost, killed_at, passes
 from tests.actuators.one_host import GUEST, SHARES, OneHost, at, executor
+from tests.services import until
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import LeaseState
 from virtpilot.actuators.lifecycle import Point
@@ -51,6 +52,12 @@ def settle(made: Executor, host: OneHost, commands: list[Command]) -> None:
     """Let time pass to the end of everything, and check what must be true then."""
     for second in (130, 200, 300, 400):
         made.poll(at(second))
+
+    def quiet() -> bool:
+        made.poll(at(300))
+        return not made.busy(GUEST)
+
+    assert until(quiet)  # a program takes real time
     assert made.leases() == []
     assert host.knobs.get((GUEST, SHARES), BASELINE) == BASELINE
     assert not made.busy(GUEST)

@@ -16,7 +16,7 @@ from tests.actuators.one_host import at, command
 from tests.lab.commanding import Commander, commander
 from tests.lab.lab_process import need_a_lab
 from tests.services import lack, until
-from virtpilot.action import Migrate, Power, Verb
+from virtpilot.action import Migrate, Power, Run, Verb
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.journal import Journal
@@ -54,26 +54,41 @@ def test_each_state_is_brought_about_by_command(giving: Commander) -> None:
         made = giving.give("host-1", Power(guest=guest.uuid, verb=verb, within_s=within_s))
         return made.result, made.reason
 
-    assert power(Verb.SUSPEND)[0] is Result.DONE
+    def done(verb: Verb) -> None:
+        result, reason = power(verb)
+        assert result is Result.DONE, (verb, reason)
+
+    done(Verb.SUSPEND)
     assert state(giving, "web-1") == "paused"
     assert power(Verb.SUSPEND) == (Result.DONE, "it is paused already")
     assert power(Verb.REBOOT)[0] is Result.REFUSED
-    assert power(Verb.RESUME)[0] is Result.DONE
+    done(Verb.RESUME)
     assert state(giving, "web-1") == "running"
     guest.set_deaf(True)
     result, reason = power(Verb.SHUTDOWN, 4)
     assert (result, state(giving, "web-1")) == (Result.FAILED, "running")
     assert reason.startswith("not shut down within 4 s: the guest is running on host-1")
     guest.set_deaf(False)
-    assert power(Verb.REBOOT)[0] is Result.DONE
+    done(Verb.REBOOT)
     guest.set_load(0)  # it answers again
-    assert power(Verb.SHUTDOWN)[0] is Result.DONE
+    done(Verb.SHUTDOWN)
     assert state(giving, "web-1") == "shut off"
-    assert power(Verb.START)[0] is Result.DONE
+    done(Verb.START)
     assert state(giving, "web-1") == "running"
     # The agent's caps say nothing of destroying.
     assert power(Verb.DESTROY) == (Result.REFUSED, "this host lets no guest be destroyed: destroy_guests is not set")
     assert state(giving, "web-1") == "running"
+
+
+def test_a_program_on_the_hosts_list_is_run_and_no_other(giving: Commander) -> None:
+    guest = giving.lab.guest("web-1")
+    done = giving.give("host-1", Run(guest=guest.uuid, hook="note", fields={"name": "web-1"}))
+    assert (done.result, done.action, done.reason) == (Result.DONE, "run note", "exit status 0")
+    assert (giving.lab.folder / "virtpilot" / "note-web-1").exists()
+    refused = giving.give("host-1", Run(guest=guest.uuid, hook="sh", fields={"name": "web-1"}))
+    assert (refused.guard, refused.reason) == ("hook", "'sh' is not on the list of host-1: note")
+    hostile = giving.give("host-1", Run(guest=guest.uuid, hook="note", fields={"name": "../../../tmp/x"}))
+    assert hostile.guard == "value"
 
 
 def test_a_container_does_what_it_can_and_refuses_what_it_cannot(giving: Commander, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from virtpilot.errors import RuleError
 from virtpilot.rules.language import MigrateRemedy, Rule, SetRemedy, check, load
 from virtpilot.rules.language.load import MAX_PROBLEMS
-from virtpilot.rules.language.records import Expect, PowerRemedy
+from virtpilot.rules.language.records import Expect, PowerRemedy, RunRemedy
 from virtpilot.rules.language.safe_yaml import MAX_BYTES
 
 HERE = Path(__file__).parent
@@ -46,6 +46,8 @@ def lines(rule: Rule) -> Iterator[str]:
                 yield f"  set {remedy.knob} to {remedy.formula.text!r} for {remedy.lease_ns / 1e9:g} s"
             case MigrateRemedy():
                 yield "  migrate"
+            case RunRemedy():
+                yield f"  run {remedy.hook}"
             case PowerRemedy():
                 yield f"  {remedy.verb} within {remedy.within_ns / 1e9:g} s"
         if isinstance(remedy.expect, Expect):
