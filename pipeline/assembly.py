@@ -15,6 +15,7 @@ from virtpilot.clock import Clock, seconds
 from virtpilot.model import Bus, Message, Store
 from virtpilot.pipeline import state, window_files
 from virtpilot.pipeline.alerts import Alerts
+from virtpilot.pipeline.approvals import ApprovalDesk
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.audit.log import AuditLog, NoAudit
 from virtpilot.pipeline.books import Books
@@ -91,6 +92,7 @@ def _pilot(config: ControllerConfig, rulebook: Rulebook, epoch: int) -> Pilot:
         decider=Decider(rulebook.ruleset, choose(rulebook.matcher), config.decisions),
         guards=Guards(limits),
         desk=Desk(config.scheduling, moves),
+        approvals=ApprovalDesk(config.approvals, _operators(config), config.cluster),
         asking=Asking(fleet, rulebook.ruleset, config.reserve, limits),
         reserve=config.reserve,
         options=config.pilot,
@@ -107,8 +109,11 @@ def _books(folder: Path | None, clock: Clock) -> Books:
 
 
 def _switch(config: ControllerConfig, folder: Path | None) -> Switch:
-    operators = Operators(load_public(map(Path, config.operators.public_key_files)))
-    return Switch(folder / SWITCH if folder is not None else None, operators, config.cluster)
+    return Switch(folder / SWITCH if folder is not None else None, _operators(config), config.cluster)
+
+
+def _operators(config: ControllerConfig) -> Operators:
+    return Operators(load_public(map(Path, config.operators.public_key_files)))
 
 
 def _state_path(folder: Path | None) -> Path | None:

@@ -27,6 +27,10 @@ class Books:
         """Note which rules are in force, or were refused."""
         self._audit.add("rules", self._clock.now_ns(), looked)
 
+    def noted(self, kind: str, entry: object) -> None:
+        """Note what people have done, or are asked."""
+        self._audit.add(kind, self._clock.now_ns(), entry)
+
     def add(self, record: Record) -> bool:
         """Keep a record; False when it was there already."""
         if not self.records.add(record):

@@ -11,6 +11,7 @@ from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.agent_config import AgentConfig, AgentKeys, Cluster, Name, StateFolder
 from virtpilot.pipeline.alerts import AlertOptions
+from virtpilot.pipeline.approvals import ApprovalOptions
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.cardinality import LimitOptions
@@ -55,6 +56,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operations: PageOptions = PageOptions()
     commands: ControllerKeys = ControllerKeys()
     operators: OperatorOptions = OperatorOptions()
+    approvals: ApprovalOptions = ApprovalOptions()
     bus: MqttOptions = MqttOptions()
     alerts: AlertOptions = AlertOptions()
     exporter: ExporterOptions = ExporterOptions()

@@ -108,6 +108,7 @@ class Controller:
         self._upkeep, self._pauses = Upkeep(), Pauses()
         self._heartbeat = Heartbeat(bus, topics, pilot.epoch, clock)
         self._next_tick_ns = 0
+        self._approvals_told = False
 
     def entries(self) -> Iterable[Entry]:
         """Return the newest records, oldest first."""
@@ -124,7 +125,8 @@ class Controller:
         self.books.rules(self.rulebook.looked())
         self.pilot.guards.stopped.why = self._switch.why
         topics = self._topics
-        for topic in (topics.switch, topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+")):
+        of_hosts = (topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+"))
+        for topic in (topics.switch, *of_hosts, topics.verdicts):
             self.bus.subscribe(topic)
 
     def restore(self, document: dict[str, Any], windows: Iterable[SavedHistory]) -> None:
@@ -133,6 +135,7 @@ class Controller:
         self.rulebook.evaluator.resume(document["turns"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])
+        self.pilot.approvals.restore(document.get("approvals", {}))
         self.pilot.desk.restore(document.get("operations", {}))
         firing = msgspec.convert(list(document["alerts"].values()), list[Signal])
         self._alerts.resume(firing)
@@ -150,6 +153,7 @@ class Controller:
             "turns": self._turns,
             "decisions": self.pilot.decider,
             "guards": self.pilot.guards,
+            "approvals": self.pilot.approvals,
             "operations": self.pilot.desk,
             "alerts": self._alerts.part,
             "statuses": Entries(self.pilot.fleet.statuses, str),
@@ -248,10 +252,31 @@ class Controller:
             case "events":
                 self._on_event(message, now_ns)
             case "switch":
-                if self._switch.take(message.payload, now_ns):
-                    self.pilot.guards.stopped.why = self._switch.why
+                self._on_switch(message, now_ns)
+            case "verdicts":
+                self._on_verdict(message, now_ns)
         self.books.flush()
         self._outbox.acknowledge(delivery, self._keeper)
+
+    def _on_switch(self, message: Message, now_ns: int) -> None:
+        if self._switch.take(message.payload, now_ns):
+            self.pilot.guards.stopped.why = self._switch.why
+            self.books.noted("switch", {"stopped": self._switch.why})
+
+    def _on_verdict(self, message: Message, now_ns: int) -> None:
+        """Take a person's word, and do at once what it allows."""
+        subject = self.pilot.approvals.take(message.payload, now_ns)
+        self._advance(now_ns, [subject] if subject else [])
+
+    def _tell_approvals(self, now_ns: int) -> None:
+        """Lay before people what waits for them, where that is news or nobody has been told yet."""
+        news = self.pilot.approvals.news()
+        for one in news:
+            self.books.noted("approval", one)
+        if news or not self._approvals_told:
+            self._approvals_told = True
+            page = msgspec.json.encode(self.pilot.approvals.page(now_ns))
+            self.bus.publish(Message(self._topics.approvals, page, retain=True))
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
         lines = hear(message, self._topics.host_of(message.topic), self.rulebook, self.sources, now_ns)
@@ -330,6 +355,7 @@ class Controller:
         for record in records:
             if isinstance(record, Decision):
                 self._publish(self._topics.decisions, record)
+        self._tell_approvals(now_ns)
 
     def _publish(self, topic: str, record: Record) -> None:
         self.bus.publish(Message(topic, msgspec.json.encode(record)))

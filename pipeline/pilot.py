@@ -16,6 +16,7 @@ from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
 from virtpilot.events import By, Event, EventKind
 from virtpilot.model import Command, Decision, Kind, Outcome, Result, record_id
+from virtpilot.pipeline.approvals import ApprovalDesk, Waiting
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.operations.desk import Desk
@@ -30,6 +31,8 @@ from virtpilot.rules.signals.table import Row
 
 # By then a host has measured a guest that came to it; MeasuredFleet stops counting it as coming as soon as it has.
 _MEASURED_BY_NS: Final = seconds(60)
+# Who holds back for a while only what else may be done.
+_PATIENT: Final = frozenset({"concurrency", "queue"})
 # The agents' guard, and libvirt's word for what a guest left by.
 _FOREIGN: Final = "foreign-change"
 _MIGRATED: Final = "migrated"
@@ -73,6 +76,7 @@ class Pilot:
         decider: Decider,
         guards: Guards,
         desk: Desk,
+        approvals: ApprovalDesk,
         asking: Asking,
         reserve: Reserve,
         options: PilotOptions,
@@ -83,6 +87,7 @@ class Pilot:
         self.decider = decider
         self.guards = guards
         self.desk = desk
+        self.approvals = approvals
         self._asking = asking
         self._reserve = reserve
         self._moving = moving
@@ -104,6 +109,7 @@ class Pilot:
         """
         self._hosts = None
         records: list[Decision | Command] = []
+        self.decider.agreed = self.approvals.agreements()
         winners, losers = self.decider.wants(now_ns, about)
         for want, reason in losers:
             records += self._refuse(want, "arbiter", reason, now_ns)
@@ -113,6 +119,8 @@ class Pilot:
                 records += self._decide_one(want, now_ns)
         if about is None or (queue and not self.desk.crowded):
             records += self._take_turns(queue, now_ns)
+        if about is None:
+            self.approvals.tick([*winners, *(want for want, _reason in losers)], self.decider.awaited(), now_ns)
         records += [self._release(release, now_ns) for release in self.decider.releases(now_ns)]
         records += [_at_its_end(ladder) for ladder in self.decider.exhausted()]
         return records
@@ -154,6 +162,7 @@ class Pilot:
         self.guards.started(planned.request, command.id, now_ns)
         self._hosts = None
         self.decider.on_decision(decision, command, now_ns)
+        self.approvals.begun(want, now_ns)
         return [decision, command]
 
     def _prepared(self, want: Want, now_ns: int) -> Planned | Refused:
@@ -161,16 +170,30 @@ class Pilot:
         row = self.fleet.guest(want.subject.id) if want.subject.kind is Kind.VM else None
         if row is None:
             return Refused("freshness", f"{want.subject.name or want.subject.id} is not measured any more")
+        agreed = self.approvals.agreed(want)
         try:
-            action, reason = self._plan(want, row, now_ns)
+            action, reason = self._plan(want, row, now_ns) if agreed is None else self._agreed(agreed, row)
         except Refused as refused:
             return refused
         hosts = self._host_loads(now_ns) if isinstance(action, Migrate) else ()
-        request = self._asking.request(want, row, action, hosts, approved=False)
+        request = self._asking.request(want, row, action, hosts, approved=agreed is not None)
         refusal = self.guards.check(request, now_ns)
+        if refusal is not None and refusal.guard == "approval":
+            return Refused("approval", self.approvals.propose(want, action, reason, now_ns))
         if refusal is not None and refusal.guard != "concurrency":
             return Refused(refusal.guard, refusal.reason)
         return Planned(want, row, action, reason, request, refusal)
+
+    def _agreed(self, waiting: Waiting, row: Row) -> tuple[Action, str]:
+        """Return what somebody has accepted, as it is; raises Refused where things are others by now."""
+        pending, action = waiting.pending, waiting.pending.action
+        if row.subject.host != pending.subject.host:
+            raise Refused("approval", f"the guest is on {row.subject.host} by now, it was on {pending.subject.host}")
+        if isinstance(action, SetKnob):
+            known = self.fleet.evaluator.knob(row.subject.id, action.knob)
+            if known is None or int(known[0]) != action.expected:
+                raise Refused("approval", f"{action.knob} is no longer {action.expected}")
+        return action, f"accepted by {waiting.accepted_by}: {pending.reason}"
 
     def _plan(self, want: Want, row: Row, now_ns: int) -> tuple[Action, str]:
         """Return the action with the reason for it; raises Refused."""
@@ -240,6 +263,8 @@ class Pilot:
 
     def _refuse(self, want: Want, guard: str, reason: str, now_ns: int) -> list[Decision | Command]:
         """Refuse a want; said once per reason, however often it is tried."""
+        if guard not in _PATIENT:
+            self.approvals.stale(want, f"{guard}: {reason}", now_ns)
         decision = self._decision(want, now_ns, accepted=False, guard=guard, reason=reason)
         return [decision] if self.decider.on_decision(decision, None, now_ns) else []
 

@@ -85,6 +85,7 @@ def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
     )
     exporter.check("rules", lambda: not made.rulebook.problems)
     _watch_guards(exporter, made)
+    _watch_people(exporter, made)
     _watch_streams(exporter, made)
     return exporter
 
@@ -95,12 +96,6 @@ def _watch_guards(exporter: Exporter, made: Controller) -> None:
     none = dict.fromkeys(guards.names, 0)
     exporter.watch(
         "virtpilot_decisions_refused_total", "Decisions refused.", "counter", lambda: none | refused, "guard"
-    )
-    exporter.watch(
-        "virtpilot_stopped_count",
-        "1 while the controller begins nothing new after a stop.",
-        "gauge",
-        lambda: bool(guards.stopped.why),
     )
     exporter.watch(
         "virtpilot_budget_left_count",
@@ -127,6 +122,23 @@ def _watch_guards(exporter: Exporter, made: Controller) -> None:
         "Guests left alone because somebody else changed them.",
         "gauge",
         lambda: len(guards.foreign),
+    )
+
+
+def _watch_people(exporter: Exporter, made: Controller) -> None:
+    """Export what people have said, and what waits for them."""
+    exporter.watch(
+        "virtpilot_stopped_count",
+        "1 while the controller begins nothing new after a stop.",
+        "gauge",
+        lambda: bool(made.pilot.guards.stopped.why),
+    )
+    exporter.watch(
+        "virtpilot_approvals_count",
+        "Actions that wait for approval, and how those last settled ended.",
+        "gauge",
+        lambda: made.pilot.approvals.counts,
+        "state",
     )
 
 

@@ -48,8 +48,8 @@ class Decider:
         self.options = options or DecisionOptions()
         self._matcher = matcher
         self._agenda = Agenda(matcher)
-        self._flights = Flights()
-        self._shelf = Shelf()
+        self._flights, self._shelf = Flights(), Shelf()
+        self.agreed: Collection[tuple[str, str, str, int]] = frozenset()  # rule, subject, cause, rung: approved of
         self._leases: Tracked[tuple[str, str], Lease] = Tracked()
         self._releases: list[Release] = []
         self._exhausted: list[Exhausted] = []
@@ -385,7 +385,7 @@ class Decider:
             priority=rule.priority,
             knob=knob_of(remedy),
             severity=rule.severity,
-            mode=rule.mode,
+            mode=Mode.ACT if (*key, ladder.cause, rung) in self.agreed else rule.mode,
             cooldown=rule.cooldown,
             since_ns=ladder.since_ns,
             budgets=rule.budgets,

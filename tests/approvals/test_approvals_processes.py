@@ -1,0 +1,96 @@
+"""Approvals on the real broker: a simulated host's agent and a controller as processes, a person with `virtpilot`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.conftest import MakeMosquitto
+from tests.services import until
+from tests.switch.test_switch_processes import Cluster
+
+pytestmark = pytest.mark.server
+
+RULE: Final = """\
+virtpilot: 1
+rules:
+  - name: always
+    about: A guest is there.
+    on: vm
+    when: state_code == 1
+    mode: approve
+    remedies:
+      - set: {cpu_shares: current + 8}
+        lease: 15m
+"""
+SCENARIO: Final = """\
+name = "small"
+[[hosts]]
+name = "host-1"
+cpus = 2
+memory_mib = 16384
+[[guests]]
+name = "web"
+host = "host-1"
+vcpus = 2
+memory_mib = 256
+cpu_cores = 1.0
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, make_mosquitto: MakeMosquitto) -> Iterator[Cluster]:
+    made = Cluster(tmp_path, make_mosquitto(persistence=True).port)
+    yield made
+    made.bus.close()
+    made.site.close()
+
+
+def pending(cluster: Cluster) -> list[dict[str, Any]]:
+    status, document = cluster.says("approvals", "ls")
+    return document["pending"] if status == 0 else []
+
+
+def test_a_person_says_no_then_yes_and_the_agent_does_it(cluster: Cluster, tmp_path: Path) -> None:
+    """What waits survives a kill of the controller; without the key nobody is heard; accepted, the knob is set."""
+    (tmp_path / "rules.yaml").write_text(RULE)
+    (tmp_path / "scenario.toml").write_text(SCENARIO)
+    commands = {"public_key_files": [str(cluster.keys / "controller.pub")]}
+    fleet = cluster.site.process(
+        "fleet", scenario=str(tmp_path / "scenario.toml"), timing={"tick_s": 0.5}, commands=commands
+    )
+    guards = {"warm_up_s": 0.0, "guest_cooldown_s": 0.0}
+    fleet.start().reaches("virtpilot_agent_ticks_total", 1)
+    controller = cluster.site.controller(tmp_path / "rules.yaml", operators=cluster.operators, guards=guards)
+    controller.start().up()
+    controller.reaches('virtpilot_approvals_count{state="pending"}', 1)
+    (waiting,) = pending(cluster)
+    assert waiting["action"]["knob"] == "cpu_shares"
+    controller.kill()
+    controller.start().up()
+    assert pending(cluster) == [waiting], "kept, and the same"
+    assert "nothing" not in cluster.virtpilot("approvals", "ls", "--config", str(cluster.config)).stdout
+
+    cluster.virtpilot("keys", str(tmp_path / "forger"), "--name", "operator")
+    cluster.operator(tmp_path / "forger" / "operator.key")
+    assert cluster.says("approvals", "accept", waiting["id"])[0] == 1
+    assert controller.number("virtpilot_commands_total") == 0
+
+    cluster.operator(cluster.keys / "operator.key")
+    status, settled = cluster.says("approvals", "accept", waiting["id"], "--reason", "fine")
+    assert (status, settled["result"], settled["by"], settled["reason"]) == (0, "accepted", "ann", "fine")
+    controller.reaches("virtpilot_commands_total", 1)
+
+    def done() -> bool:
+        cluster.hear()
+        return bool(cluster.outcomes)
+
+    assert until(done, 15.0)
+    (outcome,) = cluster.outcomes.values()
+    assert (outcome.result, outcome.after) == ("done", {"cpu_shares": float(waiting["action"]["value"])})
+    assert cluster.says("approvals", "accept", waiting["id"]) == (0, settled), "said twice, done once"
+    assert controller.number("virtpilot_commands_total") == 1
+    fleet.reaches("virtpilot_agent_leases_count", 1)
