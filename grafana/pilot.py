@@ -100,6 +100,58 @@ _DOING: Final = Section(
     ),
 )
 
+
+def _many(condition: str) -> str:
+    """Return how many series are so; 0 where there is none."""
+    return f"count({condition}) or vector(0)"
+
+
+_GUARDS: Final = Section(
+    "Guards",
+    (
+        number("Stopped", "1 after `virtpilot stop`.", "none", f"max(virtpilot_stopped_count{_JOB})", bad=1, **_WHOLE),
+        number(
+            "Wait for approval",
+            "Actions that a person is asked about: `virtpilot approvals ls`.",
+            "none",
+            'sum(virtpilot_approvals_count{job=~"$job",state="pending"})',
+            warn=1,
+            **_WHOLE,
+        ),
+        number(
+            "Breakers open",
+            "Rules and hosts where it failed again and again, open or half open.",
+            "none",
+            _many(f"virtpilot_breaker_state_code{_JOB} > 0"),
+            bad=1,
+            **_WHOLE,
+        ),
+        number(
+            "Budgets used up",
+            "Budgets of rules, guests, hosts and the cluster without an action left.",
+            "none",
+            _many(f"virtpilot_budget_left_count{_JOB} < 1"),
+            warn=1,
+            **_WHOLE,
+        ),
+        number(
+            "To and fro",
+            "Guests, or knobs of theirs, that oscillate.",
+            "none",
+            f"max(virtpilot_oscillating_count{_JOB})",
+            warn=1,
+            **_WHOLE,
+        ),
+        number(
+            "Others at work",
+            "Guests left alone because somebody else has changed them.",
+            "none",
+            f"max(virtpilot_foreign_guests_count{_JOB})",
+            **_WHOLE,
+        ),
+    ),
+)
+
 _STREAM: Final = Section(
     "Stream",
     (
@@ -175,5 +227,5 @@ BOARD: Final = Board(
             source=Source.EXPORTERS,
         ),
     ),
-    sections=(_NOW, _DOING, _STREAM, _PROCESSES),
+    sections=(_NOW, _DOING, _GUARDS, _STREAM, _PROCESSES),
 )

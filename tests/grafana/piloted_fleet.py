@@ -132,4 +132,5 @@ def exported_names(exporter: Exporter) -> frozenset[str]:
     _, page = exporter.metrics()
     families = list(text_string_to_metric_families(page.decode()))
     series = {sample.name for family in families for sample in family.samples}
-    return frozenset(series | {f"{family.name}_total" for family in families if family.type == "counter"})
+    suffixes = {"counter": "_total", "gauge": ""}
+    return frozenset(series | {family.name + suffixes[family.type] for family in families if family.type in suffixes})
