@@ -107,7 +107,7 @@ def look_again(source: str, ruleset: RuleSet, name: str, at_ns: int, lookback_ns
     wanted = wanted_by(Rulebook(RuleOptions(), ruleset).wanted)
     batches = read_history(source, wanted, Span(at_ns - lookback_ns, at_ns, cluster))
     rehearsal = Rehearsal(ruleset, batches[0].time_ns, lambda _command: Reply(), mode=Mode.OBSERVE)
-    coverage = Coverage(ruleset.rules)
+    coverage = Coverage(ruleset.rules, closely=True)
     for batch in batches:
         rehearsal.run_until(batch.time_ns)
         rehearsal.measure(batch.host, batch.samples)

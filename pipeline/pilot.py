@@ -102,6 +102,10 @@ class Pilot:
         self.decider.reload(ruleset)
         self._asking.reload(ruleset)
 
+    def rests(self) -> bool:
+        """Tell whether nothing is to be decided, and nothing under way, before another signal comes."""
+        return self.decider.rests() and not self.desk.crowded and not any(self.desk.announced())
+
     def decide(self, now_ns: int, about: Collection[str] | None = None) -> list[Decision | Command]:
         """Return the new decisions, each accepted one followed by its command; on all that is wanted, or on subjects.
 

@@ -15,7 +15,7 @@ from virtpilot.actuators.command import Signer
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.lineprotocol import encode_lines
-from virtpilot.model import Command, HostStatus, Message, Mode, Sample
+from virtpilot.model import Command, HostStatus, Kind, Message, Mode, Sample
 from virtpilot.pipeline import assembly
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.config import ControllerConfig
@@ -24,6 +24,7 @@ from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.standin import Reply, StandIn
+from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.rules.language import RuleSet
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
@@ -50,6 +51,8 @@ class Rehearsal:
         self.clock = VirtualClock(start_ns)
         self.topics = Topics(CLUSTER)
         self._tick_ns = round(tick_s * SECOND)
+        self._each_tick = any(rule.on is Kind.CLUSTER for rule in rules.rules)
+        self._settled = False
         self._sequence: dict[str, int] = {}
         self._hosts: set[str] = set()
         broker = MemoryBroker(self.clock)
@@ -57,7 +60,11 @@ class Rehearsal:
         signer = Signer(key)
         self.controller = assembly.controller(
             ControllerConfig(
-                cluster=CLUSTER, guards=guards, scheduling=scheduling, timing=ControllerTiming(tick_s=tick_s)
+                cluster=CLUSTER,
+                sampling=SteeringOptions(every_s=0),
+                guards=guards,
+                scheduling=scheduling,
+                timing=ControllerTiming(tick_s=tick_s),
             ),
             bus=lambda will: broker.connect("controller", will),
             clock=self.clock,
@@ -77,6 +84,7 @@ class Rehearsal:
         properties = {BOOT_PROPERTY: CLUSTER, SEQUENCE_PROPERTY: str(number)}
         self._bus.publish(Message(self.topics.metrics(host), encode_lines(samples), properties))
         self.controller.step(0)
+        self._settled = False
 
     def _announce(self, host: str) -> None:
         """Say once that a host is there and takes guests."""
@@ -88,11 +96,22 @@ class Rehearsal:
             self._bus.publish(Message(self.topics.status(host), msgspec.json.encode(status), retain=True))
 
     def run_until(self, time_ns: int) -> None:
-        """Let time pass, tick by tick, up to a time."""
+        """Let time pass, tick by tick, up to a time; ticks at which nothing can happen are left out."""
         while (left_ns := time_ns - self.clock.now_ns()) > 0:
-            self.clock.advance(min(left_ns, self._tick_ns) / SECOND)
+            self.clock.advance(min(left_ns, self._tick_ns * self._ticks()) / SECOND)
             self.agents.step(self.clock.now_ns())
             self.controller.step(0)
+            self._settled = True
+
+    def _ticks(self) -> int:
+        """Return after how many ticks something may happen, if nothing is measured before."""
+        controller, now_ns = self.controller, self.clock.now_ns()
+        evaluator = controller.rulebook.evaluator
+        # What is said of many is taken at the tick after a sample; of the cluster each tick is a sample.
+        if not self._settled or self._each_tick or not controller.pilot.rests():
+            return 1
+        due = [at_ns for at_ns in (self.agents.next_ns(), evaluator.next_silence_ns(now_ns)) if at_ns is not None]
+        return max((min(due) - now_ns) // self._tick_ns, 1) if due else 1
 
     def records(self) -> Iterator[Record]:
         """Yield what came to be, in order."""

@@ -105,23 +105,26 @@ def _run_file(file: TestFile, rules: RuleSet, clock: Clock) -> TestedFile:
 
 
 def _run_test(file: TestFile, test: RuleTest, rules: RuleSet, coverage: Coverage) -> list[Failure]:
-    coverage.begin()
-    if test.fleet is not None:
-        modes = {} if test.mode is None else {"*": test.mode}
-        options = RuleOptions(paths=[str(path) for path in file.rules], modes=modes)
-        played = _play_fleet(test, test.fleet, options, coverage)
-    else:
-        played = Scene(test, rules).play(coverage)
+    played = _play(file, test, rules, coverage)
     coverage.tested |= {one.rule for one in test.expectations}
     coverage.fired |= {
         one.rule for one in played.records if isinstance(one, Signal) and one.state is SignalState.FIRING
     }
-    failures = []
-    for expected in test.expectations:
-        happened = played.judge(expected)
-        if happened:
-            failures.append(_failure(file, test, expected, happened, played, coverage))
-    return failures
+    wrong = [(expected, happened) for expected in test.expectations if (happened := played.judge(expected))]
+    if not wrong:
+        return []
+    # Once more, the same to the letter, and looked at closely.
+    close = Coverage(rules.rules, closely=True)
+    played = _play(file, test, rules, close)
+    return [_failure(file, test, expected, happened, played, close) for expected, happened in wrong]
+
+
+def _play(file: TestFile, test: RuleTest, rules: RuleSet, coverage: Coverage) -> History:
+    coverage.begin()
+    if test.fleet is None:
+        return Scene(test, rules).play(coverage)
+    modes = {} if test.mode is None else {"*": test.mode}
+    return _play_fleet(test, test.fleet, RuleOptions(paths=[str(path) for path in file.rules], modes=modes), coverage)
 
 
 class Scene:

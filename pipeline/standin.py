@@ -67,6 +67,11 @@ class StandIn:
         self._leases: dict[tuple[str, str], _Lease] = {}
         bus.subscribe(topics.commands("+"))
 
+    def next_ns(self) -> int | None:
+        """Return when something is due without another command, None where nothing is."""
+        times = [at_ns for at_ns, _command, _reply in self._due] + [one.until_ns for one in self._leases.values()]
+        return min(times, default=None)
+
     def step(self, now_ns: int) -> None:
         """Take the commands that are there, and do what is due."""
         while (delivery := self._bus.receive(0)) is not None:

@@ -69,6 +69,10 @@ class Decider:
         phases = (Phase.COMMANDED, Phase.MEASURING)
         return {ladder.subject.id for phase in phases for _key, ladder in self._shelf.in_phase(phase)}
 
+    def rests(self) -> bool:
+        """Tell whether nothing can be wanted, known or given back before another signal comes."""
+        return not self._leases and self._shelf.rests(self._parked)
+
     def on_signal(self, signal: Signal) -> None:
         """Take a signal's transition; duplicates and older ones change nothing."""
         rule = self._rules.get(signal.rule)
@@ -85,7 +89,7 @@ class Decider:
         """
         key = (decision.rule, decision.subject.id)
         ladder = self._shelf.get(key)
-        if ladder is None or ladder.phase is not Phase.WANTING or (ladder.rung, ladder.cause) != _about(decision):
+        if ladder is None or ladder.phase is not Phase.WANTING or not ladder.meant_by(decision):
             return False
         if command is None:
             ladder, news = ladder.refused(decision.guard, decision.reason)
@@ -394,7 +398,3 @@ class Decider:
 
     def _change_of(self, want: Want) -> float:
         return self._changes.get((want.rule, want.subject.id), math.inf)
-
-
-def _about(decision: Decision) -> tuple[int, str]:
-    return decision.rung, decision.cause

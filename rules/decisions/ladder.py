@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from virtpilot.model import Command, Outcome, Result, Signal, SignalState, Subject
+from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState, Subject
 
 MAX_SAID: Final = 32
 
@@ -74,6 +74,10 @@ class Ladder(msgspec.Struct, frozen=True, kw_only=True):
     def idle(self) -> bool:
         """Whether no command is out and no effect is awaited."""
         return self.phase not in {Phase.COMMANDED, Phase.MEASURING}
+
+    def meant_by(self, decision: Decision) -> bool:
+        """Tell whether a decision is on the rung that is wanted now."""
+        return (self.rung, self.cause) == (decision.rung, decision.cause)
 
     def signalled(self, signal: Signal) -> Ladder:
         """Take a transition of the signal; an older one or the same again changes nothing."""

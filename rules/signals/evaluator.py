@@ -177,6 +177,23 @@ class Evaluator:
         quiet = (silence > np.maximum(self._tolerance.stale_ns, usual)) & ~gone
         return table.ids(rows[quiet]), table.ids(rows[gone])
 
+    def next_silence_ns(self, now_ns: int) -> int | None:
+        """Return when a subject falls silent, or is gone, if nothing more comes; None where none is measured."""
+        found: list[int] = []
+        for kind in (Kind.HOST, Kind.VM):
+            table = self._tables[kind]
+            rows = table.taken()
+            usual = (self._tolerance.gap_intervals * table.interval[rows]).astype(np.int64)
+            for borne in (np.maximum(self._tolerance.stale_ns, usual), np.int64(self._tolerance.forget_ns)):
+                ends = table.time[rows] + borne
+                found += [int(ends[ends >= now_ns].min())] if (ends >= now_ns).any() else []
+        return min(found, default=None)
+
+    def measured(self, kind: Kind) -> dict[str, int]:
+        """Return all subjects of a kind, each with the time of its newest sample."""
+        table = self._tables[kind]
+        return {subject_id: int(table.time[row]) for subject_id, row in table.rows()}
+
     def _end(self, kind: Kind, subject_id: str, now_ns: int) -> list[Signal]:
         row = self._tables[kind].row_of[subject_id]
         ended = self._bank.end(kind, row)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 import msgspec
+import numpy as np
 
 from virtpilot.model import Kind
 from virtpilot.rules.language.clauses import parts
-from virtpilot.rules.language.expression import Condition
+from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule
-
-
-class Measured(Protocol):
-    """A subject as last measured."""
-
-    @property
-    def time_ns(self) -> int:
-        """When it was measured."""
 
 
 class Observed(Protocol):
     """What is asked of the evaluator."""
 
-    def latest(self, kind: Kind) -> Mapping[str, Measured]:
-        """Return all subjects of a kind as last measured."""
+    def measured(self, kind: Kind) -> Mapping[str, int]:
+        """Return all subjects of a kind, each with the time of its newest sample."""
 
-    def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
-        """Tell whether a condition holds; None while that is not known."""
+    def truths(self, kind: Kind, conditions: Iterable[Condition], ids: Sequence[str]) -> list[Masks]:
+        """Return for each condition of which subjects it is true and of which false now."""
 
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
         """Return the values that a condition reads just now."""
@@ -52,38 +46,55 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Coverage:
-    """Watches an evaluator while tests run; `readings` of the present one are kept for its report."""
+    """Watches an evaluator while tests run.
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    With `closely` the `readings` of the present one are kept, for its report.
+    """
+
+    def __init__(self, rules: Iterable[Rule], *, closely: bool = False) -> None:
         self.rules = {rule.name: rule for rule in rules}
         self.clauses = {rule.name: [Clause(*part) for part in parts(rule)] for rule in self.rules.values()}
         self.fired: set[str] = set()
         self.tested: set[str] = set()
         self.readings: dict[tuple[str, str], list[Reading]] = {}
+        self._closely = closely
+        self._seen: dict[Kind, Mapping[str, int]] = {}
 
     def begin(self) -> None:
         """Start with another test."""
         self.readings = {}
+        self._seen = {}
 
     def observe(self, evaluator: Observed) -> None:
         """Note what each rule sees of each subject that was measured since the last call."""
-        latest = {kind: evaluator.latest(kind) for kind in Kind}
-        for rule in self.rules.values():
-            for subject_id, row in latest[rule.on].items():
-                kept = self.readings.setdefault((rule.name, subject_id), [])
-                if not kept or kept[-1].time_ns < row.time_ns:
-                    kept.append(self._read(rule, subject_id, row.time_ns, evaluator))
+        for kind in Kind:
+            own = [rule for rule in self.rules.values() if rule.on is kind]
+            if not own:
+                continue
+            times, before = evaluator.measured(kind), self._seen.get(kind, {})
+            self._seen[kind] = times
+            ids = [subject_id for subject_id, time_ns in times.items() if before.get(subject_id, -1) < time_ns]
+            clauses = [clause for rule in own for clause in self.clauses[rule.name]]
+            found = evaluator.truths(kind, [clause.condition for clause in clauses], ids)
+            for clause, (true, false) in zip(clauses, found, strict=True):
+                clause.true += int(np.count_nonzero(true))
+                clause.false += int(np.count_nonzero(false))
+            masks = iter(found)
+            for rule in own if self._closely else ():
+                self._read(
+                    rule,
+                    {name: times[name] for name in ids},
+                    list(islice(masks, len(self.clauses[rule.name]))),
+                    evaluator,
+                )
 
-    def _read(self, rule: Rule, subject_id: str, time_ns: int, evaluator: Observed) -> Reading:
-        held = []
-        values: dict[str, float] = {}
-        for clause in self.clauses[rule.name]:
-            truth = evaluator.holds(clause.condition, subject_id, -1)
-            held.append(truth)
-            values |= evaluator.inputs(clause.condition, subject_id)
-            clause.true += truth is True
-            clause.false += truth is False
-        return Reading(time_ns, values, tuple(held))
+    def _read(self, rule: Rule, times: Mapping[str, int], found: Sequence[Masks], evaluator: Observed) -> None:
+        for place, (subject_id, time_ns) in enumerate(times.items()):
+            held = tuple(True if true[place] else False if false[place] else None for true, false in found)
+            values: dict[str, float] = {}
+            for clause in self.clauses[rule.name]:
+                values |= evaluator.inputs(clause.condition, subject_id)
+            self.readings.setdefault((rule.name, subject_id), []).append(Reading(time_ns, values, held))
 
     def gaps(self) -> Iterator[str]:
         """Yield what no test has shown."""

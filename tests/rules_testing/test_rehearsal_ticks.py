@@ -1,0 +1,45 @@
+"""A rehearsal leaves out the ticks at which nothing can happen: what comes to be is the same to the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from virtpilot.pipeline import rule_tests
+from virtpilot.pipeline.rulebook import LIBRARY
+from virtpilot.rules.language import RuleSet
+from virtpilot.rules.testing.coverage import Coverage
+from virtpilot.rules.testing.records import RuleTest
+
+FILES = ("cpu", "host", "memory", "guest")
+
+
+def scenes() -> Iterator[tuple[RuleTest, RuleSet]]:
+    for file, rules in rule_tests.load_all([LIBRARY / f"{name}.test.yaml" for name in FILES]):
+        for test in file.tests:
+            if test.fleet is None and test.end_ns < 900 * 10**9:
+                yield test, rules
+
+
+@pytest.mark.parametrize(("test", "rules"), list(scenes()), ids=lambda one: getattr(one, "name", ""))
+def test_what_comes_to_be_is_the_same(test: RuleTest, rules: RuleSet) -> None:
+    sparing, thorough = rule_tests.Scene(test, rules), rule_tests.Scene(test, rules)
+    ticked = thorough._rehearsal
+    ticked._each_tick = True
+    played = [scene.play(Coverage(rules.rules)) for scene in (sparing, thorough)]
+    assert played[0].records == played[1].records
+
+
+def test_ticks_are_left_out_while_nothing_fires_and_not_when_somebody_falls_silent() -> None:
+    (file, rules) = rule_tests.load_all([LIBRARY / "host.test.yaml"])[0]
+    scene = rule_tests.Scene(file.tests[0], rules)
+    rehearsal = scene._rehearsal
+    samples = scene._measure(file.tests[0].actors[0].host, 0)
+    rehearsal.measure(file.tests[0].actors[0].host, samples)
+    ticks = []
+    rehearsal.controller.tick = lambda now_ns: ticks.append((now_ns - file.tests[0].start_ns) // 10**9)  # type: ignore[method-assign]
+    rehearsal.run_until(file.tests[0].start_ns + 100 * 10**9)
+    assert ticks[0] == 1
+    assert 60 in ticks
+    assert len(ticks) < 50
