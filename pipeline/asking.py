@@ -77,7 +77,7 @@ class Asking:
         rule, evaluator = self._rules.get(want.rule), self._fleet.evaluator
         for condition in (rule.when, rule.where, rule.unless) if rule is not None else ():
             if condition is not None:
-                for what, time_ns in read_times(evaluator.world, condition, row.subject.id, self._stale_ratio):
+                for what, time_ns in read_times(evaluator.world, condition, want.subject.id, self._stale_ratio):
                     yield Input(what, time_ns)
         if knob is not None and (read_ns := read_at(knob.knob, row.subject.id, row, evaluator)) is not None:
             yield Input(f"the value of {knob.knob}", read_ns)

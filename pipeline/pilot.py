@@ -10,12 +10,13 @@ from typing import Annotated, Final
 
 import msgspec
 
-from virtpilot.action import Action, Migrate, Power, ReleaseKnob, Run, SetKnob
+from virtpilot.action import Action, Decided, Migrate, Power, ReleaseKnob, Run, SetKnob
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
 from virtpilot.events import By, Event, EventKind
 from virtpilot.model import Command, Decision, Kind, Outcome, Result, record_id
+from virtpilot.pipeline.allocating import Allocator
 from virtpilot.pipeline.approvals import ApprovalDesk, Waiting
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
@@ -25,7 +26,7 @@ from virtpilot.planner.moving import Hopeless, MovingOptions, plan_move
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.want import Exhausted, Release, Want, standing
-from virtpilot.rules.language.records import PowerRemedy, RuleSet, RunRemedy, SetRemedy
+from virtpilot.rules.language.records import AllocateRemedy, PowerRemedy, RuleSet, RunRemedy, SetRemedy
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.table import Row
 
@@ -93,6 +94,7 @@ class Pilot:
         self._moving = moving
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
+        self._allocator = Allocator(fleet, self._ask_to_set, decider.holder)
         self._landed: dict[str, tuple[str, int]] = {}
         self._hosts: list[HostLoad] | None = None
 
@@ -119,7 +121,9 @@ class Pilot:
             records += self._refuse(want, "arbiter", reason, now_ns)
         queue = [want for want in winners if waits_in_line(want)]
         for want in winners:
-            if not waits_in_line(want):
+            if isinstance(want.remedy, AllocateRemedy):
+                records += self._divide(want, want.remedy, now_ns)
+            elif not waits_in_line(want):
                 records += self._decide_one(want, now_ns)
         if about is None or (queue and not self.desk.crowded):
             records += self._take_turns(queue, now_ns)
@@ -168,6 +172,19 @@ class Pilot:
         self.decider.on_decision(decision, command, now_ns)
         self.approvals.begun(want, now_ns)
         return [decision, command]
+
+    def _divide(self, want: Want, remedy: AllocateRemedy, now_ns: int) -> list[Decision | Command]:
+        """Divide a host among its guests: one decision, and a command for each guest whose knob changes."""
+        division = self._allocator.plan(want, remedy, lambda request: self.guards.check(request, now_ns))
+        if isinstance(division, Refusal):
+            return self._refuse(want, division.guard, division.reason, now_ns)
+        action = division.action
+        decision = self._decision(want, now_ns, accepted=True, action=action, reason=division.reason)
+        commands = [self._command(decision.id, action.host, one, want.rule, now_ns) for one in action.sets]
+        for request, command in zip(division.requests, commands, strict=True):
+            self.guards.started(request, command.id, now_ns)
+        self.decider.divided(decision, commands, now_ns)
+        return [decision, *commands]
 
     def _prepared(self, want: Want, now_ns: int) -> Planned | Refused:
         """Return the action for a want once the guards let it through, or who refuses it."""
@@ -221,6 +238,9 @@ class Pilot:
         action = Migrate(guest=row.subject.id, target=placement.host, uri=uri, way=plan.way)
         return action, f"{placement.reason}; {plan.reason}"
 
+    def _ask_to_set(self, want: Want, row: Row, action: SetKnob) -> GuardRequest:
+        return self._asking.request(want, row, action, (), approved=False)
+
     def _host_loads(self, now_ns: int) -> list[HostLoad]:
         """Return the hosts as they are and will be by what is under way; the same until something more is."""
         if self._hosts is None:
@@ -247,7 +267,7 @@ class Pilot:
         now_ns: int,
         *,
         accepted: bool,
-        action: Action | None = None,
+        action: Decided | None = None,
         guard: str = "",
         reason: str = "",
     ) -> Decision:

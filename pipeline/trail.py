@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
-from virtpilot.action import Action, Migrate, SetKnob, action_name
+from virtpilot.action import Decided, Divide, Migrate, SetKnob, action_name
 from virtpilot.events import Event
 from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
@@ -119,11 +119,14 @@ def _step(entry: Entry, what: str, result: str, reason: str) -> Step:
     )
 
 
-def describe(action: Action) -> str:
+def describe(action: Decided) -> str:
     """Return an action in a few words."""
     match action:
         case SetKnob():
             return f"set {action.knob} {action.expected} → {action.value} for {action.lease_s:g} s"
+        case Divide():
+            sets = ", ".join(f"{one.expected} → {one.value}" for one in action.sets)
+            return f"{action_name(action)}: {action.sets[0].knob} {sets}"
         case Migrate():
             return f"migrate to {action.target}"
         case _:

@@ -19,21 +19,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from virtpilot.action import AllocationPolicy
 from virtpilot.errors import CannotDivide
-
-
-class AllocationPolicy(StrEnum):
-    """What a guest's part of its host is measured by."""
-
-    DEMAND = "demand"
-    UTILISATION = "utilisation"
-    CAPACITY = "capacity"
-    MAX_MIN = "max-min"
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

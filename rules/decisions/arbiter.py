@@ -20,6 +20,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     command: str
     until_ns: int
+    division: str = ""
+    """The command of the division that it is a part of."""
 
 
 def arbitrate(

@@ -8,7 +8,7 @@ on_signal, on_outcome ──▶ ladders ──facts──▶ matcher ──conse
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -16,9 +16,10 @@ import msgspec
 from virtpilot.clock import seconds
 from virtpilot.model import Command, Decision, Mode, Outcome, Result, Signal
 from virtpilot.rules.decisions.agenda import Agenda, Key
-from virtpilot.rules.decisions.arbiter import Lease, arbitrate
+from virtpilot.rules.decisions.arbiter import arbitrate
 from virtpilot.rules.decisions.effect import Verdict, judge, lost, measured, read
 from virtpilot.rules.decisions.flights import Flight, Flights
+from virtpilot.rules.decisions.holdings import Holdings
 from virtpilot.rules.decisions.ladder import Ladder, Phase
 from virtpilot.rules.decisions.matcher import Matcher
 from virtpilot.rules.decisions.options import DecisionOptions
@@ -33,8 +34,7 @@ from virtpilot.rules.decisions.want import (
     relative_change,
     signature,
 )
-from virtpilot.rules.language.records import Remedy, Rule, RuleSet, SetRemedy
-from virtpilot.tracked import Tracked
+from virtpilot.rules.language.records import AllocateRemedy, Remedy, Rule, RuleSet
 
 __all__ = ["Decider", "DecisionOptions", "Exhausted", "Release", "Want"]
 
@@ -50,8 +50,7 @@ class Decider:
         self._agenda = Agenda(matcher)
         self._flights, self._shelf = Flights(), Shelf()
         self.agreed: Collection[tuple[str, str, str, int]] = frozenset()  # rule, subject, cause, rung: approved of
-        self._leases: Tracked[tuple[str, str], Lease] = Tracked()
-        self._releases: list[Release] = []
+        self.holdings = Holdings()
         self._exhausted: list[Exhausted] = []
         self._changes: dict[Key, float] = {}
         self._parked: set[Key] = set()
@@ -104,13 +103,23 @@ class Decider:
         self._put(key, ladder.commanded(command, until_ns, now_ns))
         return True
 
+    def divided(self, decision: Decision, commands: Sequence[Command], now_ns: int) -> None:
+        """Take a division that was decided on, with a command for each guest; the last one's outcome ends the rung."""
+        key = (decision.rule, decision.subject.id)
+        self.on_decision(decision, commands[-1], now_ns)
+        ladder, remedy = self._shelf.get(key), self._rules[key[0]].remedies[decision.rung]
+        if ladder is not None and ladder.command == commands[-1].id and isinstance(remedy, AllocateRemedy):
+            self.holdings.divided(ladder, remedy, self._rules[key[0]].priority, commands)
+
     def on_outcome(self, outcome: Outcome) -> None:
         """Take an agent's word on a command, or a measured effect that comes back; duplicates change nothing."""
         landed = self._flights.landed(outcome)
         if (key := self._shelf.commanded(outcome.command)) is not None:
             self._take(key, outcome)
         if outcome.result is Result.REVERTED:
-            self._end_leases(lambda lease: lease.command == outcome.command)
+            self.holdings.end(lambda lease: lease.command == outcome.command)
+        elif outcome.result in {Result.REFUSED, Result.FAILED}:
+            self.holdings.end(lambda lease: bool(lease.division) and lease.command == outcome.command)
         self._rest(landed)
 
     def wants(
@@ -123,7 +132,12 @@ class Decider:
         if about is None:
             self._pass(now_ns)
         wanted = [self._want(key, rung) for key, rung in self._agenda.wanted(about) if key not in self._parked]
-        return arbitrate(wanted, self._leases, self._change_of, self._order)
+        return arbitrate(wanted, self.holdings.leases, self._change_of, self._order)
+
+    def holder(self, guest: str, knob: str) -> str:
+        """Return the rule that holds a guest's knob, "" where none does."""
+        lease = self.holdings.leases.get((guest, knob))
+        return lease.rule if lease is not None else ""
 
     def measure(self, now_ns: int, evaluator: Measurements, about: Collection[str] | None = None) -> list[Outcome]:
         """Return the effects that are known now, and a failure for each command whose outcome never came.
@@ -155,8 +169,7 @@ class Decider:
 
     def releases(self, now_ns: int) -> list[Release]:  # noqa: ARG002 - the contract's: each call has the time
         """Return the knobs to give back now, each once."""
-        due, self._releases = self._releases, []
-        return due
+        return self.holdings.due()
 
     def exhausted(self) -> list[Exhausted]:
         """Return the ladders that came to their end with the signal still firing, each once."""
@@ -178,9 +191,9 @@ class Decider:
             "version": VERSION,
             "ladders": {text_of(key): ladder for key, ladder in self._shelf.items()},
             "flights": {text_of((flight.command, str(flight.release))): flight for flight in self._flights},
-            "leases": {text_of(slot): lease for slot, lease in self._leases.items()},
+            "leases": {text_of(slot): lease for slot, lease in self.holdings.leases.items()},
             "rules": self._signatures,
-            "releases": self._releases,
+            "releases": self.holdings.releases,
             "exhausted": self._exhausted,
         }
 
@@ -191,24 +204,27 @@ class Decider:
 
     def changes(self) -> Iterator[tuple[tuple[str, ...], object]]:
         """Yield what has changed since the last call, rules apart, as (path in the state, new value or None)."""
-        ladders, flights, leases = self._shelf.changes(), self._flights.changes(), self._leases.changes().items()
+        ladders, flights, leases = (
+            self._shelf.changes(),
+            self._flights.changes(),
+            self.holdings.leases.changes().items(),
+        )
         for name, changed in (("ladders", ladders), ("flights", flights), ("leases", leases)):
             for key, value in changed:
                 yield (name, text_of(key)), value
-        if self._queued != (queued := (tuple(self._releases), tuple(self._exhausted))):
+        if self._queued != (queued := (tuple(self.holdings.releases), tuple(self._exhausted))):
             self._queued = queued
-            yield ("releases",), self._releases
+            yield ("releases",), self.holdings.releases
             yield ("exhausted",), self._exhausted
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Take up a snapshot's state; rules that have changed since start afresh. Raises StateError."""
         state = checked(snapshot)
-        self._flights, self._shelf, self._leases = Flights(), Shelf(), Tracked()
+        self._flights, self._shelf = Flights(), Shelf()
         for flight in state.flights.values():
             self._flights.add(flight)
-        for slot, lease in state.leases.items():
-            self._leases[slot_of(slot)] = lease
-        self._releases, self._exhausted = state.releases, state.exhausted
+        self.holdings = Holdings({slot_of(slot): lease for slot, lease in state.leases.items()}, state.releases)
+        self._exhausted = state.exhausted
         for ladder in state.ladders.values():
             self._shelf.put((ladder.rule, ladder.subject.id), ladder)
         self._changes.clear()
@@ -266,13 +282,8 @@ class Decider:
         moved = ladder.answered(outcome, rungs, measurable=remedy.expect is not None)
         if moved is ladder:
             return
-        if outcome.result is Result.DONE and isinstance(remedy, SetRemedy):
-            self._leases[key[1], remedy.knob] = Lease(
-                rule=ladder.rule,
-                priority=self._rules[key[0]].priority,
-                command=ladder.command,
-                until_ns=outcome.at_ns + remedy.lease_ns,
-            )
+        if outcome.result is Result.DONE:
+            self.holdings.done(ladder, remedy, self._rules[key[0]].priority, outcome.at_ns)
         if outcome.result is Result.INEFFECTIVE:
             self._give_back(ladder, remedy, outcome)
         self._advance(key, moved)
@@ -291,34 +302,17 @@ class Decider:
         self._put(key, ladder)
 
     def _give_back(self, ladder: Ladder, remedy: Remedy, outcome: Outcome) -> None:
-        """Queue a knob's release, unless it is another rule's by now or its lease has ended."""
-        if not isinstance(remedy, SetRemedy):
-            return
-        slot = (ladder.subject.id, remedy.knob)
-        owner = self._leases.get(slot)
-        ended = owner is None and ladder.phase is Phase.MEASURING
-        if ended or (owner is not None and owner.command != ladder.command):
-            return
-        self._leases.pop(slot, None)
-        self._releases.append(
-            Release(
-                cause=outcome.id,
-                command=ladder.command,
-                rule=ladder.rule,
-                guest=ladder.subject.id,
-                knob=remedy.knob,
-                host=ladder.host,
+        until_ns = outcome.at_ns + seconds(self.options.release_grace_s)
+        for release in self.holdings.give_back(ladder, remedy, outcome):
+            self._flights.add(
+                Flight(
+                    subject=release.guest,
+                    command=release.command,
+                    since_ns=outcome.at_ns,
+                    until_ns=until_ns,
+                    release=True,
+                )
             )
-        )
-        self._flights.add(
-            Flight(
-                subject=ladder.subject.id,
-                command=ladder.command,
-                since_ns=outcome.at_ns,
-                until_ns=outcome.at_ns + seconds(self.options.release_grace_s),
-                release=True,
-            )
-        )
 
     def _lost(self, key: Key, ladder: Ladder, now_ns: int) -> Outcome:
         remedy = self._remedy(key)
@@ -365,13 +359,9 @@ class Decider:
     def _pass(self, now_ns: int) -> None:
         """Let time pass: overdue operations, leases that ended, cooldowns that are over."""
         self._rest(self._flights.expire(now_ns))
-        self._end_leases(lambda lease: lease.until_ns <= now_ns)
+        self.holdings.end(lambda lease: lease.until_ns <= now_ns)
         for key, ladder in self._shelf.in_phase(Phase.FINISHED):
             self._put(key, ladder.cooled(self._rules[key[0]].cooldown_ns, now_ns))
-
-    def _end_leases(self, over: Callable[[Lease], bool]) -> None:
-        for slot in [slot for slot, lease in self._leases.items() if over(lease)]:
-            del self._leases[slot]
 
     def _remedy(self, key: Key) -> Remedy:
         return self._rules[key[0]].remedies[self._shelf[key].rung]

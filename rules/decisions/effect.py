@@ -7,7 +7,16 @@ from enum import Enum, auto
 from virtpilot.model import Outcome, Result, record_id
 from virtpilot.rules.decisions.ladder import Ladder
 from virtpilot.rules.decisions.want import Measurements
-from virtpilot.rules.language.records import Expect, MigrateRemedy, PowerRemedy, Remedy, Rule, RunRemedy, SetRemedy
+from virtpilot.rules.language.records import (
+    AllocateRemedy,
+    Expect,
+    MigrateRemedy,
+    PowerRemedy,
+    Remedy,
+    Rule,
+    RunRemedy,
+    SetRemedy,
+)
 
 
 class Verdict(Enum):
@@ -84,6 +93,8 @@ def action_of(remedy: Remedy) -> str:
             return f"set {knob}"
         case MigrateRemedy():
             return "migrate"
+        case AllocateRemedy(knob=knob):
+            return f"set {knob}"
         case PowerRemedy(verb=verb):
             return str(verb)
         case RunRemedy(hook=hook):

@@ -12,6 +12,7 @@ from virtpilot.knobs import NO_LIMIT, find
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import (
+    AllocateRemedy,
     Cooldown,
     MigrateRemedy,
     PowerRemedy,
@@ -104,6 +105,8 @@ def knob_of(remedy: Remedy) -> str:
     match remedy:
         case SetRemedy(knob=knob):
             return knob
+        case AllocateRemedy(resource=resource):
+            return f"the division of its {resource}"
         case MigrateRemedy():
             return PLACEMENT
         case PowerRemedy():
@@ -143,6 +146,8 @@ def _own(remedy: Remedy) -> tuple[object, ...]:
             return remedy.formula.text, remedy.lease_ns
         case PowerRemedy():
             return str(remedy.verb), remedy.within_ns
+        case AllocateRemedy():
+            return str(remedy.policy), remedy.by, remedy.reserve_ratio, remedy.lease_ns
         case RunRemedy() | MigrateRemedy():
             return ()
 

@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from virtpilot.action import Verb
+from virtpilot.action import AllocationPolicy, Resource, Verb
 from virtpilot.calendar import Calendar
 from virtpilot.clock import seconds
 from virtpilot.knobs import NO_LIMIT, Knob, list_of, numbers_in
@@ -21,6 +21,7 @@ from virtpilot.rules.language.knob_words import bounds, counted, knob_names, kno
 from virtpilot.rules.language.links import Mention
 from virtpilot.rules.language.nodes import MAX_NAMES, Getter, Mistake
 from virtpilot.rules.language.records import (
+    AllocateRemedy,
     Cooldown,
     Expect,
     MigrateRemedy,
@@ -63,7 +64,7 @@ RULE_KEYS: Final = [
     "annotations",
 ]
 # What a remedy does; `lease` and `expect` go with it.
-REMEDIES: Final = ("set", "migrate", "run", *(str(verb) for verb in Verb))
+REMEDIES: Final = ("set", "allocate", "migrate", "run", *(str(verb) for verb in Verb))
 # Whatever the guest itself has to do, it is given time for.
 PATIENT: Final = frozenset({Verb.SHUTDOWN, Verb.REBOOT})
 _WITHIN_NS: Final = seconds(60)
@@ -72,6 +73,8 @@ MAX_WITHIN_NS: Final = seconds(3600)
 AT_LEAST: Final = re.compile(r"^at least ([1-9][0-9]{0,5}) of (vms|hosts)(?: within (\S{1,20}))?$")
 _NO_FIELD: Final = "this reads no field: no measurement could ever change it"
 _TOGETHER: Final = "this is a condition, or signals: `all: [a, b]`, `any: [a, b]`, `at least 3 of vms within 2m: a`"
+_PERCENT: Final = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,3})?)\s*%")
+_ALLOCATE: Final = "`allocate` is written `allocate: {policy: demand, resource: cpu}`"
 _MIGRATE: Final = "`migrate` is written `migrate: {to: best}`"
 
 T = TypeVar("T")
@@ -140,8 +143,8 @@ class Reader(AttributeReader):
     def _remedies(self, node: Node, on: Kind) -> tuple[Remedy, ...]:
         if not isinstance(node, SequenceNode):
             raise self._mistake(node, "`remedies` is a list")
-        if on is not Kind.VM:
-            raise self._mistake(node, "remedies are for rules on a vm")
+        if on is Kind.CLUSTER:
+            raise self._mistake(node, "remedies are for rules on a vm or a host")
         if len(node.value) > MAX_REMEDIES:
             raise self._mistake(node, f"more than {MAX_REMEDIES} remedies")
         found = [self._remedy(item, on) for item in node.value]
@@ -157,14 +160,17 @@ class Reader(AttributeReader):
             return None
         get = Getter(self, keys)
         expect = get("expect", lambda n: self._expect(n, on), None)
-        if "lease" in keys and does != ["set"]:
-            self._note(keys["lease"], "`lease` goes with `set`")
+        if (does[0] == "allocate") is not (on is Kind.HOST):
+            self._note(keys[does[0]], "`allocate` is for rules on a host, and every other remedy for rules on a vm")
+        leased = does[0] in {"set", "allocate"}
+        if "lease" in keys and not leased:
+            self._note(keys["lease"], "`lease` goes with `set` and `allocate`")
+        if leased and "lease" not in keys:
+            self._note(node, "`lease` is missing: how long the knob stays changed")
+        lease_ns = get("lease", self._lease, 0) if leased else 0
         match does[0]:
-            case "set":
-                if "lease" not in keys:
-                    self._note(node, "`lease` is missing: how long the knob stays changed")
-                lease_ns = get("lease", self._lease, 0)
-                return get("set", lambda n: self._set(n, on, lease_ns, expect), None)
+            case ("set" | "allocate") as word:
+                return get(word, lambda n: self._leased(word, n, on, lease_ns, expect), None)
             case "migrate":
                 get("migrate", self._migrate, None)
                 return MigrateRemedy(expect)
@@ -220,6 +226,33 @@ class Reader(AttributeReader):
         found = formula(str(numbers), on, knob.own_unit)
         found.text = list_of(numbers)
         return found
+
+    def _leased(self, word: str, node: Node, on: Kind, lease_ns: int, expect: Expect | None) -> Remedy:
+        if word == "set":
+            return self._set(node, on, lease_ns, expect)
+        return self._allocate(node, lease_ns, expect)
+
+    def _allocate(self, node: Node, lease_ns: int, expect: Expect | None) -> AllocateRemedy:
+        """Read `{policy: demand, resource: cpu}`; also `by: quota` in place of shares, and a `reserve` of the host."""
+        known = ("policy", "resource", "by", "reserve")
+        keys = self._mapping(node, known, "`allocate`") if isinstance(node, MappingNode) else None
+        if keys is None or not {"policy", "resource"} <= keys.keys():
+            raise self._mistake(node, _ALLOCATE)
+        policy = self._choice(keys["policy"], AllocationPolicy)
+        resource = self._choice(keys["resource"], Resource)
+        by: Literal["shares", "quota"] = "shares"
+        if "by" in keys:
+            if resource is not Resource.CPU or self._scalar(keys["by"]) not in {"shares", "quota"}:
+                raise self._mistake(keys["by"], "`by` is `shares` or `quota`, and goes with the resource cpu")
+            by = "quota" if self._scalar(keys["by"]) == "quota" else "shares"
+        reserve = self._share(keys["reserve"]) if "reserve" in keys else 0.0
+        return AllocateRemedy(policy, resource, lease_ns, expect, reserve, by)
+
+    def _share(self, node: Node) -> float:
+        found = _PERCENT.fullmatch(self._scalar(node))
+        if found is None or not 0 <= float(found[1]) < 100:
+            raise self._mistake(node, "a reserve is a share of the host such as 10%, less than all of it")
+        return float(found[1]) / 100
 
     def _migrate(self, node: Node) -> None:
         keys = self._mapping(node, ("to",), "`migrate`") if isinstance(node, MappingNode) else None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
-from virtpilot.action import Verb
+from virtpilot.action import AllocationPolicy, Resource, Verb
 from virtpilot.calendar import Calendar
 from virtpilot.knobs import NO_LIMIT, find
 from virtpilot.model import Kind, Mode
@@ -87,7 +87,37 @@ class RunRemedy(msgspec.Struct, frozen=True):
     expect: Expect | None
 
 
-Remedy = SetRemedy | MigrateRemedy | PowerRemedy | RunRemedy
+class AllocateRemedy(msgspec.Struct, frozen=True):
+    """Divide a host's CPU or memory among its guests, for `lease_ns`, all but `reserve_ratio` of it.
+
+    CPU by `shares` (who is busy gets them in proportion, what nobody uses is anybody's), or by `quota` (a hard limit).
+    """
+
+    policy: AllocationPolicy
+    resource: Resource
+    lease_ns: int
+    expect: Expect | None
+    reserve_ratio: float = 0.0
+    by: Literal["shares", "quota"] = "shares"
+
+    @property
+    def knob(self) -> str:
+        """The knob of each guest that is set."""
+        if self.resource is Resource.MEMORY:
+            return "memory_balloon"
+        return "cpu_shares" if self.by == "shares" else "vcpu_quota"
+
+    def reads(self) -> frozenset[tuple[str, str]]:
+        """Return the fields by which is divided."""
+        guest = _CPU_FIELDS if self.resource is Resource.CPU else _MEMORY_FIELDS
+        return frozenset(("vm", field) for field in guest)
+
+
+# What of the fleet is measured anyway is not named here.
+_CPU_FIELDS: Final = ("cpu_usage_ratio", "cpu_steal_ratio", "vcpus_count")
+_MEMORY_FIELDS: Final = ("memory_balloon_bytes", "memory_usable_bytes", "memory_available_bytes", "memory_max_bytes")
+
+Remedy = AllocateRemedy | SetRemedy | MigrateRemedy | PowerRemedy | RunRemedy
 
 
 class RuleBudget(msgspec.Struct, frozen=True):
@@ -166,7 +196,7 @@ class RuleSet(msgspec.Struct, frozen=True):
         """Return the fields that some rule reads, by measurement."""
         found: dict[str, set[str]] = {}
         for rule in self.rules:
-            sets = [remedy for remedy in rule.remedies if isinstance(remedy, SetRemedy)]
+            sets = [remedy for remedy in rule.remedies if isinstance(remedy, SetRemedy | AllocateRemedy)]
             read = [part.fields for part in rule.conditions()] + [remedy.reads() for remedy in sets]
             for measurement, field in (pair for fields in read for pair in fields):
                 found.setdefault(measurement, set()).add(field)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Final
 
-from virtpilot.action import Verb
+from virtpilot.action import AllocationPolicy, Resource, Verb
 from virtpilot.calendar import MAX_CHARS
 from virtpilot.knobs import DEVICE_KNOBS, DEVICES, KNOBS
 from virtpilot.model import Kind, Mode
@@ -155,7 +155,7 @@ def _action() -> Schema:
         "remedies": {
             "type": "array",
             "maxItems": MAX_REMEDIES,
-            "items": {"oneOf": [_set(), _migrate(), _run(), *map(_power, Verb)]},
+            "items": {"oneOf": [_set(), _allocate(), _migrate(), _run(), *map(_power, Verb)]},
             "description": "What to try, in order; the next only where the effect of the one before did not come.",
         },
     }
@@ -183,6 +183,18 @@ def _set() -> Schema:
     return _object(
         {"set": knobs | {"minProperties": 1, "maxProperties": 1}, "lease": lease, "expect": _EXPECT}, ["set", "lease"]
     )
+
+
+def _allocate() -> Schema:
+    parts = {
+        "policy": {"enum": list(AllocationPolicy), "description": "By what each guest's part is measured."},
+        "resource": {"enum": list(Resource)},
+        "by": {"enum": ["shares", "quota"], "description": "The knob of CPUs; shares where nothing is said."},
+        "reserve": {"type": "string", "pattern": r"^[0-9]{1,2}(\.[0-9]{1,3})?\s*%$"},
+    }
+    divided = _object(parts, ["policy", "resource"], "Divide the host's resource among its guests.")
+    lease = _duration("How long the knobs stay changed.")
+    return _object({"allocate": divided, "lease": lease, "expect": _EXPECT}, ["allocate", "lease"])
 
 
 def _migrate() -> Schema:

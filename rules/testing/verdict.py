@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from virtpilot.action import Action, Migrate, SetKnob, action_name
+from virtpilot.action import Decided, Migrate, SetKnob, action_name
 from virtpilot.clock import SECOND
 from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.rules.testing.records import NONE, Expectation
@@ -97,7 +97,7 @@ def _fits(record: Record, expected: Expectation) -> bool:
     )  # parts of a text are enough: numbers in reasons change
 
 
-def words(action: Action | None) -> str:
+def words(action: Decided | None) -> str:
     """Return an action as tests name it: `set cpu_shares 2048`, `migrate to host-2`, `suspend`."""
     match action:
         case None:
@@ -110,7 +110,7 @@ def words(action: Action | None) -> str:
             return action_name(action)
 
 
-def _action(action: Action | None) -> str:
+def _action(action: Decided | None) -> str:
     return f" ({words(action)})" if action is not None else ""
 
 

@@ -94,21 +94,57 @@ class Run(msgspec.Struct, frozen=True, tag="run", kw_only=True):
     fields: dict[str, str] = {}
 
 
+class AllocationPolicy(StrEnum):
+    """What a guest's part of its host is measured by (planner/allocation.py)."""
+
+    DEMAND = "demand"
+    UTILISATION = "utilisation"
+    CAPACITY = "capacity"
+    MAX_MIN = "max-min"
+
+
+class Resource(StrEnum):
+    """What of a host is divided among its guests."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+
+
+class Divide(msgspec.Struct, frozen=True, tag="divide", kw_only=True):
+    """Divide a host's resource among its guests: one decision, a command and a lease for each guest."""
+
+    host: str
+    resource: Resource
+    policy: AllocationPolicy
+    sets: tuple[SetKnob, ...]
+
+    @property
+    def guest(self) -> str:
+        """No single one."""
+        return ""
+
+
 Action = SetKnob | ReleaseKnob | Migrate | Abort | Power | Run
+"""What a command can ask of an agent."""
+Decided = Action | Divide
+"""What a decision can be about."""
 
 
-def action_name(action: Action) -> str:
+def action_name(action: Decided) -> str:
     """Return an action as outcomes name it."""
     match action:
         case SetKnob(knob=knob):
-            return f"set {knob}"
+            name = f"set {knob}"
         case ReleaseKnob(knob=knob):
-            return f"release {knob}"
+            name = f"release {knob}"
         case Migrate():
-            return "migrate"
+            name = "migrate"
         case Abort():
-            return "abort migration"
+            name = "abort migration"
         case Run(hook=hook):
-            return f"run {hook}"
+            name = f"run {hook}"
+        case Divide():
+            name = f"divide {action.resource} by {action.policy}"
         case Power(verb=verb):
-            return str(verb)
+            name = str(verb)
+    return name

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from virtpilot.action import Action
+from virtpilot.action import Action, Decided
 
 
 class Kind(StrEnum):
@@ -105,7 +105,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     at_ns: int
     accepted: bool
-    action: Action | None = None
+    action: Decided | None = None
     guard: str = ""
     reason: str = ""
 

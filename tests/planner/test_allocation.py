@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virtpilot.action import AllocationPolicy
 from virtpilot.errors import CannotDivide
-from virtpilot.planner.allocation import AllocationPolicy, Claim, divide
+from virtpilot.planner.allocation import Claim, divide
 
 # Four guests on a host of 12 cores: a busy small one, a busy large one, an idle large one, one that wants little.
 HOUSE = (

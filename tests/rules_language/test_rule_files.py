@@ -12,7 +12,7 @@ import pytest
 from virtpilot.errors import RuleError
 from virtpilot.rules.language import MigrateRemedy, Rule, SetRemedy, check, load
 from virtpilot.rules.language.load import MAX_PROBLEMS
-from virtpilot.rules.language.records import Expect, PowerRemedy, RunRemedy
+from virtpilot.rules.language.records import AllocateRemedy, Expect, PowerRemedy, Remedy, RunRemedy
 from virtpilot.rules.language.safe_yaml import MAX_BYTES
 
 HERE = Path(__file__).parent
@@ -41,17 +41,24 @@ def lines(rule: Rule) -> Iterator[str]:
     yield from attributes(rule)
     yield f"  reads {' '.join('.'.join(pair) for pair in sorted({p for c in rule.conditions() for p in c.fields}))}"
     for remedy in rule.remedies:
-        match remedy:
-            case SetRemedy():
-                yield f"  set {remedy.knob} to {remedy.formula.text!r} for {remedy.lease_ns / 1e9:g} s"
-            case MigrateRemedy():
-                yield "  migrate"
-            case RunRemedy():
-                yield f"  run {remedy.hook}"
-            case PowerRemedy():
-                yield f"  {remedy.verb} within {remedy.within_ns / 1e9:g} s"
+        yield does(remedy)
         if isinstance(remedy.expect, Expect):
             yield f"    expect {remedy.expect.condition.text!r} within {remedy.expect.within_ns / 1e9:g} s"
+
+
+def does(remedy: Remedy) -> str:
+    match remedy:
+        case SetRemedy():
+            return f"  set {remedy.knob} to {remedy.formula.text!r} for {remedy.lease_ns / 1e9:g} s"
+        case MigrateRemedy():
+            return "  migrate"
+        case RunRemedy():
+            return f"  run {remedy.hook}"
+        case AllocateRemedy():
+            what = f"{remedy.resource} by {remedy.policy}, {remedy.knob}, {remedy.reserve_ratio:g} left"
+            return f"  divide {what} for {remedy.lease_ns / 1e9:g} s"
+        case PowerRemedy():
+            return f"  {remedy.verb} within {remedy.within_ns / 1e9:g} s"
 
 
 def attributes(rule: Rule) -> Iterator[str]:

@@ -1,0 +1,73 @@
+"""Which rule holds which knob of which guest, and the knobs on their way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from virtpilot.model import Command, Outcome
+from virtpilot.rules.decisions.arbiter import Lease
+from virtpilot.rules.decisions.ladder import Ladder, Phase
+from virtpilot.rules.decisions.want import Release
+from virtpilot.rules.language.records import AllocateRemedy, Remedy, SetRemedy
+from virtpilot.tracked import Tracked
+
+Slot = tuple[str, str]
+"""A guest and a knob."""
+
+
+class Holdings:
+    """The leases as the controller knows them; the agents are who keeps them."""
+
+    def __init__(self, leases: Mapping[Slot, Lease] | None = None, releases: Iterable[Release] = ()) -> None:
+        self.leases: Tracked[Slot, Lease] = Tracked()
+        self.releases: list[Release] = list(releases)
+        for slot, lease in (leases or {}).items():
+            self.leases[slot] = lease
+
+    def done(self, ladder: Ladder, remedy: Remedy, priority: int, at_ns: int) -> None:
+        """Take a knob that was set."""
+        if isinstance(remedy, SetRemedy):
+            self.leases[ladder.subject.id, remedy.knob] = Lease(
+                rule=ladder.rule, priority=priority, command=ladder.command, until_ns=at_ns + remedy.lease_ns
+            )
+
+    def divided(self, ladder: Ladder, remedy: AllocateRemedy, priority: int, commands: Iterable[Command]) -> None:
+        """Take the knobs that a division sets: all are told by the command that the ladder waits for."""
+        for command in commands:
+            self.leases[command.action.guest, remedy.knob] = Lease(
+                rule=ladder.rule,
+                priority=priority,
+                command=command.id,
+                until_ns=command.issued_ns + remedy.lease_ns,
+                division=ladder.command,
+            )
+
+    def give_back(self, ladder: Ladder, remedy: Remedy, outcome: Outcome) -> Iterator[Release]:
+        """Queue what a rung has set for its release, and yield it; not what is another rule's by now or has ended."""
+        if isinstance(remedy, SetRemedy):
+            slot = (ladder.subject.id, remedy.knob)
+            owner = self.leases.get(slot)
+            ended = owner is None and ladder.phase is Phase.MEASURING
+            if not ended and (owner is None or owner.command == ladder.command):
+                yield self._release(slot, ladder.command, ladder, outcome)
+        elif isinstance(remedy, AllocateRemedy):
+            for slot, lease in list(self.leases.items()):
+                if lease.division == ladder.command:
+                    yield self._release(slot, lease.command, ladder, outcome)
+
+    def _release(self, slot: Slot, command: str, ladder: Ladder, outcome: Outcome) -> Release:
+        self.leases.pop(slot, None)
+        guest, knob = slot
+        release = Release(cause=outcome.id, command=command, rule=ladder.rule, guest=guest, knob=knob, host=ladder.host)
+        self.releases.append(release)
+        return release
+
+    def due(self) -> list[Release]:
+        """Return the knobs to give back now, each once."""
+        due, self.releases = self.releases, []
+        return due
+
+    def end(self, over: Callable[[Lease], bool]) -> None:
+        """Forget leases that are over."""
+        for slot in [slot for slot, lease in self.leases.items() if over(lease)]:
+            del self.leases[slot]
