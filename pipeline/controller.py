@@ -40,6 +40,7 @@ from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
 from virtpilot.pipeline.steering import Steering, SteeringOptions
 from virtpilot.pipeline.switch import Switch
+from virtpilot.pipeline.timeline import Timeline
 from virtpilot.pipeline.upkeep import Upkeep
 from virtpilot.pipeline.window_files import WindowFiles
 from virtpilot.rules.language.records import RuleSet
@@ -100,7 +101,7 @@ class Controller:
         self._operations = operations
         self._alerts, self._alarms = alerts, Alarms(topics.cluster)
         self._switch = switch
-        self._clock, self._timing = clock, timing
+        self._clock, self._time, self._timing = clock, Timeline(clock, self._on_moved), timing
         self._outbox = Outbox(bus, topics, signer)
         self._turns: Recent[Turn] = Recent()
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
@@ -166,6 +167,13 @@ class Controller:
         self._pauses.look_at_all_soon()
         self._keeper.save_all_soon()
 
+    def _on_moved(self, by_ns: int) -> None:
+        """Let all that is remembered move along with the hosts' clocks."""
+        self.rulebook.evaluator.move(by_ns)
+        self.pilot.move(by_ns)
+        self.sources.forget()
+        self._keeper.save_all_soon()
+
     def step(self, timeout_s: float) -> None:
         """Do what is due, handle the messages that are there, waiting `timeout_s` seconds at most, and some upkeep.
 
@@ -173,21 +181,21 @@ class Controller:
         """
         if self._is_time():
             self._next_tick_ns = self._clock.monotonic_ns() + seconds(self._timing.tick_s)
-            self.tick(self._clock.now_ns())
+            self.tick(self._time.now_ns())
         delivery, handled = self.bus.receive(self._patience_s(timeout_s)), 0
         while delivery is not None:
-            self._handle(delivery, self._clock.now_ns())
-            self._outbox.send(self._keeper, self._clock.now_ns())
+            self._handle(delivery, self._time.now_ns())
+            self._outbox.send(self._keeper, self._time.now_ns())
             handled += 1
             if timeout_s and (handled >= _IN_A_ROW or self._is_time()):
                 break
             delivery = self.bus.receive(0)
-        self._serve_requests(self._clock.now_ns())
+        self._serve_requests(self._time.now_ns())
         self._upkeep.work()
         if not timeout_s:
             self._upkeep.finish()
             self._keeper.settle()
-        self._outbox.send(self._keeper, self._clock.now_ns())
+        self._outbox.send(self._keeper, self._time.now_ns())
 
     def _serve_requests(self, now_ns: int) -> None:
         """Answer what people ask; what they are told survives a restart."""
@@ -279,7 +287,11 @@ class Controller:
             self.bus.publish(Message(self._topics.approvals, page, retain=True))
 
     def _on_metrics(self, message: Message, now_ns: int) -> None:
-        lines = hear(message, self._topics.host_of(message.topic), self.rulebook, self.sources, now_ns)
+        host = self._topics.host_of(message.topic)
+        lines = hear(message, host, self.rulebook, self.sources, now_ns)
+        if BOOT_PROPERTY in message.properties and lines:
+            self._time.hear(host, lines.time_ns())
+            now_ns = self._time.now_ns()
         self.counters.samples += len(lines)
         if lines.bad:
             self.counters.bad_lines += len(lines.bad)
@@ -377,7 +389,7 @@ class Controller:
         self._upkeep.drop()
         self._keeper.save()
         self._keeper.settle()
-        self._outbox.send(self._keeper, self._clock.now_ns())
+        self._outbox.send(self._keeper, self._time.now_ns())
         self._keeper.close()
         self._windows.close(self.rulebook.evaluator.world.windows)
         self._alerts.close(2.0)

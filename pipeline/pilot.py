@@ -22,6 +22,7 @@ from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.operations.desk import Desk
 from virtpilot.pipeline.operations.moves import id_of, operation_of, waits_in_line
+from virtpilot.pipeline.timeline import moved
 from virtpilot.planner.moving import Hopeless, MovingOptions, plan_move
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
 from virtpilot.rules.decisions.decider import Decider
@@ -107,6 +108,12 @@ class Pilot:
     def rests(self) -> bool:
         """Tell whether nothing is to be decided, and nothing under way, before another signal comes."""
         return self.decider.rests() and not self.desk.crowded and not any(self.desk.announced())
+
+    def move(self, by_ns: int) -> None:
+        """Move all that is remembered to another time: the clocks were set."""
+        self.decider.restore(moved(self.decider.snapshot(), by_ns))
+        self.guards.restore(moved(msgspec.to_builtins(self.guards.saved()), by_ns))
+        self._landed = {guest: (target, until_ns + by_ns) for guest, (target, until_ns) in self._landed.items()}
 
     def decide(self, now_ns: int, about: Collection[str] | None = None) -> list[Decision | Command]:
         """Return the new decisions, each accepted one followed by its command; on all that is wanted, or on subjects.

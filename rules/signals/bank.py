@@ -97,6 +97,11 @@ class Bank:
         for _number, machine in self._of[kind]:
             machine.grow(capacity)
 
+    def move(self, by_ns: int) -> None:
+        """Move the times of all machines."""
+        for machine in self._machines.values():
+            machine.move(by_ns)
+
     def fires(self, rule: str, rows: NDArray[np.int64], now_ns: NDArray[np.int64], within_ns: int) -> Numbers:
         """Tell (1, 0) of each row whether a rule's signal fires, or did within a span; NaN for rows below 0."""
         machine = self._machines.get(rule)

@@ -89,6 +89,17 @@ class History:
             self._value = [_wider(one, capacity) for one in self._value]
             self._weight = [None if one is None else _wider(one, capacity) for one in self._weight]
 
+    def move(self, by_ns: int) -> None:
+        """Move the times of all points, by whole steps: each keeps its place among the others."""
+        steps = by_ns // self._step_ns
+        units = steps * self._step_ns // UNIT_NS
+        self.newest[self.newest > 0] += units
+        self._step[self._step >= 0] += steps
+        times = np.maximum((self._time.astype(np.int64) + units) & _MOST, 1).astype(np.uint32)
+        self._time = np.roll(np.where(self._time == 0, np.uint32(0), times), steps, axis=0)
+        self._value = [np.roll(one, steps, axis=0) for one in self._value]
+        self._weight = [None if one is None else np.roll(one, steps, axis=0) for one in self._weight]
+
     def clear(self, row: int) -> None:
         """Forget a row."""
         self._time[:, row] = 0

@@ -60,6 +60,12 @@ class Machine:
             if self.fired is not None:
                 self.fired = np.pad(self.fired, (0, more))
 
+    def move(self, by_ns: int) -> None:
+        """Move all times; 0 stands for never."""
+        for column in (self.since, self.seen, self.fired):
+            if column is not None:
+                column[column > 0] += by_ns
+
     def step(
         self,
         columns: RowColumns,

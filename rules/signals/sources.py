@@ -59,6 +59,10 @@ class Sources:
             return samples
         return [self._one(sample, source, now_ns, agent=agent) for sample in samples]
 
+    def forget(self) -> None:
+        """Forget who said what: times are others by now."""
+        self._said.clear()
+
     def _one(self, sample: Sample, source: str, now_ns: int, *, agent: bool) -> Sample:
         name = sample.tags.get(_NAMED_BY.get(sample.measurement, ""), "")
         if not name:

@@ -153,6 +153,12 @@ class Table:
         self.used[row] = False
         self._free.append(row)
 
+    def move(self, by_ns: int) -> None:
+        """Move the times of all subjects."""
+        rows = self.taken()
+        for column in (self.time, self.since):
+            column[rows] = np.maximum(column[rows] + by_ns, 0)
+
     def _grow(self) -> None:
         more = self.capacity
         self.values = np.pad(self.values, ((0, 0), (0, more)), constant_values=np.nan)

@@ -132,6 +132,11 @@ class Windows:
         for track in self._about[kind]:
             track.grow(capacity)
 
+    def move(self, by_ns: int) -> None:
+        """Move the times of all points; what was worked out from them stays."""
+        for track in self._tracks.values():
+            track.history.move(by_ns)
+
     def clear(self, kind: Of, row: int) -> None:
         """Forget a row of a kind."""
         for track in self._about[kind]:

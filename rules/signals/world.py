@@ -61,6 +61,13 @@ class World:
             if isinstance(kind, Kind):
                 self.bank.grow(kind, capacity)
 
+    def move(self, by_ns: int) -> None:
+        """Move all times: of the newest samples, of the machines, of the windows' points."""
+        for table in self.tables.values():
+            table.move(by_ns)
+        self.bank.move(by_ns)
+        self.windows.move(by_ns)
+
     def remove(self, kind: Of, subject_id: str) -> None:
         """Forget a subject with its devices, or a device."""
         row = self.tables[kind].row_of[subject_id]

@@ -65,6 +65,10 @@ class Lines(NamedTuple):
     def __len__(self) -> int:
         return len(self.others) + sum(len(block.places) for block in self.blocks)
 
+    def time_ns(self) -> int:
+        """Return the time of one of its lines; an agent's have one time. There must be some."""
+        return int(self.blocks[0].times[0]) if self.blocks else next(iter(self.others.values())).time_ns
+
     def samples(self) -> list[Sample]:
         """Return all as samples, in order."""
         found = dict(self.others)

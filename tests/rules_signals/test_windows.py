@@ -218,3 +218,25 @@ def test_damaged_points_are_refused_whole(damage: bytes) -> None:
         one["times"] = damage.hex()
     with pytest.raises(Exception, match="signals: "):
         Evaluator(RULES).restore(document)
+
+
+@pytest.mark.parametrize("by_s", [-3600, 7.25])
+def test_what_is_moved_to_another_time_says_the_same(by_s: float) -> None:
+    """Before the next sample and after it, with points in every place of the rings."""
+    conditions = [
+        condition(f"{name}(cpu_steal_ratio, {span}) > 1", Kind.VM) for name in NUMBER for span in ("1m", "30m")
+    ]
+    still, moved = Evaluator(RULES), Evaluator(RULES)
+    rng = random.Random(5)
+    for second in range(0, 2400, 10):
+        level = rng.random()
+        for evaluator in (still, moved):
+            evaluator.feed([vm("g", second, level)], "m")
+    moved.move(seconds(by_s))
+    told = [{**evaluator.inputs(one, "g")} for one in conditions for evaluator in (still, moved)]
+    assert told[::2] == told[1::2]
+    still.feed([vm("g", 2403, 0.5)], "m")
+    moved.feed([vm("g", 2403 + by_s, 0.5)], "m")
+    for one in conditions:
+        assert moved.inputs(one, "g") == pytest.approx(still.inputs(one, "g"), rel=0.05), one
+        assert moved.inputs(one, "g"), one
