@@ -133,6 +133,7 @@ class Controller:
     def restore(self, document: dict[str, Any], windows: Iterable[SavedHistory]) -> None:
         """Take up where an earlier run ended; its commands that were not sent go out now, if still in time."""
         self.rulebook.evaluator.restore(document["signals"], windows)
+        self.sources.restored(self._time.now_ns())
         self.rulebook.evaluator.resume(document["turns"])
         self.pilot.decider.restore(document["decisions"])
         self.pilot.guards.restore(document["guards"])

@@ -20,6 +20,8 @@ _FORGET_NS: Final = seconds(3600)
 _PRUNE_NS: Final = seconds(600)
 _MAX_SOURCES: Final = 16
 _OFF: Final = frozenset({5, 6})  # virDomainState: shut off, crashed
+# What was known of a subject before a restart: whoever said it, what is said since goes before it.
+_BEFORE: Final = ""
 _NAMED_BY: Final = {"host": "host", "vm": "vm"}
 
 
@@ -42,6 +44,11 @@ class Sources:
         self._known = known
         self._said: dict[tuple[str, str], _Said] = {}
         self._next_prune_ns = 0
+        self._restored_ns = 0
+
+    def restored(self, now_ns: int) -> None:
+        """Take note that what is known was restored: who said what of it is not known any more."""
+        self._restored_ns = now_ns
 
     def lets_pass(self, hosts: Set[str], source: str, now_ns: int, *, agent: bool) -> bool:
         """Tell whether samples of these hosts are whole as they come, as an agent's mostly are; else `join` them."""
@@ -76,14 +83,20 @@ class Sources:
         return self._foreign(said, sample, source, now_ns)
 
     def _begin(self, kind: Kind, name: str) -> _Said:
-        """Return what is known of a subject before somebody else speaks of it: what its agent has told."""
+        """Return what is known of a subject before somebody else speaks of it: what its agent has told.
+
+        What dates from before a restart may be others' word too: then its agent has told no more than who it is.
+        """
         row = self._known(kind, name)
         if row is None:
             return _Said()
         subject = row.subject
         tags = {**subject.tags, "name": subject.name, "host": subject.host, _NAMED_BY[kind.value]: name}
         fields: dict[str, int | float] = {key: value for key, value in row.values.items() if "." not in key}
-        return _Said(Sample(kind.value, tags, fields, row.time_ns), passed_ns=row.time_ns)
+        told = Sample(kind.value, tags, fields, row.time_ns)
+        if row.time_ns > self._restored_ns:
+            return _Said(told, passed_ns=row.time_ns)
+        return _Said(Sample(kind.value, tags, {}, row.time_ns), {_BEFORE: told}, passed_ns=row.time_ns)
 
     def _agents(self, said: _Said, sample: Sample) -> Sample:
         former = said.agent

@@ -164,3 +164,30 @@ def test_each_joined_sample_is_newer_and_holds_what_its_own_source_just_said(
             assert joined.fields[field] == number
         assert field in joined.fields
         assert len(joined.fields) <= 3
+
+
+def test_after_a_restart_a_script_is_not_overruled_by_what_it_said_before() -> None:
+    """The restored row holds what agent and script said together."""
+    before = Joining()
+    from_agent(before, vm(0, cpu=0.5, steal=0.1))
+    from_script(before, vm(1, queue=7))
+    after = Joining()
+    after.evaluator.restore(before.evaluator.snapshot())
+    after.restored(T0 + 2 * SECOND)
+    assert from_script(after, vm(3, queue=9)).fields == {"cpu": 0.5, "steal": 0.1, "queue": 9}
+    assert from_script(after, vm(4, queue=8, cpu=0.9)).fields == {"cpu": 0.9, "steal": 0.1, "queue": 8}
+    (joined,) = from_agent(after, vm(5, cpu=0.6, steal=0.2))
+    assert joined.fields == {"cpu": 0.6, "steal": 0.2, "queue": 8}, "what its agent says goes before it again"
+    assert joined.tags["name"] == "web-1"
+    late = from_script(after, vm(70, host="elsewhere", depth=1), name="other")
+    assert late.fields == {"depth": 1}, "nothing of before is left after a minute"
+
+
+def test_after_a_restart_the_agent_says_where_a_guest_is() -> None:
+    before = Joining()
+    from_agent(before, vm(0, cpu=0.5))
+    after = Joining()
+    after.evaluator.restore(before.evaluator.snapshot())
+    after.restored(T0 + 2 * SECOND)
+    joined = from_script(after, vm(3, host="elsewhere", queue=9))
+    assert (joined.tags["host"], joined.fields) == ("h1", {"cpu": 0.5, "queue": 9})
