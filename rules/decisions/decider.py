@@ -70,7 +70,7 @@ class Decider:
 
     def rests(self) -> bool:
         """Tell whether nothing can be wanted, known or given back before another signal comes."""
-        return not self._leases and self._shelf.rests(self._parked)
+        return not self.holdings.leases and self._shelf.rests(self._parked)
 
     def on_signal(self, signal: Signal) -> None:
         """Take a signal's transition; duplicates and older ones change nothing."""
