@@ -31,6 +31,14 @@ class KnobBook:
     def __init__(self, world: World) -> None:
         self._world = world
         self._values: dict[tuple[str, str], int] = {}
+        world.on_boot = self._forget
+
+    def _forget(self, guest: int) -> None:
+        """Give a guest that starts anew what its definition says."""
+        world, spec = self._world, self._world.scenario.guests[guest]
+        world.vcpus[guest], world.balloon_bytes[guest] = spec.vcpus, spec.memory_mib * MIB
+        self._values = {key: value for key, value in self._values.items() if key[0] != spec.uuid}
+        self._hold(guest, spec.uuid)
 
     def get(self, guest: int, knob: Knob) -> int:
         """Return a guest's value; raises KnobUnsupported."""

@@ -6,7 +6,7 @@ length of a caller's steps leaves no trace. CPU in cores, memory and traffic in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -155,6 +155,8 @@ class World:
         self.vcpus = np.array([guest.vcpus for guest in guests], dtype=np.float64)
         self.shares = np.array([guest.cpu_shares for guest in guests], dtype=np.float64)
         self.balloon_bytes = np.array([guest.memory_mib for guest in guests], dtype=np.float64) * MIB
+        # who else has something that a guest loses when it starts anew
+        self.on_boot: Callable[[int], None] = lambda _guest: None
         # what each running guest carries in its live metadata
         self.notes: dict[int, str] = {}
         self.caps = Caps(count)
@@ -330,6 +332,7 @@ class World:
         if reason != _MIGRATED:
             self.shares[guest] = self.scenario.guests[guest].cpu_shares
             self.notes.pop(guest, None)
+            self.on_boot(guest)
         self.running[guest], self.paused[guest], self.speed[guest] = True, False, 1.0
         self._runs += 1
         self.run[guest] = self._runs
