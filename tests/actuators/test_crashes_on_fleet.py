@@ -258,7 +258,7 @@ def _is_covered(site: Site, what: str) -> None:
 
 
 def test_the_scenes_pass_every_point_but_those_that_others_do() -> None:
-    """A hook changes nothing of a guest (test_hooks.py); a change that fails comes below."""
+    """A hook changes nothing of a guest (test_executor_hooks.py); a change that fails comes below."""
     passed = {point for scene in SCENES for point in passes(scene, "cpu_shares")}
     left = {point for point in Point if "HOOK" in point.name} | {Point.BEFORE_REVERT, Point.AFTER_REVERT}
     assert passed == set(Point) - left
