@@ -27,7 +27,7 @@ from virtpilot.actuators.ledger import (
 from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout, Unsupported
-from virtpilot.hypervisor import OFF, RUNNING, GuestState, JobState, JobStatus, Move
+from virtpilot.hypervisor import OFF, RUNNING, GuestState, JobState, JobStatus, Matchmaker, Move
 from virtpilot.model import Command, Outcome, Result
 
 log = structlog.get_logger(__name__)
@@ -85,6 +85,8 @@ class Migrations:
         leaving = [one for one in self._journal.operations() if isinstance(one.command.action, Migrate)]
         if len(leaving) >= self._out_max:
             raise CommandRefused("caps", f"this host lets {self._out_max} guests leave at the same time")
+        if isinstance(self._hypervisor, Matchmaker) and (lacks := self._hypervisor.unfit(action.guest, action.uri)):
+            raise CommandRefused("target", f"{action.target} does not offer {lacks}")
 
     def _allowed_ns(self, action: Migrate) -> int:
         return min(self._timeout_ns, seconds(action.way.within_s) or self._timeout_ns)

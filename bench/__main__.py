@@ -28,6 +28,7 @@ BENCHES: Final[dict[str, str]] = {
     "fleet10k_rss_mb": "bench.rules_fleet",
     "sample_to_decision_p99_ms": "bench.rules_fleet",
     "alert_vs_prometheus": "bench.rules_alerting",
+    "command_ms": "bench.guarding",
 }
 
 

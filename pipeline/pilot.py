@@ -35,8 +35,9 @@ from virtpilot.rules.signals.table import Row
 _MEASURED_BY_NS: Final = seconds(60)
 # Who holds back for a while only what else may be done.
 _PATIENT: Final = frozenset({"concurrency", "queue"})
-# The agents' guard, and libvirt's word for what a guest left by.
+# The agents' guards, and libvirt's word for what a guest left by.
 _FOREIGN: Final = "foreign-change"
+_TARGET: Final = "target"
 _MIGRATED: Final = "migrated"
 
 
@@ -234,7 +235,9 @@ class Pilot:
             subject = row.subject
             fields = {"name": subject.name} | {f"tags.{key}": value for key, value in subject.tags.items()}
             return Run(guest=subject.id, hook=want.remedy.hook, fields=fields), f"the rule runs {want.remedy.hook}"
-        placement = best_target(self.fleet.guest_load(row), self._host_loads(now_ns), self._reserve)
+        unfit = self.guards.targets.unfit(row.subject.id)
+        hosts = [host for host in self._host_loads(now_ns) if host.name not in unfit]
+        placement = best_target(self.fleet.guest_load(row), hosts, self._reserve)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
         load = self.fleet.move_load(row, placement.host, self.guards.migrations())
@@ -331,6 +334,8 @@ class Pilot:
             landed = outcome.guest in flying and outcome.guest not in dict(self.guards.incoming())
             if landed and outcome.result is Result.DONE:
                 self._landed[outcome.guest] = (flying[outcome.guest], now_ns + _MEASURED_BY_NS)
+            if outcome.guard == _TARGET and outcome.guest in flying:
+                self.guards.targets.refused(outcome.guest, flying[outcome.guest], outcome.reason, now_ns)
         if outcome.guard == _FOREIGN:
             self.guards.foreign.noticed(outcome.guest, "changed it", outcome.at_ns, now_ns)
         self.decider.on_outcome(outcome)

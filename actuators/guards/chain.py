@@ -50,6 +50,7 @@ class Guards:
         self.breakers = Breakers(memory, limits)
         self.foreign = ForeignChanges(memory, seconds(limits.foreign_backoff_s))
         self.oscillations = Oscillations(memory, limits)
+        self.targets = Targets(memory, fresh_ns)
         self._forgot_ns = 0
         self._chain: Mapping[str, Check] = {
             "stopped": self.stopped,
@@ -66,7 +67,7 @@ class Guards:
             "breaker": self.breakers,
             "foreign-change": self.foreign,
             "oscillation": self.oscillations,
-            "target": Targets(fresh_ns),
+            "target": self.targets,
             "concurrency": self._concurrency,
             "approval": approval,
         }
@@ -136,6 +137,7 @@ class Guards:
         self.breakers.forget(now_ns)
         self.foreign.forget(now_ns)
         self.oscillations.forget(now_ns)
+        self.targets.forget(now_ns)
 
     def saved(self) -> dict[str, dict[str, Any]]:
         """Return what survives a restart, as msgspec writes it; `changes` counts from here."""

@@ -48,7 +48,7 @@ class Circuit(msgspec.Struct, frozen=True):
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """What somebody else did to a guest, and until when it is left alone."""
+    """What somebody else did to a guest, or said of it, and until when that counts."""
 
     what: str
     until_ns: int
@@ -81,6 +81,7 @@ class Saved(msgspec.Struct, frozen=True):
     circuits: dict[str, Circuit]
     foreign: dict[str, Foreign]
     trails: dict[str, Trail]
+    unfit: dict[str, Foreign] = {}
 
 
 class Memory:
@@ -100,6 +101,8 @@ class Memory:
         """By the guest."""
         self.trails: Tracked[str, Trail] = Tracked()
         """By `key` of the guest and what of it."""
+        self.unfit: Tracked[str, Foreign] = Tracked()
+        """By `key` of the guest and the host."""
 
     def _tables(self) -> Mapping[str, Tracked[str, Any]]:
         return {name: getattr(self, name) for name in Saved.__struct_fields__}

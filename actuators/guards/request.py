@@ -37,8 +37,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What has to stay free."""
     vcpus: int
     """How many the guest has."""
-    lacks: tuple[str, ...] = ()
-    """What the guest needs and the host does not offer."""
 
 
 class GuardRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -179,6 +179,14 @@ class Selective(Protocol):
 
 
 @runtime_checkable
+class Matchmaker(Protocol):
+    """What a hypervisor offers that asks a migration's target before it begins."""
+
+    def unfit(self, guest: str, uri: str) -> str:
+        """Return what the host at `uri` does not offer of the guest's needs, "" where nothing is known against it."""
+
+
+@runtime_checkable
 class NoteKeeper(Protocol):
     """What a hypervisor offers whose running guests carry a note of ours: it goes where they go, and ends with them.
 

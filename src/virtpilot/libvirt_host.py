@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
+import structlog
+
 from virtpilot.action import Verb, Way
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import HypervisorError, KnobUnsupported, Unsupported
@@ -28,6 +30,7 @@ from virtpilot.libvirt_notes import read_note, write_note
 from virtpilot.libvirt_power import Reboot, Switch
 from virtpilot.libvirt_reader import Reader
 from virtpilot.libvirt_stats import Reading
+from virtpilot.libvirt_target import host_cpu, lacking, read_needs
 
 T = TypeVar("T")
 _STATES: Final = tuple(GuestState)
@@ -36,6 +39,12 @@ _NEWS: Final = frozenset({
     EventKind.KNOB_CHANGED, EventKind.BALLOON_CHANGED, EventKind.DEVICE_ADDED, EventKind.DEVICE_REMOVED,
     EventKind.GUEST_AGENT, EventKind.METADATA_CHANGED, EventKind.EVENTS_LOST,
 })  # fmt: skip
+
+
+log = structlog.get_logger(__name__)
+
+# How long a target is waited for, before it is moved to without a word of it.
+_THERE_S: Final = 3.0
 
 
 class LibvirtHypervisor:
@@ -188,6 +197,25 @@ class LibvirtHypervisor:
     @property
     def _no_notes(self) -> Meaning:
         return {self._link.binding.VIR_ERR_NO_SUPPORT: KnobUnsupported}
+
+    def unfit(self, guest: str, uri: str) -> str:
+        """Return what the libvirt at `uri` does not offer of the guest's needs; one that does not answer may do."""
+        if not MIGRATION_URI.fullmatch(uri):
+            return ""  # `migrate` says so
+
+        def read(connection: Any) -> tuple[str, str]:
+            return connection.lookupByUUIDString(guest).XMLDesc(), connection.getCapabilities()
+
+        xml, capabilities = self._link.call(Lane.DETAILS, read)
+        needs, own, binding = read_needs(xml), host_cpu(capabilities), self._link.binding
+        there = LibvirtLink(uri, binding=binding, clock=self._clock, deadline_s=_THERE_S)
+        try:
+            return ", ".join(there.call(Lane.COMMAND, lambda target: list(lacking(binding, target, needs, own))))
+        except HypervisorError as error:
+            log.info("the target cannot be asked what it offers", error=str(error))
+            return ""
+        finally:
+            there.close()
 
     def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
         """Start a live migration; raises GuestNotFound, Unsupported, or HypervisorError for an unusable URI."""

@@ -67,10 +67,6 @@ def test_nothing_is_done_to_the_engines_own_machine(changes: dict[str, Any]) -> 
         ({"time_ns": at(31)}, "the measurements of host-2 are 31 s off, 30 s at most"),
         ({"vcpus": 9}, "host-2 has 8 CPUs for 9 vCPUs"),
         ({"memory_free_bytes": 2**29 - 1}, "host-2 would have 511 MiB of memory free, 512 MiB have to be"),
-        (
-            {"lacks": ("the network blue", "the CPU model Skylake-Server")},
-            "host-2 does not offer the network blue, the CPU model Skylake-Server",
-        ),
     ],
 )
 def test_a_target_must_be_fit(view: dict[str, Any] | None, reason: str) -> None:
@@ -78,6 +74,20 @@ def test_a_target_must_be_fit(view: dict[str, Any] | None, reason: str) -> None:
     refusal = Story(replace(FREE, max_sample_age_s=30)).ask(0, target="host-2", target_view=seen)
     assert (refusal.reason if refusal else "") == reason
     assert refusal is None or refusal.guard == "target"
+
+
+def test_a_host_that_lacks_something_is_left_out_for_an_hour() -> None:
+    story = Story()
+    story.guards.targets.refused("g1", "host-2", "host-2 does not offer the network blue", at(0))
+    story.restart()
+    refusal = story.ask(60, target="host-2")
+    assert refusal is not None
+    assert refusal.reason == "host-2 does not offer the network blue, and is asked again in 3540 s"
+    assert story.guards.targets.unfit("g1") == {"host-2"}
+    assert story.ask(60, target="host-3") is None
+    assert story.ask(60, guest="g2", target="host-2") is None
+    assert story.ask(3600, target="host-2") is None
+    assert story.guards.targets.unfit("g1") == frozenset()
 
 
 def test_where_a_guest_is_it_need_not_go() -> None:
