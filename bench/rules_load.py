@@ -130,14 +130,14 @@ def _host_fields(hot: bool, rng: random.Random) -> dict[str, int | float]:
 
 def _guest(guest: _Named, tags: Mapping[str, str], *, starved: bool, rng: random.Random) -> list[Sample]:
     """Return a running guest's samples at the second of two moments, so that its rates are known."""
-    meter, after = domain.Meter(tags), guest.counters
+    meter, after = domain.Meter(tags, lambda guest, knob: False), guest.counters  # noqa: ARG005 - the Protocol's names
     samples: list[Sample] = []
     before = {key: value - rng.randrange(_MOST_GROWN[key.rpartition(".")[2]]) for key, value in after.items()}
     if starved:
         before |= {key: value - int(0.3 * _TICK_NS) for key, value in after.items() if key.endswith(".delay")}
     for counters, time_ns in ((before, STAND_IN_NS - _TICK_NS), (after, STAND_IN_NS)):
         stats = GuestStats(guest.id, guest.name, _stats(counters, rng), {"cpu_shares": 1024}, {"tier": "web"}, run=1)
-        samples = meter.samples(stats, {}, time_ns)
+        samples = meter.samples(stats, time_ns)
     return samples
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -14,6 +14,7 @@ from virtpilot.collectors.budget import Budget
 from virtpilot.collectors.guest_groups import GuestGroups
 from virtpilot.collectors.host import Host
 from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.reading import RUNNING, number
 from virtpilot.collectors.source import Fields, Look
 from virtpilot.collectors.tree import KeptTree, Tree
 from virtpilot.errors import HypervisorError
@@ -22,15 +23,7 @@ from virtpilot.model import Sample
 
 log = structlog.get_logger(__name__)
 
-_RUNNING: Final = 1
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
-
-class IsLeased(Protocol):
-    """Tells whether virtpilot holds a knob of a guest just now."""
-
-    def __call__(self, guest: str, knob: str) -> bool:
-        """Return True while a lease is alive."""
 
 
 class HostCollector:
@@ -44,7 +37,7 @@ class HostCollector:
         cpus: frozenset[int],
         *,
         monotonic_ns: Callable[[], int],
-        leased: IsLeased = lambda guest, knob: False,  # noqa: ARG005 - the Protocol's names
+        leased: domain.IsLeased = lambda guest, knob: False,  # noqa: ARG005 - the Protocol's names
         budget_s: float = math.inf,
     ) -> None:
         self._hypervisor = hypervisor
@@ -92,11 +85,10 @@ class HostCollector:
         return [guest for guest in guests if only is None or guest.uuid in only]
 
     def _guest(self, guest: GuestStats, now_ns: int) -> list[Sample]:
-        leased = {knob: int(self._leased(guest.uuid, knob)) for knob in guest.knobs}
         meter = self._meters.get(guest.uuid)
         if meter is None:
-            meter = self._meters[guest.uuid] = domain.Meter(self._tags)
-        return meter.samples(guest, leased, now_ns)
+            meter = self._meters[guest.uuid] = domain.Meter(self._tags, self._leased)
+        return meter.samples(guest, now_ns)
 
     def _add_groups(self, guests: list[GuestStats], samples: list[list[Sample]], now_ns: int) -> None:
         """Add what the guests' control groups tell; out of time, the next tick goes on with those left out."""
@@ -142,14 +134,14 @@ class HostCollector:
             log.warning("cannot be measured", source=source, error=str(error))
 
     def _totals(self, guests: list[GuestStats]) -> Fields:
-        running = [guest.stats for guest in guests if guest.stats.get("state.state") == _RUNNING]
+        running = [guest.stats for guest in guests if guest.stats.get("state.state") == RUNNING]
         skipped = getattr(self._hypervisor, "skipped", 0)
         return {
             "guests_running_count": len(running),
             "guests_defined_count": len(guests),
             "guests_skipped_total": skipped,
-            "vcpus_allocated_count": sum(domain.number(stats.get("vcpu.current")) or 0 for stats in running),
-            "memory_allocated_bytes": sum(domain.number(stats.get("balloon.current")) or 0 for stats in running) * 1024,
+            "vcpus_allocated_count": sum(number(stats.get("vcpu.current")) or 0 for stats in running),
+            "memory_allocated_bytes": sum(number(stats.get("balloon.current")) or 0 for stats in running) * 1024,
         }
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from sys import intern
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from virtpilot.guest_fields import PERF_COUNTERS
 
-One = TypeVar("One")
 NS: Final = 1e-9
 KIB: Final = 1024
 _MAX_DEVICES: Final = 512
 _DEVICE: Final = re.compile(r"(vcpu|block|net|iothread)\.(\d{1,6})\.(.+)")
 
-Plain = tuple[tuple[str, str], ...]
-Scaled = tuple[tuple[str, str, float], ...]
+Stats = Mapping[str, Any]
+# Takes some of the items out of a mapping or a sequence.
+Take = Callable[[Any], tuple[Any, ...]]
 # libvirt's name → our field and what turns its unit into ours.
-Names = Mapping[str, tuple[str, float]]
+Names = Mapping[str, tuple[str, int | float]]
 _VM: Final[Names] = {
     "state.state": ("state_code", 1),
     "state.reason": ("state_reason_code", 1),
@@ -50,7 +50,10 @@ _VCPU: Final[Names] = {
     "time": ("time_seconds_total", NS),
     "wait": ("wait_seconds_total", NS),
     "delay": ("delay_seconds_total", NS),
+    "halted": ("halted_count", 1),
 }
+_NAMED: Final = ("disk", "nic")  # devices that libvirt tells a name of
+
 _DISK: Final[Names] = {
     "rd.reqs": ("read_requests_total", 1),
     "rd.bytes": ("read_bytes_total", 1),
@@ -84,7 +87,7 @@ _PERF: Final[Names] = {
     "task_clock": ("task_clock_seconds_total", NS),
     "page_faults_min": ("page_faults_minor_total", 1),
     "page_faults_maj": ("page_faults_major_total", 1),
-    **{name: (f"{name}_total", 1.0) for name in PERF_COUNTERS},
+    **{name: (f"{name}_total", 1) for name in PERF_COUNTERS},
 }
 # libvirt's counter → the field of its rate; the guest's total of it has the prefix of the kind before its name.
 _DISK_RATES: Final = {
@@ -108,131 +111,182 @@ _DISK_TIMES: Final = {
     ("wr.times", "wr.reqs"): "write_latency_seconds",
     ("fl.times", "fl.reqs"): "flush_latency_seconds",
 }
-_NAMED: Final = {"vcpu": ("vm_vcpu", "vcpu"), "iothread": ("vm_iothread", "iothread")}
-
-
-class Rate(NamedTuple):
-    """A counter's key, the field of its rate, and the guest's field that sums it up."""
-
-    key: str
-    field: str
-    total: str
 
 
 class Time(NamedTuple):
-    """The keys of time spent and of requests, the field of the time per request, and the guest's one."""
+    """Where among all rates those of time spent and of requests are; the field of the time per request, the guest's."""
 
-    spent: str
-    requests: str
+    spent: int
+    requests: int
     field: str
     total: str
 
 
 class Part(NamedTuple):
-    """One sample to be: its tags, and the keys to read, those `scaled` with a factor; `label` names the device."""
+    """One sample to be: the `places` of its `fields` among all of the guest's values.
+
+    A device has a `tag` with its name, which the statistics tell under `named`, or else its `number`.
+    """
 
     measurement: str
-    tags: dict[str, str]
-    label: str
-    plain: Plain
-    scaled: Scaled
-    flags: Plain = ()
-    rates: tuple[Rate, ...] = ()
+    fields: tuple[str, ...]
+    places: tuple[int, ...] = ()
+    tag: str = ""
+    number: str = ""
+    named: str = ""
     times: tuple[Time, ...] = ()
+
+    def label(self, stats: Stats) -> str:
+        """Return what the device is called."""
+        name = stats.get(self.named)
+        return name if isinstance(name, str) and name else self.number
 
 
 class Layout(NamedTuple):
-    """A guest's parts; `names` are the keys of the devices' names, whose values the parts' tags have."""
+    """Where the values of all guests are that are `told` of under the same names.
 
+    A guest's values are its `numbers`, then those `scaled` into our units (which number, by what), then the rates of
+    its `counters` (which numbers): the CPU's where `cpu` is 1, the vCPUs' delays up to `delays`, the devices'. `totals`
+    are the guest's fields that add up rates of its devices.
+    """
+
+    told: tuple[str, ...]
+    numbers: tuple[str, ...]
+    scaled: tuple[tuple[int, int | float], ...]
+    counters: tuple[int, ...]
+    cpu: int
+    delays: int
+    totals: Mapping[str, tuple[int, ...]]
+    names: Take
     guest: Part
     others: tuple[Part, ...]
     disks: tuple[Part, ...]
     nics: tuple[Part, ...]
-    delays: tuple[str, ...]
-    names: tuple[str, ...]
+    parts: tuple[Part, ...]
 
 
-def layout_of(stats: Mapping[str, Any], own: dict[str, str]) -> Layout:
-    """Return where the fields of a guest with these statistics are; vCPUs that are offline leave gaps."""
-    devices = _devices(stats)
-    others = [
-        _part(stats, measurement, f"{kind}.{index}.", {**own, tag: str(index)}, names)
-        for kind, names in (("vcpu", _VCPU), ("iothread", _IOTHREAD))
-        for measurement, tag in (_NAMED[kind],)
-        for index in devices[kind]
-    ]
-    others.append(_part(stats, "vm_perf", "perf.", own, _PERF))
-    return Layout(
-        _part(stats, "vm", "", own, _VM),
-        tuple(others),
-        tuple(_disk(stats, index, own) for index in devices["block"]),
-        tuple(_nic(stats, index, own) for index in devices["net"]),
-        tuple(key for index in devices["vcpu"] if (key := f"vcpu.{index}.delay") in stats),
-        tuple(key for kind in ("block", "net") for index in devices[kind] if (key := f"{kind}.{index}.name") in stats),
-    )
+def layout_of(told: tuple[str, ...]) -> Layout:
+    """Return where the values of a guest are that is told of so; vCPUs that are offline leave gaps."""
+    return _Drawing(told).layout()
 
 
-def _devices(stats: Mapping[str, Any]) -> dict[str, list[int]]:
+# Where a value is: among the numbers, the scaled ones or the rates, and there in which place.
+_Place = tuple[int, int]
+_NUMBER, _SCALED, _RATE = 0, 1, 2
+_Draft = tuple[Part, list[_Place]]
+
+
+class _Drawing:
+    """A layout that is being worked out: a place in all values is known once all parts are."""
+
+    def __init__(self, told: tuple[str, ...]) -> None:
+        self._told = tuple(map(intern, told))
+        self._there = frozenset(self._told)
+        self._numbers: list[str] = []
+        self._scaled: list[tuple[int, int | float]] = []
+        self._counted: dict[str, int] = {}
+        self._totals: dict[str, list[int]] = {}
+
+    def layout(self) -> Layout:
+        """Return it whole."""
+        devices = _devices(self._told)
+        cpu = self._count("", ["cpu.time"])
+        delays = self._count("vcpu.", [f"{index}.delay" for index in devices["vcpu"]])
+        guest = self._part("vm", "", _VM)
+        others = [self._device("vm_vcpu", "vcpu", f"vcpu.{index}.", _VCPU) for index in devices["vcpu"]]
+        others += [
+            self._device("vm_iothread", "iothread", f"iothread.{index}.", _IOTHREAD) for index in devices["iothread"]
+        ]
+        perf = self._part("vm_perf", "perf.", _PERF)
+        others += [perf] if perf[1] else []
+        disks = [self._disk(f"block.{index}.") for index in devices["block"]]
+        nics = [self._nic(f"net.{index}.") for index in devices["net"]]
+        parts = self._placed([guest, *others, *disks, *nics])
+        first_disk, first_nic = 1 + len(others), 1 + len(others) + len(disks)
+        return Layout(
+            told=self._told,
+            numbers=tuple(self._numbers),
+            scaled=tuple(self._scaled),
+            counters=tuple([self._numbers.index(key) for key in self._counted]),
+            cpu=cpu.stop,
+            delays=delays.stop,
+            totals={total: tuple(places) for total, places in self._totals.items()},
+            names=_take([part.named for part in parts if part.named]),
+            guest=parts[0],
+            others=parts[1:first_disk],
+            disks=parts[first_disk:first_nic],
+            nics=parts[first_nic:],
+            parts=parts[1:],
+        )
+
+    def _placed(self, drafts: list[_Draft]) -> tuple[Part, ...]:
+        begins = (0, len(self._numbers), len(self._numbers) + len(self._scaled))
+        return tuple(
+            part._replace(places=tuple(begins[kind] + place for kind, place in places)) for part, places in drafts
+        )
+
+    def _part(self, measurement: str, prefix: str, names: Names) -> _Draft:
+        fields, places = [], []
+        for name, (field, factor) in names.items():
+            if prefix + name in self._there:
+                fields.append(field)
+                places.append(self._number(intern(prefix + name), factor))
+        return Part(measurement, tuple(fields)), places
+
+    def _number(self, key: str, factor: float) -> _Place:
+        self._numbers.append(key)
+        if factor == 1:
+            return _NUMBER, len(self._numbers) - 1
+        self._scaled.append((len(self._numbers) - 1, factor))
+        return _SCALED, len(self._scaled) - 1
+
+    def _device(self, measurement: str, tag: str, prefix: str, names: Names) -> _Draft:
+        part, places = self._part(measurement, prefix, names)
+        named = f"{prefix}name" if tag in _NAMED and f"{prefix}name" in self._there else ""
+        return part._replace(tag=tag, number=prefix.split(".")[1], named=named), places
+
+    def _disk(self, prefix: str) -> _Draft:
+        part, places = self._rated(self._device("vm_disk", "disk", prefix, _DISK), prefix, _DISK_RATES)
+        times = []
+        for (spent, requests), field in _DISK_TIMES.items():
+            keys = [prefix + spent, prefix + requests]
+            if self._there.issuperset(keys):
+                self._count("", keys)
+                spent_at, requests_at = [self._counted[key] for key in keys]
+                times.append(Time(spent_at, requests_at, field, f"disks_{field}"))
+        return part._replace(times=tuple(times)), places
+
+    def _nic(self, prefix: str) -> _Draft:
+        return self._rated(self._device("vm_net", "nic", prefix, _NET), prefix, _NET_RATES)
+
+    def _rated(self, draft: _Draft, prefix: str, rates: Mapping[str, str]) -> _Draft:
+        """Return a device's part with its rates, which add to the guest's totals."""
+        part, places = draft
+        there = {name: field for name, field in rates.items() if prefix + name in self._there}
+        counters = self._count(prefix, there)
+        for field, place in zip(there.values(), range(counters.start, counters.stop), strict=True):
+            places.append((_RATE, place))
+            self._totals.setdefault(f"{part.tag}s_{field}", []).append(place)
+        return part._replace(fields=(*part.fields, *there.values())), places
+
+    def _count(self, prefix: str, names: Iterable[str]) -> slice:
+        """Return where the rates of these counters will be, of those that are there."""
+        first = len(self._counted)
+        for name in names:
+            if prefix + name in self._there:
+                self._counted.setdefault(intern(prefix + name), len(self._counted))
+        return slice(first, len(self._counted))
+
+
+def _devices(told: Iterable[str]) -> dict[str, list[int]]:
     found: defaultdict[str, set[int]] = defaultdict(set)
-    for match in map(_DEVICE.fullmatch, stats):
+    for match in map(_DEVICE.fullmatch, told):
         if match is not None and len(found[match[1]]) < _MAX_DEVICES:
             found[match[1]].add(int(match[2]))
     return {kind: sorted(found[kind]) for kind in ("vcpu", "iothread", "block", "net")}
 
 
-def _part(stats: Mapping[str, Any], measurement: str, prefix: str, tags: dict[str, str], names: Names) -> Part:
-    there = tuple((name, *names[name]) for name in names if prefix + name in stats)
-    halted = names is _VCPU and f"{prefix}halted" in stats
-    return Part(measurement, tags, "", *_keys(prefix, there, halted))
-
-
-@lru_cache(maxsize=4096)
-def _keys(prefix: str, there: tuple[tuple[str, str, float], ...], halted: bool) -> tuple[Plain, Scaled, Plain]:
-    """Return a part's keys: the same ones for all guests, as texts that the statistics have."""
-    keys = [(intern(prefix + name), field, factor) for name, field, factor in there]
-    return (
-        tuple((key, field) for key, field, factor in keys if factor == 1),
-        tuple(one for one in keys if one[2] != 1),
-        ((f"{prefix}halted", "halted_count"),) if halted else (),
-    )
-
-
-def _shared(items: Iterable[One]) -> tuple[One, ...]:
-    return _one_of_equals(tuple(items))
-
-
-@lru_cache(maxsize=4096)
-def _one_of_equals(items: tuple[One, ...]) -> tuple[One, ...]:
-    return items
-
-
-def _disk(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
-    prefix = f"block.{index}."
-    label = _label(stats, prefix, index)
-    times = (
-        Time(intern(prefix + spent), intern(prefix + requests), field, intern(f"disks_{field}"))
-        for (spent, requests), field in _DISK_TIMES.items()
-        if prefix + spent in stats and prefix + requests in stats
-    )
-    return _part(stats, "vm_disk", prefix, {**own, "disk": label}, _DISK)._replace(
-        label=label, rates=_shared(_rates(stats, prefix, _DISK_RATES, "disks")), times=_shared(times)
-    )
-
-
-def _nic(stats: Mapping[str, Any], index: int, own: dict[str, str]) -> Part:
-    prefix = f"net.{index}."
-    label = _label(stats, prefix, index)
-    return _part(stats, "vm_net", prefix, {**own, "nic": label}, _NET)._replace(
-        label=label, rates=_shared(_rates(stats, prefix, _NET_RATES, "nics"))
-    )
-
-
-def _rates(stats: Mapping[str, Any], prefix: str, names: Mapping[str, str], kind: str) -> Iterator[Rate]:
-    for name, field in names.items():
-        if prefix + name in stats:
-            yield Rate(intern(prefix + name), field, intern(f"{kind}_{field}"))
-
-
-def _label(stats: Mapping[str, Any], prefix: str, index: int) -> str:
-    name = stats.get(f"{prefix}name")
-    return name if isinstance(name, str) and name else str(index)
+def _take(keys: Sequence[Any]) -> Take:
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    return lambda items: tuple([items[key] for key in keys])  # what itemgetter gives of one item is no tuple

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -20,52 +21,55 @@ _BOUNDS: Final = {
     )
     for what in ("bytes", "requests")
 }
-_EITHER_WAY: Final = {
-    what: tuple(f"{way}_limit_{what}_per_second" for way in ("total", "read", "write"))
+# the guest's field → the limits of a disk, or the limit of a NIC, that it sums up
+_DISKS: Final = {
+    f"disks_limit_{what}_per_second": tuple(f"{way}_limit_{what}_per_second" for way in ("total", "read", "write"))
     for what in ("bytes", "requests")
+}
+_NICS: Final = {
+    f"nics_{limit}": limit for limit in ("receive_limit_bytes_per_second", "transmit_limit_bytes_per_second")
 }
 
 
-def used(fields: Numbers) -> Fields:
-    """Return how much of the most used limit a device uses: absent without a limit, or while a rate is not known."""
-    ratios = []
-    for limit in _BOUNDS.keys() & fields.keys():
-        rates = [fields[rate] for rate in _BOUNDS[limit] if rate in fields]
-        if fields[limit] and len(rates) == len(_BOUNDS[limit]):
-            ratios.append(sum(rates) / fields[limit])
-    return {"limit_used_ratio": max(ratios)} if ratios else {}
+def add_used(fields: Fields, limits: Numbers) -> None:
+    """Add how much of the most used limit a device uses: nothing without a limit, or while a rate is not known."""
+    most = -1.0
+    for limit, most_allowed in limits.items():
+        rates = [fields.get(rate, math.nan) for rate in _BOUNDS.get(limit, ())]
+        if rates and most_allowed:
+            most = max(most, sum(rates) / most_allowed)
+    if most >= 0:
+        fields["limit_used_ratio"] = most
 
 
-def disks(devices: Sequence[Numbers]) -> Fields:
-    """Return a guest's limits over all of its disks, and the use of the most used one."""
-    found = _most_used(devices, "disks_limit_used_ratio")
-    for what in ("bytes", "requests"):
-        own = [_either_way(device, what) for device in devices]
+def add_disks(guest: Fields, devices: Sequence[Numbers]) -> None:
+    """Add a guest's limits over all of its disks, and the use of the most used one."""
+    _add_most_used(guest, "disks_limit_used_ratio", devices)
+    for field, limits in _DISKS.items():
+        own = [_either_way(device, *limits) for device in devices]
         if all(own):
-            found[f"disks_limit_{what}_per_second"] = sum(own)
-    return found
+            guest[field] = sum(own)
 
 
-def nics(devices: Sequence[Numbers]) -> Fields:
-    """Return a guest's limits over all of its NICs, and the use of the most used one."""
-    found = _most_used(devices, "nics_limit_used_ratio")
-    for way in ("receive", "transmit"):
-        own = [device.get(f"{way}_limit_bytes_per_second", 0) for device in devices]
+def add_nics(guest: Fields, devices: Sequence[Numbers]) -> None:
+    """Add a guest's limits over all of its NICs, and the use of the most used one."""
+    _add_most_used(guest, "nics_limit_used_ratio", devices)
+    for field, limit in _NICS.items():
+        own = [device.get(limit, 0) for device in devices]
         if all(own):
-            found[f"nics_{way}_limit_bytes_per_second"] = sum(own)
-    return found
+            guest[field] = sum(own)
 
 
-def _either_way(device: Numbers, what: str) -> int | float:
+def _either_way(device: Numbers, both: str, read: str, write: str) -> int | float:
     """Return what a disk may do in all, 0 where one way has no bound."""
-    limit, read_limit, write_limit = _EITHER_WAY[what]
-    total = device.get(limit, 0)
+    total = device.get(both, 0)
     if total:
         return total
-    read, write = device.get(read_limit, 0), device.get(write_limit, 0)
-    return read + write if read and write else 0
+    reads, writes = device.get(read, 0), device.get(write, 0)
+    return reads + writes if reads and writes else 0
 
 
-def _most_used(devices: Iterable[Numbers], field: str) -> Fields:
+def _add_most_used(guest: Fields, field: str, devices: Iterable[Numbers]) -> None:
     ratios = [device["limit_used_ratio"] for device in devices if "limit_used_ratio" in device]
-    return {field: max(ratios)} if ratios else {}
+    if ratios:
+        guest[field] = max(ratios)

@@ -7,7 +7,7 @@ from typing import Final
 from virtpilot.collectors import cpu, disk, hugepages, ksm, load, memory, nic, numa, paging, pressure
 from virtpilot.collectors.source import Source
 
-_SELDOM_S: Final = 30.0
+_SELDOM_S: Final = 60.0
 
 SOURCES: Final[dict[str, Source]] = {
     "cpu": Source(lambda: cpu.collect),

@@ -161,7 +161,9 @@ class Agent:
         self.cadence.sampled(ended_ns, (ended_ns - began_ns) / SECOND)
 
     def _measure(self, now_ns: int, only: frozenset[str] | None) -> list[Sample]:
-        samples = [self._with_own(sample) for sample in self.collector.collect(now_ns, only)]
+        samples = self.collector.collect(now_ns, only)
+        for sample in samples:
+            self._add_own(sample)
         # What an event told of is no news in the samples.
         self._take_events(now_ns)
         self.desk.see(samples)
@@ -174,17 +176,14 @@ class Agent:
             # Rules look at devices with their guest's or host's own sample: those come first.
             self.uplink.send(encode_lines(sorted(samples, key=_is_subject)), now_ns)
 
-    def _with_own(self, sample: Sample) -> Sample:
-        """Return a sample with what the agent itself knows of the host or the guest."""
+    def _add_own(self, sample: Sample) -> None:
+        """Add to a sample what the agent itself knows of the host or the guest."""
         match sample.measurement:
             case "host":
                 counts = {"guests_fast_count": len(self.cadence.fast), "guests_calm_count": len(self.cadence.calm)}
-                own = {**self.uplink.fields(), **counts, **self.desk.fields(sample.time_ns)}
+                sample.fields.update(self.uplink.fields() | counts | self.desk.fields(sample.time_ns))
             case "vm":
-                own = {"sample_interval_seconds": self.cadence.interval_s(sample.tags["vm"])}
-            case _:
-                return sample
-        return msgspec.structs.replace(sample, fields={**sample.fields, **own})
+                sample.fields["sample_interval_seconds"] = self.cadence.interval_s(sample.tags["vm"])
 
     def _take_events(self, now_ns: int) -> None:
         """Pass on what has happened meanwhile, and the statistics of the jobs that run."""

@@ -37,9 +37,13 @@ _Told = tuple[bytes, Mapping[str, Any]]
 
 
 class _Known(msgspec.Struct):
-    """What is remembered of one guest, and when it was asked for; `run` is the start that it belongs to."""
+    """What is remembered of one guest, and when it was asked for; `run` is the start that it belongs to.
+
+    Before `due_ns` there is nothing to ask for.
+    """
 
     run: int
+    due_ns: int = 0
     configured: Configured = _NOTHING
     knobs_ns: int | None = None
     told: _Told = (b"", {})
@@ -73,23 +77,29 @@ class Details:
         self._tag_names = tag_names
         self._known: dict[str, _Known] = {}
         self._losses = 0
+        self.changes = 0
 
     def refresh(self, guests: Collection[Reading], now_ns: int) -> None:
-        """Ask for what is due and forget the guests that have gone; raises HypervisorError, never for one guest."""
+        """Ask for what is due and forget the guests that have gone; raises HypervisorError, never for one guest.
+
+        `changes` counts the guests of which something was news.
+        """
         if self._losses != self._link.losses:
             self._losses = self._link.losses
             self._known.clear()
         self._known = {guest.uuid: self._of(guest) for guest in guests}
-        due = {guest.uuid: parts for guest in guests if any(parts := self._due(guest, now_ns))}
+        waiting = [guest for guest in guests if self._known[guest.uuid].due_ns <= now_ns]
+        due = {guest.uuid: parts for guest in waiting if any(parts := self._due(guest, now_ns))}
         if not due:
             return
         self._walk.keep(self._known)
+        told = {guest.uuid: guest for guest in waiting}
         # Those that were never asked, or whose knobs somebody has set, come first.
         longest_ago = sorted(due, key=lambda uuid: self._known[uuid].knobs_ns or 0)
         before = {uuid: self._known[uuid].told for uuid in due}
 
         def ask(connection: Any, uuid: str) -> _Answer:
-            return self._ask(connection, uuid, due[uuid], before[uuid])
+            return self._ask(connection, told[uuid], due[uuid], before[uuid])
 
         walked = self._walk.over(longest_ago, ask)
         for uuid, answer in walked.found.items():
@@ -102,26 +112,16 @@ class Details:
         known = self._known.get(guest.uuid)
         return known is not None and known.run == guest.run
 
-    def knobs(self, guest: Reading) -> Mapping[str, int]:
-        """Return a running guest's knobs; none of any other."""
-        return self._known[guest.uuid].configured.knobs if _runs(guest) else {}
-
-    def limits(self, guest: Reading) -> GuestDetails:
-        """Return what is configured for a running guest; nothing for any other."""
-        return self._known[guest.uuid].configured.details if _runs(guest) else GuestDetails()
-
-    def agent_listens(self, guest: Reading) -> bool:
-        """Return whether a running guest's own agent is connected."""
-        return _runs(guest) and self._known[guest.uuid].configured.agent
-
-    def tags(self, guest: Reading) -> Mapping[str, str]:
-        """Return a guest's tags that the config lets through."""
-        return self._known[guest.uuid].tags
+    def told(self, guest: Reading) -> tuple[Configured, Mapping[str, str]]:
+        """Return what is configured for a running guest, nothing for any other, and its tags that may be told."""
+        known = self._known[guest.uuid]
+        return known.configured if _runs(guest) else _NOTHING, known.tags
 
     def forget(self, uuid: str) -> None:
         """Have a guest, or with no UUID every guest, asked for all of this at the next refresh: it has changed."""
         for known in [known for one, known in self._known.items() if uuid in {one, ""}]:
             known.knobs_ns = known.schedule_ns = known.tags_ns = None
+            known.due_ns = 0
 
     def _of(self, guest: Reading) -> _Known:
         known = self._known.get(guest.uuid)
@@ -139,6 +139,7 @@ class Details:
     def _take(self, known: _Known, answer: _Answer) -> None:
         if answer.told is not None and answer.configured is not None:
             known.told, known.configured = answer.told, answer.configured
+            self.changes += 1
         if answer.tags is not None:
             known.tags = answer.tags
 
@@ -149,9 +150,12 @@ class Details:
             known.schedule_ns = now_ns
         if due.tags:
             known.tags_ns = now_ns
+        if known.knobs_ns is not None:
+            tags_ns = known.tags_ns if known.tags_ns is not None else now_ns
+            known.due_ns = min(known.knobs_ns + KNOB_REFRESH_NS, tags_ns + TAG_REFRESH_NS)
 
-    def _ask(self, connection: Any, uuid: str, due: _Due, before: _Told) -> _Answer:
-        domain = connection.lookupByUUIDString(uuid)
+    def _ask(self, connection: Any, guest: Reading, due: _Due, before: _Told) -> _Answer:
+        domain = guest.domain_on(connection)
         tags = self._read_tags(connection, domain) if due.tags else None
         if not due.knobs:
             return _Answer(tags=tags)

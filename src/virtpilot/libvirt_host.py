@@ -7,7 +7,7 @@ all but that guest. Calls: virConnectGetAllDomainStats, virDomainMigrateToURI3, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -24,6 +24,7 @@ from virtpilot.libvirt_events import LibvirtEvents
 from virtpilot.libvirt_inside import NOTHING, GuestAgents
 from virtpilot.libvirt_jobs import JobBook
 from virtpilot.libvirt_knobs import KnobAccess, read_footprint
+from virtpilot.libvirt_limits import Configured
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
 from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
 from virtpilot.libvirt_notes import read_note, write_note
@@ -105,12 +106,15 @@ class LibvirtHypervisor:
         """Return all guests, shut-off ones too, by one bulk call where the driver has it."""
         found, skipped = self._reader.read(dirty_rate=self._dirty.pending())
         self.skipped += skipped
-        now_ns = self._clock.monotonic_ns()
+        now_ns, changes = self._clock.monotonic_ns(), self._details.changes
         self._details.refresh(found, now_ns)
+        if changes != self._details.changes:
+            self._reader.look_again()
         self._dirty.refresh(found, now_ns)
-        self._agents.refresh([guest.uuid for guest in found if self._details.agent_listens(guest)], now_ns)
+        told = [(guest, *self._details.told(guest)) for guest in found]
+        self._agents.refresh([guest.uuid for guest, configured, _tags in told if configured.agent], now_ns)
         ages_s = self._ages(found, now_ns)
-        return [self._told(guest, ages_s[guest.uuid], now_ns) for guest in found]
+        return [self._told(guest, configured, tags, ages_s[guest.uuid], now_ns) for guest, configured, tags in told]
 
     def some(self, wanted: Collection[str]) -> Sequence[GuestStats]:
         """Return those of the wanted guests that are known and answer at once; their details are those of `guests`."""
@@ -122,18 +126,18 @@ class LibvirtHypervisor:
             if guest.whole:
                 self._whole[guest.uuid] = (guest.run, now_ns)
             age_s = (now_ns - self._whole[guest.uuid][1]) / SECOND
-            told.append(self._told(guest, age_s, now_ns))
+            told.append(self._told(guest, *self._details.told(guest), age_s, now_ns))
         return told
 
-    def _told(self, guest: Reading, age_s: float, now_ns: int) -> GuestStats:
-        known = self._details
-        details = known.limits(guest)
+    def _told(
+        self, guest: Reading, configured: Configured, tags: Mapping[str, str], age_s: float, now_ns: int
+    ) -> GuestStats:
+        details = configured.details
         dirty, inside = self._dirty.numbers(guest.uuid, now_ns), self._agents.told(guest.uuid, now_ns)
         if dirty or inside is not NOTHING:
             own = {**details.guest, **dirty, **inside.guest}
             details = GuestDetails(own, details.disks, details.nics, inside.filesystems)
-        knobs, tags = known.knobs(guest), known.tags(guest)
-        return GuestStats(guest.uuid, guest.name, guest.stats, knobs, tags, guest.run, age_s, details)
+        return GuestStats(guest.uuid, guest.name, guest.stats, configured.knobs, tags, guest.run, age_s, details)
 
     def _ages(self, guests: Sequence[Reading], now_ns: int) -> dict[str, float]:
         """Return for how many seconds each guest has not been told in whole; forgets the guests that have gone."""

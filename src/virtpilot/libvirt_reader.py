@@ -77,6 +77,10 @@ class Reader:
         self._groups.note(wanted, guests)
         return Readings(guests, 0)
 
+    def look_again(self) -> None:
+        """Ask for what not every guest has the next time: something has changed."""
+        self._groups.look_again()
+
     def some(self, wanted: Collection[str]) -> list[Reading]:
         """Return a few guests, each asked by itself; one that is gone or does not answer is left out."""
         groups, binding, bulk = self._groups.known(), self._link.binding, self._bulk

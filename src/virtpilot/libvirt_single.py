@@ -49,7 +49,7 @@ def read_single(binding: Any, connection: Any, uuid: str) -> Reading:
             stats.update(part(domain, lxc))
         except binding.libvirtError as error:
             log.debug("not told by this driver", part=part.__name__, error=str(error))
-    return reading_of(domain, stats, asks_guests=False)
+    return reading_of(connection, domain, stats, asks_guests=False)
 
 
 def _info(domain: Any, _lxc: bool) -> Stats:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sys import intern
 from typing import Any, Final, NamedTuple
 
 from virtpilot.clock import seconds
 
 Stats = dict[str, int | float | str | bool]
 
-PROBE_NS: Final = seconds(60)
+# What is on shows in a guest's XML: this is for what does not.
+PROBE_NS: Final = seconds(300)
 # The groups that not every version, host or guest has, by how their names begin.
 _OPTIONAL: Final = {
     "perf.": "VIR_DOMAIN_STATS_PERF",
@@ -21,7 +21,7 @@ _DIRTY_RATE: Final = "VIR_DOMAIN_STATS_DIRTYRATE"
 class Reading(NamedTuple):
     """One guest as read: `run` is its id while it is active, another one after each start, -1 while it is off.
 
-    It is not `whole` where what QEMU itself has to answer is missing.
+    It is not `whole` where what QEMU itself has to answer is missing. `domain` was read over `connection`.
     """
 
     uuid: str
@@ -29,6 +29,12 @@ class Reading(NamedTuple):
     run: int
     stats: Stats
     whole: bool = True
+    connection: Any = None
+    domain: Any = None
+
+    def domain_on(self, connection: Any) -> Any:
+        """Return the guest on this connection: found already, or looked up; raises libvirt's error."""
+        return self.domain if self.connection is connection else connection.lookupByUUIDString(self.uuid)
 
 
 class Readings(NamedTuple):
@@ -55,11 +61,12 @@ class Groups:
         )
         self._had: set[str] = set()
         self._probed_ns: int | None = None
+        self._probing = False
 
     def wanted(self, now_ns: int, *, dirty_rate: bool) -> int:
         """Return the groups to ask for now."""
         groups: int = self.core | (self._dirty_rate if dirty_rate else 0)
-        probe = self._probed_ns is None or now_ns - self._probed_ns >= PROBE_NS
+        probe = self._probing = self._probed_ns is None or now_ns - self._probed_ns >= PROBE_NS
         if probe:
             self._probed_ns = now_ns
         for prefix, bit in self._known.items():
@@ -82,6 +89,11 @@ class Groups:
                 has = any(name.startswith(prefix) for guest in guests for name in guest.stats)
                 (self._had.add if has else self._had.discard)(prefix)
 
+    def look_again(self) -> None:
+        """Ask for all groups the next time: something has changed since the last, unless that asked for all as well."""
+        if not self._probing:
+            self._probed_ns = None
+
     def refused(self) -> None:
         """Ask for the core alone from now on: this libvirt does not know the rest."""
         self._known = {}
@@ -92,13 +104,7 @@ def read_bulk(binding: Any, connection: Any, wanted: int) -> list[Reading]:
     """Return all guests, shut-off ones too; raises libvirt's error."""
     asks_guests = connection.getType() == "QEMU" and bool(wanted & binding.VIR_DOMAIN_STATS_BALLOON)
     found = connection.getAllDomainStats(wanted, binding.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
-    readings = []
-    found.reverse()
-    while found:
-        # Let go of one by one: the binding's names of all guests' statistics need not be there at once.
-        domain, stats = found.pop()
-        readings.append(reading_of(domain, stats, asks_guests=asks_guests))
-    return readings
+    return [reading_of(connection, domain, stats, asks_guests=asks_guests) for domain, stats in found]
 
 
 def read_alone(binding: Any, connection: Any, uuid: str, wanted: int) -> Reading:
@@ -106,17 +112,15 @@ def read_alone(binding: Any, connection: Any, uuid: str, wanted: int) -> Reading
     domain = connection.lookupByUUIDString(uuid)
     nowait = binding.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
     for _domain, stats in connection.domainListGetStats([domain], wanted, nowait):
-        return reading_of(domain, stats, asks_guests=connection.getType() == "QEMU")
+        return reading_of(connection, domain, stats, asks_guests=connection.getType() == "QEMU")
     raise binding.libvirtError(f"guest {uuid} is gone")
 
 
-def reading_of(domain: Any, stats: Stats, *, asks_guests: bool) -> Reading:
+def reading_of(connection: Any, domain: Any, stats: Stats, *, asks_guests: bool) -> Reading:
     """Return a guest's reading; QEMU is asked for its resident set last, so that is there where all is."""
     run = domain.ID()
     if run < 0:
         # Seen with libvirt 9.0: a guest that is off is told with the CPU time of libvirtd itself.
         stats = {name: value for name, value in stats.items() if not name.startswith("cpu.")}
-    # The binding makes the names anew for each guest: one text for all is less to keep, and faster to look up.
-    stats = {intern(name): value for name, value in stats.items()}
     whole = run < 0 or not asks_guests or "balloon.rss" in stats
-    return Reading(domain.UUIDString(), domain.name(), run, stats, whole)
+    return Reading(domain.UUIDString(), domain.name(), run, stats, whole, connection, domain)

@@ -145,6 +145,8 @@ class FakeDomain:
 
     def XMLDesc(self) -> str:
         self._owner.called("XMLDesc")
+        if self._uuid not in self._owner.domains:
+            raise FakeLibvirtError("no domain with matching uuid", FakeLibvirt.VIR_ERR_NO_DOMAIN)
         return self.xml
 
     def interfaceStats(self, _target: str) -> list[int]:

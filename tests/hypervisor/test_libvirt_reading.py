@@ -131,21 +131,23 @@ def test_a_slow_libvirt_is_waited_for_once_it_is_known_to_be_slow() -> None:
     assert patience.seconds() == 5.0
 
 
-def test_groups_that_no_guest_has_are_asked_for_once_a_minute(
+def test_groups_that_no_guest_has_are_asked_for_every_five_minutes_and_after_a_change(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
 ) -> None:
     optional = libvirt.VIR_DOMAIN_STATS_PERF | libvirt.VIR_DOMAIN_STATS_IOTHREAD
-    for _ in range(13):
+    for _ in range(31):
         hypervisor.guests()
         clock.advance(10)
-    assert [wanted & optional for wanted in libvirt.wanted] == [optional, 0, 0, 0, 0, 0] * 2 + [optional]
+    assert [wanted & optional for wanted in libvirt.wanted] == [optional, *[0] * 29, optional]
     libvirt.domains[WEB].stats |= {"iothread.count": 1, "iothread.1.poll-max-ns": 32768}
+    libvirt.domains[WEB].xml = libvirt.domains[WEB].xml.replace("</domain>", "<iothreads>1</iothreads></domain>")
     libvirt.wanted.clear()
-    for _ in range(7):
+    for _ in range(8):
         hypervisor.guests()
         clock.advance(10)
     iothreads = libvirt.VIR_DOMAIN_STATS_IOTHREAD
-    assert [wanted & optional for wanted in libvirt.wanted] == [0] * 5 + [optional, iothreads]
+    # the XML is read once a minute
+    assert [wanted & optional for wanted in libvirt.wanted] == [*[0] * 6, optional, iothreads]
 
 
 def test_a_libvirt_that_refuses_newer_groups_is_asked_for_the_old_ones_from_then_on(
@@ -189,7 +191,7 @@ def test_a_guest_that_vanishes_before_its_details_are_read_is_told_without_them(
     def vanish() -> None:
         libvirt.domains.pop(DB, None)
 
-    libvirt.on["lookupByUUIDString"] = vanish
+    libvirt.on["XMLDesc"] = vanish
     found = by_name(hypervisor)
     assert (found["db-1"].knobs, found["web-1"].knobs) == ({}, {"cpu_shares": 1024})
     assert by_name(hypervisor).keys() == {"web-1"}
