@@ -62,9 +62,13 @@ class HostCollector:
         if only is None:
             samples += self._host_samples(guests, now_ns)
             self._forget(guests)
-        living = [guest for guest in guests or () if domain.lives_here(guest)]
-        of_guests = [self._guest(guest, now_ns) for guest in living]
-        self._add_groups(living, of_guests, now_ns)
+        living = [guest for guest in reversed(guests or ()) if domain.lives_here(guest)]
+        del guests
+        runs = [guest.run for guest in reversed(living)]
+        of_guests = []
+        while living:  # a guest's statistics are let go of one by one: not all are there at once with all samples
+            of_guests.append(self._guest(living.pop(), now_ns))
+        self._add_groups(runs, of_guests, now_ns)
         for told in of_guests:
             samples += told
         self._budget.end(whole=only is None)
@@ -90,17 +94,17 @@ class HostCollector:
             meter = self._meters[guest.uuid] = domain.Meter(self._tags, self._leased)
         return meter.samples(guest, now_ns)
 
-    def _add_groups(self, guests: list[GuestStats], samples: list[list[Sample]], now_ns: int) -> None:
+    def _add_groups(self, runs: list[int], samples: list[list[Sample]], now_ns: int) -> None:
         """Add what the guests' control groups tell; out of time, the next tick goes on with those left out."""
         self._groups.begin()
-        count = len(guests)
+        count = len(runs)
         for step in range(count):
             if self._budget.skips():
                 self._first = (self._first + step) % count
                 return
             index = (self._first + step) % count
             try:
-                fields = self._groups.collect(guests[index].run, now_ns)
+                fields = self._groups.collect(runs[index], now_ns)
             except OSError as error:
                 self._failed("cgroup", error)
                 return

@@ -148,9 +148,8 @@ class Agent:
         """Measure once and hand the samples to the uplink."""
         self.cadence.expire(self._clock.monotonic_ns())
         self.cadence.beat()
-        samples = self._measure(now_ns, None)
+        self._send(self.cadence.told(self._measure(now_ns, None)), now_ns)
         self.ticks += 1
-        self._send(self.cadence.told(samples), now_ns)
         self.cadence.sampled(self._clock.monotonic_ns(), 0.0)
 
     def _look_closer(self, now_ns: int) -> None:
@@ -171,10 +170,13 @@ class Agent:
         return samples
 
     def _send(self, samples: list[Sample], now_ns: int) -> None:
-        self.samples += len(samples)
         if samples:
+            self.samples += len(samples)
             # Rules look at devices with their guest's or host's own sample: those come first.
-            self.uplink.send(encode_lines(sorted(samples, key=_is_subject)), now_ns)
+            samples.sort(key=_is_subject)
+            lines = encode_lines(samples)
+            samples.clear()  # memory for the messages
+            self.uplink.send(lines, now_ns)
 
     def _add_own(self, sample: Sample) -> None:
         """Add to a sample what the agent itself knows of the host or the guest."""

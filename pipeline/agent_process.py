@@ -5,52 +5,82 @@ There is an agent on each host, and it stays: so the command line's libraries do
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
-from pathlib import Path
-from typing import Final, NoReturn
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from virtpilot.pipeline.late import import_late
-from virtpilot.pipeline.status import status_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # glibc's mallopt(3): one arena, for threads of their own make libvirt's calls and each one's arena would keep what was
 # freed in it; and what is large (a tick's lines) goes back to the system at once.
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
-_M_ARENA_MAX: Final = -8
-_LARGE_BYTES: Final = 128 * 1024
+_MEMORY: Final = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(128 * 1024),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 1024),
+}
 # What libraries take in for work that an agent seldom or never has: coroutines, TLS, pages of errors, downloads.
 _LATE: Final = (
-    "ast", "asyncio", "bz2", "calendar", "difflib", "gzip", "html", "ipaddress", "lzma", "mimetypes", "shutil",
+    "asyncio", "bz2", "calendar", "difflib", "gzip", "html", "ipaddress", "lzma", "mimetypes", "shutil",
 )  # fmt: skip
+# The same, though something of it is named where it is taken in, as a default, a base or what may be caught: ssl with
+# its OpenSSL where there is no TLS, servers and clients of prometheus-client beside our own, how loggers are copied.
+_FORETOLD: Final[dict[str, dict[str, object]]] = {
+    "ssl": {
+        "PROTOCOL_TLS_CLIENT": 16, "PROTOCOL_TLS_SERVER": 17, "SSLContext": object, "TLSVersion": int,
+        "SSLWantReadError": type("SSLWantReadError", (OSError,), {}),
+        "SSLWantWriteError": type("SSLWantWriteError", (OSError,), {}),
+    },
+    "urllib.request": dict.fromkeys(
+        ("BaseHandler", "HTTPHandler", "HTTPRedirectHandler", "HTTPSHandler", "Request", "build_opener"), object
+    ),
+    "urllib.error": {"HTTPError": type("HTTPError", (OSError,), {})},
+    "wsgiref.simple_server": dict.fromkeys(("WSGIRequestHandler", "WSGIServer", "make_server"), object),
+    "ast": {"NodeVisitor": object},
+    "pickle": {"PicklingError": type("PicklingError", (Exception,), {})},
+}  # fmt: skip
+# Python's own, which serve in place of OpenSSL's; some distributions leave them out.
+_HASHES: Final = (
+    "_blake2",
+    "_md5",
+    "_sha1",
+    "_sha3",
+    *(("_sha2",) if sys.version_info >= (3, 12) else ("_sha256", "_sha512")),
+)
 
 
 def become(config: Path) -> NoReturn:
     """Turn this process into the agent, under the same process id."""
     # Without the columns of each instruction, which serve to underline in tracebacks.
     options = ["-X", "no_debug_ranges", "-m", "virtpilot.pipeline.agent_process"]
-    os.execv(sys.executable, [sys.executable, *options, str(config)])  # noqa: S606 # a list of arguments
+    # What the process's owner has set is left as it is.
+    environment = _MEMORY | dict(os.environ)
+    os.execve(sys.executable, [sys.executable, *options, str(config)], environment)  # noqa: S606 # a list of arguments
 
 
 def main() -> None:
     """Run the agent until it is told to stop."""
     # What libraries do as well without: structlog colours no tracebacks then, msgspec takes the standard library's.
     for name in ("rich", "typing_extensions"):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type] # the import system's sign for "not there"
+        _leave_out(name)
+    if all(map(find_spec, _HASHES)):
+        _leave_out("_hashlib")
     import_late(_LATE)
-    _keep_little()
+    for name, foretold in _FORETOLD.items():
+        import_late([name], foretold)
+    from pathlib import Path
+
     from virtpilot.pipeline import agent_service
+    from virtpilot.pipeline.status import status_of
 
     sys.exit(status_of(lambda: agent_service.agent(Path(sys.argv[1]))))
 
 
-def _keep_little() -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
+def _leave_out(name: str) -> None:
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type] # the import system's sign for "not there"
 
 
 if __name__ == "__main__":

@@ -116,8 +116,10 @@ _Inbox = SimpleQueue[Callable[[], bool] | None]
 
 def _serve(inbox: _Inbox) -> None:
     """Work off what comes in, until a call that leaves its thread unfit for another, or None."""
-    while (call := inbox.get()) is not None and call():
-        pass
+    goes_on = True
+    while goes_on and (call := inbox.get()) is not None:
+        goes_on = call()
+        del call  # what it brought would stay until the next one
 
 
 class LibvirtLink:

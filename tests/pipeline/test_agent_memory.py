@@ -9,7 +9,7 @@ import pytest
 
 # Of the controller's, the writer's, the demo's and the command line's.
 FOREIGN = [
-    "apprise", "attr", "cryptography", "durable", "influxdb_client", "lark", "numpy", "pydantic", "reactivex",
+    "_hashlib", "_ssl", "apprise", "attr", "cryptography", "durable", "influxdb_client", "lark", "numpy", "pydantic", "reactivex", "typing_extensions",
     "rich.console", "ruamel", "typer", "virtpilot.planner", "virtpilot.rules", "virtpilot.simulator",
     "virtpilot.pipeline.controller", "virtpilot.pipeline.writer", "virtpilot.pipeline.store",
 ]  # fmt: skip
@@ -22,7 +22,7 @@ try:
 except SystemExit:
     pass
 import virtpilot.libvirt_host
-print("\\n".join(sorted(sys.modules)))
+print("\\n".join(sorted(name for name, module in sys.modules.items() if module is not None)))
 """
 
 
