@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from virtpilot.clock import SECOND, seconds
 from virtpilot.collectors.hierarchy import UNIFIED
-from virtpilot.collectors.number import count, pairs, renamed
+from virtpilot.collectors.number import count
 from virtpilot.collectors.opened import Opened
 from virtpilot.collectors.rates import MAX_ELAPSED_NS, MIN_ELAPSED_NS
 from virtpilot.collectors.source import Fields
@@ -73,8 +73,9 @@ def parse_one(name: str) -> Parse:
 
 
 def parse_pairs(names: Mapping[str, str]) -> Parse:
-    """Return a parser of a file with a name and a number in each line."""
-    return lambda text: renamed(dict(pairs(text)), names)
+    """Return a parser of a file with a name and a number in each line; the wanted lines are looked for."""
+    line = re.compile(rf"\n({'|'.join(names)}) ([0-9]{{1,20}})$", re.MULTILINE)
+    return lambda text: {names[name]: int(number) for name, number in line.findall(f"\n{text}")}
 
 
 def parse_io_v2(text: str) -> Fields:
@@ -150,16 +151,25 @@ class Group:
         if self._refreshed_ns is None or abs(now_ns - self._refreshed_ns) >= REFRESH_NS:
             self._refreshed_ns = now_ns - (self._stagger_ns if self._refreshed_ns is None else 0)
             self._refresh(now_ns)
+        found = self._read()
+        if not self._open:
+            return None
+        self._add_growth(found, now_ns)
+        found.update(self._seldom)
+        found.update(self._throttle.collect(now_ns))
+        return found
+
+    def _read(self) -> Fields:
         found: Fields = {}
-        for file, opened in list(self._open.items()):
+        lost = []
+        for file, opened in self._open.items():
             try:
                 found.update(opened.read())
             except OSError:  # the group goes, or its controller was taken away
-                opened.close()
-                del self._open[file]
-        if not self._open:
-            return None
-        return self._told(found, now_ns) | self._seldom | self._throttle.collect(now_ns)
+                lost.append(file)
+        for file in lost:
+            self._open.pop(file).close()
+        return found
 
     def close(self) -> None:
         """Let go of its files."""
@@ -184,16 +194,15 @@ class Group:
                 continue
         self._throttle.refresh(now_ns)
 
-    def _told(self, found: Fields, now_ns: int) -> Fields:
-        """Return the fields in what was read, and those that tell how counters have grown since the last tick."""
+    def _add_growth(self, found: Fields, now_ns: int) -> None:
+        """Add the fields that tell how counters have grown since the last tick; take away those that only do that."""
         before, elapsed_ns = self._before, now_ns - self._before_ns
-        self._before, self._before_ns = found, now_ns
         comparable = MIN_ELAPSED_NS <= elapsed_ns <= MAX_ELAPSED_NS
-        fields: Fields = {}
-        for name, value in found.items():
-            if name not in _STALLED:
-                fields[name] = value
-            if comparable and name in _GROWTH and value >= before.get(name, math.inf):
+        counters = {name: found[name] for name in _GROWTH if name in found}
+        self._before, self._before_ns = counters, now_ns
+        for name, value in counters.items():
+            if name in _STALLED:
+                del found[name]
+            if comparable and value >= before.get(name, math.inf):
                 field, factor, most = _GROWTH[name]
-                fields[field] = min((value - before[name]) * factor * SECOND / elapsed_ns, most)
-        return fields
+                found[field] = min((value - before[name]) * factor * SECOND / elapsed_ns, most)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from virtpilot.collectors.number import count
-from virtpilot.collectors.rates import Rates
+from virtpilot.collectors.number import counts
 from virtpilot.collectors.source import Device, Fields, Found, Look
 
 _SECTOR: Final = 512
@@ -27,74 +26,74 @@ _FIELDS: Final[dict[int, tuple[str, float]]] = {
     16: ("flush_seconds_total", _MS),
 }
 _LEAST: Final = 11
+# counter → what its growth in a second tells; a disk's part of the host's sum
+_RATES: Final = {
+    "read_requests_total": "read_requests_per_second",
+    "read_bytes_total": "read_bytes_per_second",
+    "write_requests_total": "write_requests_per_second",
+    "write_bytes_total": "write_bytes_per_second",
+    "busy_seconds_total": "utilisation_ratio",
+    "queued_seconds_total": "queue_count",
+}
+_TOTALS: Final = {name: f"disks_{name}" for name in _RATES.values() if name.endswith("_per_second")}
 _NOT_DISKS: Final = re.compile(r"(loop|ram|zram|sr|fd|nbd)\d+|nvme\d+c\d+n\d+")
 # Made of other disks: what they do is in those already.
 _STACKED: Final = re.compile(r"(dm-|md|bcache|drbd)\d+")
 
 
-def parse(text: str, wanted: frozenset[str]) -> dict[str, Fields]:
+def parse(text: str, wanted: Callable[[str], bool]) -> dict[str, Fields]:
     """Return the numbers of the wanted block devices by their names."""
     found: dict[str, Fields] = {}
     for line in text.splitlines():
         words = line.split(maxsplit=3)
-        if len(words) < 4 or words[2] not in wanted:
+        if len(words) < 4 or not wanted(words[2]):
             continue
-        numbers = [count(word) for word in words[3].split()]
+        numbers = counts(words[3])
         if len(numbers) >= _LEAST:
             found[words[2]] = {
-                name: value * factor
-                for column, (name, factor) in _FIELDS.items()
-                if column < len(numbers) and (value := numbers[column]) is not None
+                name: numbers[column] * factor for column, (name, factor) in _FIELDS.items() if column < len(numbers)
             }
     return found
 
 
-def collect(look: Look) -> Found:
-    """Return each disk, and of the host what its disks do together and how busy the busiest is."""
-    names = look.tree.names("sys/block")
-    whole = frozenset(name.replace("!", "/") for name in names if not _NOT_DISKS.fullmatch(name))
-    disks = list(parse(look.tree.read("proc/diskstats"), whole).items())
-    fields: Fields = {}
-    sums = {"requests": 0.0, "seconds": 0.0}
-    for name, disk in disks:
-        increases = _increases(name, disk, look.rates, look.now_ns)
-        own = _rates(increases)
-        disk.update(own)
-        if _STACKED.fullmatch(name):
-            continue
-        _add(fields, {f"disks_{rate}": value for rate, value in own.items() if rate.endswith("_per_second")})
-        _add(fields, {"disks_in_flight_count": disk.get("in_flight_count", 0)})
-        if "utilisation_ratio" in own:
-            busiest = max(fields.get("disks_utilisation_ratio", 0.0), own["utilisation_ratio"])
-            fields["disks_utilisation_ratio"] = busiest
-        for kind in sums:
-            sums[kind] += _both(increases, kind)
-    if sums["requests"] > 0:
-        fields["disks_latency_seconds"] = sums["seconds"] / sums["requests"]
-    return Found(fields, [Device("host_disk", "disk", name, disk) for name, disk in disks])
+class Disks:
+    """Collects disks; /sys, where the whole ones are, is looked at when there is one that was not there before."""
+
+    def __init__(self) -> None:
+        self._whole: dict[str, bool] = {}
+
+    def __call__(self, look: Look) -> Found:
+        """Return each disk, and of the host what its disks do together and how busy the busiest is."""
+        names: list[str] | None = None
+
+        def is_whole(name: str) -> bool:
+            nonlocal names
+            if name not in self._whole:
+                names = look.tree.names("sys/block") if names is None else names
+                self._whole[name] = name.replace("/", "!") in names and not _NOT_DISKS.fullmatch(name)
+            return self._whole[name]
+
+        disks = parse(look.tree.read("proc/diskstats"), is_whole)
+        fields: Fields = {}
+        requests = seconds = 0.0
+        for name, disk in disks.items():
+            increases, elapsed_s = look.rates.grown(("disk", name), disk.copy(), look.now_ns)
+            own = _rates(increases, elapsed_s)
+            if not _STACKED.fullmatch(name):
+                _add(fields, disk, own)
+                requests += _both(increases, "requests")
+                seconds += _both(increases, "seconds")
+            disk.update(own)
+        if requests > 0:
+            fields["disks_latency_seconds"] = seconds / requests
+        return Found(fields, [Device("host_disk", "disk", name, disk) for name, disk in disks.items()])
 
 
-def _increases(name: str, disk: Fields, rates: Rates, now_ns: int) -> dict[str, tuple[float, float]]:
-    """Return (increase, seconds) of each counter since the last reading."""
-    found = {}
-    for field, value in disk.items():
-        if field.endswith("_total"):
-            delta = rates.delta(("disk", name, field), value, now_ns)
-            if delta is not None:
-                found[field] = delta
-    return found
-
-
-def _rates(increases: Mapping[str, tuple[float, float]]) -> Fields:
+def _rates(increases: Mapping[str, float], elapsed_s: float) -> Fields:
     found: Fields = {}
-    for field in ("read_requests", "read_bytes", "write_requests", "write_bytes"):
-        if f"{field}_total" in increases:
-            increase, elapsed_s = increases[f"{field}_total"]
-            found[f"{field}_per_second"] = increase / elapsed_s
-    for field, ours in (("busy", "utilisation_ratio"), ("queued", "queue_count")):
-        if f"{field}_seconds_total" in increases:
-            increase, elapsed_s = increases[f"{field}_seconds_total"]
-            found[ours] = increase / elapsed_s
+    for counter, rate in _RATES.items():
+        if counter in increases:
+            found[rate] = increases[counter] / elapsed_s
     if "utilisation_ratio" in found:
         found["utilisation_ratio"] = min(found["utilisation_ratio"], 1.0)
     requests = _both(increases, "requests")
@@ -103,10 +102,16 @@ def _rates(increases: Mapping[str, tuple[float, float]]) -> Fields:
     return found
 
 
-def _both(increases: Mapping[str, tuple[float, float]], kind: str) -> float:
-    return sum(increases[f"{way}_{kind}_total"][0] for way in ("read", "write") if f"{way}_{kind}_total" in increases)
+def _both(increases: Mapping[str, float], kind: str) -> float:
+    return increases.get(f"read_{kind}_total", 0.0) + increases.get(f"write_{kind}_total", 0.0)
 
 
-def _add(fields: Fields, more: Mapping[str, int | float]) -> None:
-    for name, value in more.items():
-        fields[name] = fields.get(name, 0) + value
+def _add(fields: Fields, disk: Fields, rates: Fields) -> None:
+    """Add one disk to the host's fields."""
+    for name, total in _TOTALS.items():
+        if name in rates:
+            fields[total] = fields.get(total, 0.0) + rates[name]
+    fields["disks_in_flight_count"] = fields.get("disks_in_flight_count", 0) + disk.get("in_flight_count", 0)
+    if "utilisation_ratio" in rates:
+        busiest = max(fields.get("disks_utilisation_ratio", 0.0), rates["utilisation_ratio"])
+        fields["disks_utilisation_ratio"] = busiest

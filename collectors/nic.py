@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from virtpilot.clock import seconds
-from virtpilot.collectors.number import count
+from virtpilot.collectors.number import count, counts
 from virtpilot.collectors.source import Device, Fields, Found, Look
 from virtpilot.collectors.tree import Tree
 
@@ -24,6 +24,8 @@ _FIELDS: Final = {
     10: "transmit_errors_total",
     11: "transmit_drops_total",
 }
+_RATES: Final = {field: f"{field.removesuffix('_total')}_per_second" for field in _FIELDS.values()}
+_TOTALS: Final = {rate: f"nics_{rate}" for rate in _RATES.values()}
 _COLUMNS: Final = 16
 _NOT_OURS: Final = re.compile(r"lo|(vnet|tap|macvtap|veth|ifb|dummy)[^/]*")
 _LINK_REFRESH_NS: Final = seconds(60)
@@ -46,9 +48,9 @@ def parse(text: str) -> dict[str, Fields]:
         name = name.strip()
         if not separator or not name or _NOT_OURS.fullmatch(name):
             continue
-        numbers = [count(word) for word in rest.split()]
+        numbers = counts(rest)
         if len(numbers) >= _COLUMNS:
-            found[name] = {field: value for column, field in _FIELDS.items() if (value := numbers[column]) is not None}
+            found[name] = {field: numbers[column] for column, field in _FIELDS.items()}
     return found
 
 
@@ -95,12 +97,8 @@ def read_link(tree: Tree, name: str) -> Link:
 
 
 def _rates(name: str, nic: Fields, look: Look) -> Fields:
-    found: Fields = {}
-    for field, value in nic.items():
-        rate = look.rates.rate(("nic", name, field), value, look.now_ns)
-        if rate is not None:
-            found[f"{field.removesuffix('_total')}_per_second"] = rate
-    return found
+    increases, elapsed_s = look.rates.grown(("nic", name), nic.copy(), look.now_ns)
+    return {_RATES[field]: increase / elapsed_s for field, increase in increases.items()}
 
 
 def _use(rates: Fields, link: Link) -> Fields:
@@ -115,9 +113,9 @@ def _use(rates: Fields, link: Link) -> Fields:
 
 def _add(fields: Fields, nic: Fields) -> None:
     """Add one NIC to the host's fields."""
-    for name, value in nic.items():
-        if name.endswith("_per_second") and name != "link_speed_bytes_per_second":
-            fields[f"nics_{name}"] = fields.get(f"nics_{name}", 0) + value
+    for name, total in _TOTALS.items():
+        if name in nic:
+            fields[total] = fields.get(total, 0) + nic[name]
     speed = "link_speed_bytes_per_second"
     if speed in nic:
         fields[f"nics_{speed}"] = max(fields.get(f"nics_{speed}", 0), nic[speed])

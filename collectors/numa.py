@@ -26,6 +26,8 @@ _ALLOCATIONS: Final = {
     "other_node": "other_node_total",
 }
 
+_PLACED: Final = ("hits_total", "misses_total")
+
 
 def parse_memory(text: str) -> Fields:
     """Return a node's meminfo, in bytes."""
@@ -59,14 +61,12 @@ def _imbalance(nodes: list[Fields]) -> Fields:
 
 def _misses(nodes: dict[str, Fields], look: Look) -> Fields:
     """Return the share of pages since the last reading that came from another node than was wished."""
-    deltas = {
-        (number, name): look.rates.delta(("numa", number, name), node[name], look.now_ns)
-        for number, node in nodes.items()
-        for name in ("hits_total", "misses_total")
-        if name in node
-    }
-    known = {key: delta[0] for key, delta in deltas.items() if delta is not None}
-    whole = sum(known.values())
-    if len(known) < len(deltas) or whole <= 0:
-        return {}
-    return {"numa_miss_ratio": sum(value for (_, name), value in known.items() if name == "misses_total") / whole}
+    hits = misses = 0.0
+    comparable = True
+    for number, node in nodes.items():
+        counters = {name: value for name, value in node.items() if name in _PLACED}
+        increases, _elapsed_s = look.rates.grown(("numa", number), counters, look.now_ns)
+        comparable &= len(increases) == len(counters)
+        hits += increases.get("hits_total", 0.0)
+        misses += increases.get("misses_total", 0.0)
+    return {"numa_miss_ratio": misses / (hits + misses)} if comparable and hits + misses > 0 else {}

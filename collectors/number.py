@@ -13,6 +13,15 @@ def count(word: str) -> int | None:
     return int(word) if word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS else None
 
 
+def counts(text: str) -> list[int]:
+    """Return the counters in a row; none where one of them is none."""
+    words = text.split()
+    digits = "".join(words)
+    if not (digits.isascii() and digits.isdigit() and len(max(words, key=len)) <= _MAX_DIGITS):
+        return []
+    return list(map(int, words))
+
+
 def pairs(text: str) -> Iterator[tuple[str, int]]:
     """Yield (name, number) of lines that say just that, as /proc/vmstat and the control groups' files do."""
     for line in text.splitlines():

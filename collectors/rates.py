@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from virtpilot.clock import SECOND, seconds
@@ -14,29 +15,33 @@ class Rates:
     """Remembers the last reading of each counter; what was not read for too long is forgotten."""
 
     def __init__(self) -> None:
-        self._former: dict[tuple[str, ...], tuple[int, float]] = {}
+        self._former: dict[tuple[str, ...], tuple[int, Mapping[str, float]]] = {}
         self._swept_ns = 0
 
     def __len__(self) -> int:
         return len(self._former)
 
-    def delta(self, key: tuple[str, ...], value: float, now_ns: int) -> tuple[float, float] | None:
-        """Return (increase, seconds) since the last reading; None for a first one or what cannot be compared."""
+    def grown(self, key: tuple[str, ...], values: Mapping[str, float], now_ns: int) -> tuple[dict[str, float], float]:
+        """Return each counter's increase since the last reading, and the seconds since.
+
+        A first reading, one that was reset or what cannot be compared is left out; the caller changes no `values`.
+        """
         if abs(now_ns - self._swept_ns) > MAX_ELAPSED_NS:
             self._sweep(now_ns)
-        former = self._former.get(key)
-        self._former[key] = (now_ns, value)
-        if former is None:
-            return None
-        elapsed_ns, increase = now_ns - former[0], value - former[1]
-        if not MIN_ELAPSED_NS <= elapsed_ns <= MAX_ELAPSED_NS or increase < 0:
-            return None
-        return increase, elapsed_ns / SECOND
+        former_ns, former = self._former.get(key, (now_ns, {}))
+        self._former[key] = (now_ns, values)
+        elapsed_ns = now_ns - former_ns
+        if not MIN_ELAPSED_NS <= elapsed_ns <= MAX_ELAPSED_NS:
+            return {}, 0.0
+        increases = {
+            name: value - former[name] for name, value in values.items() if name in former and value >= former[name]
+        }
+        return increases, elapsed_ns / SECOND
 
     def rate(self, key: tuple[str, ...], value: float, now_ns: int) -> float | None:
-        """Return the increase per second."""
-        found = self.delta(key, value, now_ns)
-        return None if found is None else found[0] / found[1]
+        """Return the increase per second of one counter."""
+        increases, elapsed_s = self.grown(key, {"": value}, now_ns)
+        return increases[""] / elapsed_s if increases else None
 
     def _sweep(self, now_ns: int) -> None:
         self._swept_ns = now_ns

@@ -90,15 +90,17 @@ class Throttle:
 
     def _sums(self) -> Counts:
         periods, stopped, time_s = 0, 0, 0.0
-        for path, opened in list(self._counting.items()):
+        lost = []
+        for path, opened in self._counting.items():
             try:
                 counts = opened.read()
             except OSError:  # a vCPU was unplugged
-                opened.close()
-                del self._counting[path]
+                lost.append(path)
                 continue
             if counts is not None:
                 periods, stopped, time_s = periods + counts[0], stopped + counts[1], time_s + counts[2]
+        for path in lost:
+            self._counting.pop(path).close()
         return periods, stopped, time_s
 
     def close(self) -> None:

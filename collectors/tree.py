@@ -10,6 +10,7 @@ from typing import Final, Protocol
 MAX_BYTES: Final = 4 * 1024 * 1024
 # Kept descriptors lie above all that select(2), which MQTT clients use, can take.
 KEPT_FROM: Final = 1024
+_STEADY: Final = ("proc/", "sys/kernel/mm/", "sys/devices/system/node/")
 _CHUNK: Final = 16 * 1024
 _SHORT: Final = 1024  # no file that is told in pieces begins with one so short
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -103,7 +104,7 @@ class Reread:
 
 
 class KeptTree:
-    """Another tree, of which the files below proc/ that are read again and again stay open."""
+    """Another tree, of which files of the whole kernel, which are read again and again, stay open."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -111,7 +112,7 @@ class KeptTree:
 
     def read(self, path: str) -> str:
         """Return a file's text; one that fails is let go of, and opened anew the next time."""
-        if not path.startswith("proc/"):
+        if not path.startswith(_STEADY):
             return self._tree.read(path)
         if path not in self._kept:
             self._kept[path] = self._tree.keep(path)

@@ -23,8 +23,8 @@ from virtpilot.libvirt_walk import Walk
 # Events tell of most changes at once. These are for the others: a NIC's bandwidth shows in the XML, what somebody
 # writes into a control group only in the schedule, for which libvirtd reads the groups of all of a guest's threads.
 KNOB_REFRESH_NS: Final = seconds(60)
-SCHEDULE_REFRESH_NS: Final = seconds(300)
-TAG_REFRESH_NS: Final = seconds(300)
+SCHEDULE_REFRESH_NS: Final = seconds(600)
+TAG_REFRESH_NS: Final = seconds(600)
 _GUEST_PATIENCE_S: Final = 0.5
 # A tick waits so long for details; guests that are left over come next time.
 _BUDGET_S: Final = 0.5

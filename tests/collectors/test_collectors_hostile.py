@@ -168,7 +168,7 @@ def test_each_parser_by_itself_raises_value_error_at_most(text: str) -> None:
         paging.parse(text),
         numa.parse_memory(text),
         dict(pairs(text)),
-        *disk.parse(text, frozenset(text.split())).values(),
+        *disk.parse(text, frozenset(text.split()).__contains__).values(),
         *nic.parse(text).values(),
     ]
     for found in told:

@@ -256,14 +256,14 @@ def test_knobs_and_tags_are_asked_for_seldom(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
 ) -> None:
     asked: list[tuple[int, int, int]] = []
-    for _ in range(11):
+    for _ in range(21):
         hypervisor.guests()
         calls = libvirt.calls
         asked.append((calls["XMLDesc"], calls["schedulerParametersFlags"], calls["metadata"]))
         clock.advance(30)
-    # Two guests, every 30 s: limits each minute, what only control groups tell and tags each five minutes.
-    assert [limits for limits, _, _ in asked] == [2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12]
-    assert [(schedules, tags) for _, schedules, tags in asked] == [(2, 2)] * 10 + [(4, 4)]
+    # Two guests, every 30 s: limits each minute, what only control groups tell and tags each ten minutes.
+    assert [limits for limits, _, _ in asked] == [2 + index // 2 * 2 for index in range(21)]
+    assert [(schedules, tags) for _, schedules, tags in asked] == [(2, 2)] * 20 + [(4, 4)]
 
 
 def test_a_changed_description_has_the_schedule_read_again(

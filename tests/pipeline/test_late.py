@@ -41,4 +41,4 @@ print(rgb_to_hsv(0, 0, 0), type(sys.modules["colorsys"]).__name__, xml.dom.minic
 
 def test_what_is_foretold_of_a_module_is_had_without_reading_it() -> None:
     done = subprocess.run([sys.executable, "-c", FORETOLD], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines() == ["foretold _Late foretold", "(0.0, 0, 0) module EmptyNodeList"]
+    assert done.stdout.splitlines() == ["foretold _Late foretold", "(0.0, 0.0, 0) module EmptyNodeList"]
