@@ -9,9 +9,9 @@ import pytest
 
 # Of the controller's, the writer's, the demo's and the command line's.
 FOREIGN = [
-    "_hashlib", "_ssl", "apprise", "attr", "cryptography", "durable", "influxdb_client", "lark", "numpy", "pydantic", "reactivex", "typing_extensions",
-    "rich.console", "ruamel", "typer", "virtpilot.planner", "virtpilot.rules", "virtpilot.simulator",
-    "virtpilot.pipeline.controller", "virtpilot.pipeline.writer", "virtpilot.pipeline.store",
+    "_hashlib", "_ssl", "apprise", "attr", "cryptography", "durable", "influxdb_client", "lark", "numpy", "pydantic",
+    "reactivex", "typing_extensions", "rich.console", "ruamel", "typer", "virtpilot.planner", "virtpilot.rules",
+    "virtpilot.simulator", "virtpilot.pipeline.controller", "virtpilot.pipeline.writer", "virtpilot.pipeline.store",
 ]  # fmt: skip
 LOOK = """
 import sys

@@ -48,8 +48,8 @@ class Listener:
     def listen(self) -> None:
         """Take what has come: the time in ns of the host's sample, by boot and sequence number."""
         while (delivery := self._bus.receive(0)) is not None:
-            properties, (host, *_) = delivery.message.properties, parse(delivery.message.payload).samples
-            assert host.measurement == "host"
+            properties, samples = delivery.message.properties, parse(delivery.message.payload).samples
+            (host,) = (sample for sample in samples if sample.measurement == "host")
             self.heard[properties[BOOT_PROPERTY], int(properties[SEQUENCE_PROPERTY])] = host.time_ns
             delivery.ack()
 
