@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from virtpilot.model import HostStatus, Kind
+from virtpilot.planner.affinity import Company, company, wishes
 from virtpilot.planner.moving import MoveLoad
 from virtpilot.planner.placement import GuestLoad, HostLoad
 from virtpilot.rules.signals.evaluator import Evaluator
@@ -106,6 +107,16 @@ class MeasuredFleet:
     def _link(self, host: str) -> float | None:
         row = self.host(host)
         return None if row is None else row.values.get("nics_link_speed_bytes_per_second")
+
+    def company(self, guest: GuestLoad, incoming: Iterable[tuple[str, str]]) -> dict[str, Company]:
+        """Return who of a guest's groups is on each host, or on the way there; empty for one of no group."""
+        targets = dict(incoming)
+        others = (
+            (targets.get(subject.id, subject.host), subject.tags)
+            for subject in self.evaluator.world.tables[Kind.VM].subjects
+            if subject is not None and subject.id != guest.id
+        )
+        return company(wishes(guest.tags), others)
 
     def host_loads(
         self, now_ns: int, in_flight: Mapping[str, int], incoming: Iterable[tuple[str, str]]

@@ -237,7 +237,8 @@ class Pilot:
             return Run(guest=subject.id, hook=want.remedy.hook, fields=fields), f"the rule runs {want.remedy.hook}"
         unfit = self.guards.targets.unfit(row.subject.id)
         hosts = [host for host in self._host_loads(now_ns) if host.name not in unfit]
-        placement = best_target(self.fleet.guest_load(row), hosts, self._reserve)
+        guest = self.fleet.guest_load(row)
+        placement = best_target(guest, hosts, self._reserve, self.fleet.company(guest, self._incoming(now_ns)))
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
         load = self.fleet.move_load(row, placement.host, self.guards.migrations())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
+
+from virtpilot.planner.affinity import Company, unwanted, wishes
 
 MIB = 1024 * 1024
 
@@ -91,10 +93,17 @@ class _Candidate(msgspec.Struct, frozen=True):
         return min(1.0 - self.cpu_after, self.memory_free)
 
 
-def best_target(guest: GuestLoad, hosts: Sequence[HostLoad], reserve: Reserve | None = None) -> Placement | NoMove:
+def best_target(
+    guest: GuestLoad,
+    hosts: Sequence[HostLoad],
+    reserve: Reserve | None = None,
+    company: Mapping[str, Company] | None = None,
+) -> Placement | NoMove:
     """Return the host with the most headroom once `guest` runs there with all the CPU it wants, or why there is none.
 
-    Headroom is the scarcer of CPU and memory. The order of `hosts` does not matter: equal hosts are taken by name.
+    Headroom is the scarcer of CPU and memory. `company` tells how many of the guest's groups are on each host: it goes
+    first where fewest of those are from which it stays apart, and most of those with which it belongs. The order of
+    `hosts` does not matter: equal hosts are taken by name.
     Raises ValueError when two of them bear one name.
     """
     reserve = reserve or Reserve()
@@ -107,10 +116,13 @@ def best_target(guest: GuestLoad, hosts: Sequence[HostLoad], reserve: Reserve | 
     refused: dict[str, str] = {}
     fitting: list[_Candidate] = []
     floor = _staying(guest, stay).headroom + reserve.benefit_ratio
+    own, others = wishes(guest.tags), company or {}
+    here = others.get(guest.host, Company())
     for host in sorted(hosts, key=lambda host: host.name):
         if host.name == guest.host:
             continue
-        candidate = _unavailable(guest, host, reserve) or _project(guest, host)
+        kept = unwanted(own, host.name, others.get(host.name, Company()), here)
+        candidate = kept or _unavailable(guest, host, reserve) or _project(guest, host)
         verdict = candidate if isinstance(candidate, str) else _too_small(candidate, reserve, floor)
         if verdict:
             refused[host.name] = verdict
@@ -118,8 +130,15 @@ def best_target(guest: GuestLoad, hosts: Sequence[HostLoad], reserve: Reserve | 
             fitting.append(candidate)
     if not fitting:
         return _no_move(refused)
-    ranked = sorted(fitting, key=lambda candidate: (-candidate.headroom, candidate.host.name))
-    return _placement(ranked, _staying(guest, stay).headroom)
+    return _placement(_ranked(fitting, others), _staying(guest, stay).headroom)
+
+
+def _ranked(fitting: Sequence[_Candidate], company: Mapping[str, Company]) -> list[_Candidate]:
+    def rank(candidate: _Candidate) -> tuple[int, int, float, str]:
+        there = company.get(candidate.host.name, Company())
+        return there.apart, -there.together, -candidate.headroom, candidate.host.name
+
+    return sorted(fitting, key=rank)
 
 
 def _unusable_guest(guest: GuestLoad, stay: HostLoad | None) -> str:

@@ -187,6 +187,31 @@ def test_a_test_begins_when_it_says(tmp_path: Path) -> None:
     assert happened(tested) == []
 
 
+def test_the_tags_of_guests_decide_where_one_of_them_goes(tmp_path: Path) -> None:
+    rule = "{name: full, on: vm, when: cpu_steal_ratio > 10%, mode: act, remedies: [{migrate: {to: best}}]}"
+    (tmp_path / "a.yaml").write_text(f"virtpilot: 1\nrules: [{rule}]\n")
+    hosts = ", ".join(
+        f"h{n}: {{series: {{cpu_usage_ratio: {used}%, memory_available_bytes: 60GiB}}}}"
+        for n, used in ((1, 95), (2, 30), (3, 10))
+    )
+    tests = []
+    for name, tags, goes in (
+        ("free", "", "migrate to h3"),
+        ("joins", "plb_affinity_web: 'true'", "migrate to h2"),
+        ("apart", "plb_anti_affinity_db: 'true'", "migrate to h2"),
+        ("pinned", "plb_pin_h2: 'true'", "migrate to h2"),
+    ):
+        guests = (
+            f"g: {{host: h1, tags: {{{tags}}}, series: {{cpu_steal_ratio: 30%}}}}, "
+            "web: {host: h2, tags: {plb_affinity_web: 'true'}}, db: {host: h3, tags: {plb_anti_affinity_db: 'true'}}"
+        )
+        expect = f"[{{command: full, of: g, by: 10m, is: given, action: {goes}}}]"
+        tests.append(f"  - {{name: {name}, hosts: {{{hosts}}}, guests: {{{guests}}}, expect: {expect}}}")
+    (tmp_path / "a.test.yaml").write_text("\n".join(["virtpilot: 1", "tests:", *tests]))
+    (tested,) = rule_tests.run([tmp_path], SystemClock())
+    assert happened(tested) == []
+
+
 def test_coverage_tells_what_no_test_has_shown(tmp_path: Path) -> None:
     tested = run(tmp_path, "{signal: starved, of: g1, at: 10s, is: pending}")
     assert list(tested.coverage.gaps()) == [
