@@ -10,12 +10,13 @@ from typing import Annotated, Final
 
 import msgspec
 
-from virtpilot.action import Action, Decided, Migrate, Power, ReleaseKnob, Run, SetKnob
+from virtpilot.action import Abort, Action, Decided, Migrate, Power, ReleaseKnob, Run, SetKnob
 from virtpilot.actuators.guards.chain import Guards
+from virtpilot.actuators.guards.memory import InFlight
 from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
 from virtpilot.events import By, Event, EventKind
-from virtpilot.model import Command, Decision, Kind, Outcome, Result, record_id
+from virtpilot.model import Command, Decision, Kind, Outcome, Result, Subject, record_id
 from virtpilot.pipeline.allocating import Allocator
 from virtpilot.pipeline.approvals import ApprovalDesk, Waiting
 from virtpilot.pipeline.asking import Asking
@@ -97,6 +98,7 @@ class Pilot:
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
         self._allocator = Allocator(fleet, self._ask_to_set, decider.holder)
+        self._stopped: set[str] = set()
         self._landed: dict[str, tuple[str, int]] = {}
         self._hosts: list[HostLoad] | None = None
 
@@ -160,11 +162,39 @@ class Pilot:
             for command in made:
                 if isinstance(command, Command):
                     self.desk.began(command.id, operations[id_], now_ns)
+        for victim, newcomer in turn.stop.items():
+            records += self._stop(victim, ready[newcomer], now_ns) if newcomer in ready else []
         for id_, place in turn.waiting.items():
             held = ready[id_].held
             guard, reason = ("queue", self.desk.words(place)) if held is None else (held.guard, held.reason)
             records += self._refuse(ready[id_].want, guard, reason, now_ns)
         return records
+
+    def _stop(self, command: str, newcomer: Planned, now_ns: int) -> list[Decision | Command]:
+        """Abort a migration for one that is much shorter; it is wanted again when it has ended."""
+        flight = self.guards.flight(command)
+        if flight is None or command in self._stopped:
+            return []
+        self._stopped.add(command)
+        action = Abort(guest=flight.guest)
+        decision = Decision(
+            id=record_id("dc", command, "stop", now_ns),
+            cause=command,
+            rule=flight.rule,
+            subject=self._subject_of(flight),
+            rung=0,
+            priority=newcomer.want.priority,
+            at_ns=now_ns,
+            accepted=True,
+            action=action,
+            reason=f"{newcomer.row.subject.name or newcomer.row.subject.id} needs less time than is left of this",
+        )
+        self.decider.stopped(command, now_ns)
+        return [decision, self._command(decision.id, flight.host, action, flight.rule, now_ns)]
+
+    def _subject_of(self, flight: InFlight) -> Subject:
+        row = self.fleet.guest(flight.guest)
+        return row.subject if row is not None else Subject(Kind.VM, flight.guest, host=flight.host)
 
     def _decide_one(self, want: Want, now_ns: int) -> list[Decision | Command]:
         planned = self._prepared(want, now_ns)
@@ -331,7 +361,10 @@ class Pilot:
         """Take an agent's word on a command: the guards free its place, the ladder goes on."""
         if outcome.result in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
             flying = dict(self.guards.incoming())
-            self.guards.finished(outcome.command, now_ns, outcome.result)
+            # Nothing is wrong with a rule or a host whose migration was stopped by us.
+            stopped = outcome.command in self._stopped and outcome.result is Result.FAILED
+            self.guards.finished(outcome.command, now_ns, Result.REFUSED if stopped else outcome.result)
+            self._stopped.discard(outcome.command)
             landed = outcome.guest in flying and outcome.guest not in dict(self.guards.incoming())
             if landed and outcome.result is Result.DONE:
                 self._landed[outcome.guest] = (flying[outcome.guest], now_ns + _MEASURED_BY_NS)

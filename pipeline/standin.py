@@ -109,11 +109,21 @@ class StandIn:
             case Migrate():
                 self.places[action.guest] = action.target
                 self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
-            case Abort() | Run():
+            case Abort():
+                self._abort(action.guest, now_ns)
+                self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
+            case Run():
                 self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
             case Power():
                 self.states[action.guest] = STATE_CODES[action.verb]
                 self._tell(command, Result.DONE, now_ns, action_name(command.action), reason=reply.reason)
+
+    def _abort(self, guest: str, now_ns: int) -> None:
+        """End a guest's migration, where it has one: it stays where it is."""
+        moving = [one for one in self._due if isinstance(one[1].action, Migrate) and one[1].action.guest == guest]
+        self._due = [one for one in self._due if one not in moving]
+        for _at, command, _reply in moving:
+            self._tell(command, Result.FAILED, now_ns, action_name(command.action), reason="aborted")
 
     def _set(self, command: Command, action: SetKnob, now_ns: int) -> None:
         key = (action.guest, action.knob)

@@ -89,6 +89,10 @@ class Guards:
         """Return the commands whose outcomes have not come."""
         return self._concurrency.flying()
 
+    def flight(self, command: str) -> InFlight | None:
+        """Return a command whose outcome has not come, None where there is no such."""
+        return self._concurrency.flight(command)
+
     def migrations(self) -> Mapping[str, int]:
         """Return for each host how many migrations to or from it are under way."""
         return self._concurrency.migrations()

@@ -50,6 +50,10 @@ class Concurrency:
         """Return the commands under way."""
         return self._in_flight.keys()
 
+    def flight(self, command: str) -> InFlight | None:
+        """Return a command under way."""
+        return self._in_flight.get(command)
+
     def migrations(self) -> Mapping[str, int]:
         """Return for each host how many migrations to or from it are under way."""
         return Counter(host for move in self._moves() for host in (move.host, move.target))

@@ -6,7 +6,7 @@ from typing import Final
 
 from virtpilot.action import Action, Migrate, SetKnob
 from virtpilot.clock import SECOND
-from virtpilot.planner.scheduling import Operation
+from virtpilot.planner.scheduling import Operation, Stopping
 from virtpilot.rules.decisions.want import PLACEMENT, Want
 from virtpilot.rules.signals.table import Row
 
@@ -42,4 +42,6 @@ def operation_of(want: Want, row: Row, action: Action) -> Operation:
         takes_s=takes_s + _OVERHEAD_S,
         priority=want.priority,
         places=frozenset(places),
+        # A migration that is aborted begins again with nothing.
+        stopping=Stopping.RESTART if isinstance(action, Migrate) else Stopping.NEVER,
     )

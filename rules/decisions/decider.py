@@ -122,6 +122,12 @@ class Decider:
             self.holdings.end(lambda lease: bool(lease.division) and lease.command == outcome.command)
         self._rest(landed)
 
+    def stopped(self, command: str, now_ns: int) -> None:
+        """Take it that a command is being stopped for another's sake: its rung is wanted again once it has ended."""
+        key = self._shelf.commanded(command)
+        if key is not None:
+            self._put(key, self._shelf[key].stopped(now_ns))
+
     def wants(
         self, now_ns: int, about: Collection[str] | None = None
     ) -> tuple[tuple[Want, ...], list[tuple[Want, str]]]:

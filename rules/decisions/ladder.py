@@ -157,6 +157,14 @@ class Ladder(msgspec.Struct, frozen=True, kw_only=True):
             return _started(self)
         return self
 
+    def stopped(self, now_ns: int) -> Ladder:
+        """Want the rung again whose command is being stopped for another's sake; what it did counts for nothing."""
+        if self.phase is not Phase.COMMANDED or self.over:
+            return self
+        return replace(
+            _quiet(self), phase=Phase.WANTING, rung=self.rung, attempt=self.attempt, cause=self.cause, since_ns=now_ns
+        )
+
     def restarted(self) -> Ladder:
         """Forget the way so far: the rule has other remedies now."""
         return _started(self) if self.firing else _quiet(self)

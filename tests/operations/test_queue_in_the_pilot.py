@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
-from virtpilot.action import Migrate
+from virtpilot.action import Abort, Migrate
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SECOND
-from virtpilot.model import Command, Decision, Sample
+from virtpilot.model import Command, Decision, Outcome, Result, Sample
 from virtpilot.pipeline.operations.announced import Announcement
 from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.rehearsal import Rehearsal
@@ -42,7 +42,10 @@ GUESTS = {"large": (16, 90), "middle": (4, 50), "small": (1, 10)}
 class Site:
     """Three starving guests on one host, room on another, one move at a time; each takes 20 s."""
 
-    def __init__(self, folder: Path, policy: SchedulingPolicy) -> None:
+    def __init__(
+        self, folder: Path, policy: SchedulingPolicy, starving: Collection[str] = tuple(GUESTS), takes_s: int = 20
+    ) -> None:
+        self.starving = set(starving)
         path = folder / "rules.yaml"
         path.write_text(
             RULES.format("".join(ONE.format(name=name, priority=priority) for name, (_, priority) in GUESTS.items()))
@@ -50,7 +53,7 @@ class Site:
         self.site = Rehearsal(
             load([path]),
             START,
-            lambda _command: Reply(after_ns=20 * SECOND),
+            lambda command: Reply(after_ns=(1 if isinstance(command.action, Abort) else takes_s) * SECOND),
             guards=GuardOptions(migrations_cluster=1, warm_up_s=0, guest_cooldown_s=3600),
             scheduling=SchedulingOptions(policy=policy),
         )
@@ -67,7 +70,7 @@ class Site:
                     {
                         "state_code": 1,
                         "cpu_usage_ratio": 0.2,
-                        "cpu_steal_ratio": 0.3 if host == "host-1" else 0.0,
+                        "cpu_steal_ratio": 0.3 if host == "host-1" and name in self.starving else 0.0,
                         "vcpus_count": 1,
                         "memory_balloon_bytes": memory * GIB,
                     },
@@ -116,6 +119,32 @@ def test_another_policy_takes_effect_while_it_runs(tmp_path: Path) -> None:
         if second == 10:
             site.site.controller.pilot.desk.choose(SchedulingPolicy.SHORTEST_JOB)
     assert site.moved() == ["large", "small", "middle"]
+
+
+def test_a_long_move_is_stopped_for_a_much_shorter_one_and_done_afterwards(tmp_path: Path) -> None:
+    site = Site(tmp_path, SchedulingPolicy.SHORTEST_REMAINING, starving={"large"})
+    for second in site.play(200):
+        if second == 5:
+            site.starving = set(GUESTS)
+    records = list(site.site.records())
+    aborted = [one for one in records if isinstance(one, Decision) and isinstance(one.action, Abort)]
+    assert [(one.subject.name, one.reason) for one in aborted] == [
+        ("large", "small needs less time than is left of this")
+    ]
+    assert site.moved() == ["large", "small", "middle", "large"]
+    results = [one.result for one in records if isinstance(one, Outcome) and one.guest == "uuid-large"]
+    assert results.count(Result.FAILED) == 1
+    assert results[-1] is Result.DONE
+    assert site.site.agents.places == {f"uuid-{name}": "host-2" for name in GUESTS}
+
+
+def test_a_move_that_is_nearly_done_is_left_alone(tmp_path: Path) -> None:
+    site = Site(tmp_path, SchedulingPolicy.SHORTEST_REMAINING, starving={"middle"}, takes_s=30)
+    for second in site.play(150):
+        if second == 30:
+            site.starving = set(GUESTS)
+    assert not [one for one in site.site.records() if isinstance(getattr(one, "action", None), Abort)]
+    assert site.moved()[:2] == ["middle", "small"]
 
 
 def test_a_guest_whose_backup_runs_waits_and_the_others_go_on(tmp_path: Path) -> None:
