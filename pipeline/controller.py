@@ -328,7 +328,7 @@ class Controller:
             return
         if self.counters.event(event):
             self.books.add(event)
-        self.pilot.on_event(event, now_ns)
+        self.pilot.guards.foreign.heard(event, now_ns)
         self._keeper.save()
 
     def _decode(self, message: Message, type_: type[T]) -> T | None:

@@ -15,7 +15,6 @@ from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.memory import InFlight
 from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
-from virtpilot.events import By, Event, EventKind
 from virtpilot.model import Command, Decision, Kind, Outcome, Result, Subject, record_id
 from virtpilot.pipeline.allocating import Allocator
 from virtpilot.pipeline.approvals import ApprovalDesk, Waiting
@@ -36,10 +35,9 @@ from virtpilot.rules.signals.table import Row
 _MEASURED_BY_NS: Final = seconds(60)
 # Who holds back for a while only what else may be done.
 _PATIENT: Final = frozenset({"concurrency", "queue"})
-# The agents' guards, and libvirt's word for what a guest left by.
+# The agents' guards.
 _FOREIGN: Final = "foreign-change"
 _TARGET: Final = "target"
-_MIGRATED: Final = "migrated"
 
 
 class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -378,16 +376,6 @@ class Pilot:
         """Take a measured effect, or the failure of a command whose outcome never came: it holds its place no more."""
         self.guards.finished(outcome.command, now_ns, outcome.result)
         self.guards.breakers.effect(outcome.rule, outcome.result, now_ns)
-
-    def on_event(self, event: Event, now_ns: int) -> None:
-        """Take note where somebody else moved a guest or set a knob; its source's agent knows whose move it was."""
-        if event.by is not By.OTHER or not event.guest:
-            return
-        if event.kind == EventKind.KNOB_CHANGED:
-            knobs = ", ".join(sorted(event.numbers)) or event.detail
-            self.guards.foreign.noticed(event.guest, f"set {knobs} of it", event.at_ns, now_ns)
-        elif event.kind == EventKind.STOPPED and event.detail == _MIGRATED:
-            self.guards.foreign.noticed(event.guest, f"moved it away from {event.host}", event.at_ns, now_ns)
 
 
 def _at_its_end(ladder: Exhausted) -> Decision:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from virtpilot.actuators.guards.memory import Foreign, Memory
 from virtpilot.actuators.guards.request import GuardRequest, span
+from virtpilot.events import By, Event, EventKind
+
+# libvirt's word for what a guest left by.
+_MIGRATED: Final = "migrated"
 
 
 class ForeignChanges:
@@ -22,6 +28,16 @@ class ForeignChanges:
 
     def __len__(self) -> int:
         return len(self._seen)
+
+    def heard(self, event: Event, now_ns: int) -> None:
+        """Take note where somebody else moved a guest or set a knob; its source's agent knows whose move it was."""
+        if event.by is not By.OTHER or not event.guest:
+            return
+        if event.kind == EventKind.KNOB_CHANGED:
+            knobs = ", ".join(sorted(event.numbers)) or event.detail
+            self.noticed(event.guest, f"set {knobs} of it", event.at_ns, now_ns)
+        elif event.kind == EventKind.STOPPED and event.detail == _MIGRATED:
+            self.noticed(event.guest, f"moved it away from {event.host}", event.at_ns, now_ns)
 
     def noticed(self, guest: str, what: str, at_ns: int, now_ns: int) -> None:
         """Take note of what somebody else did; of a host whose clock goes ahead as of now."""
