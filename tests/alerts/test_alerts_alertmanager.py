@@ -11,10 +11,12 @@ import pytest
 
 from tests.alerts.listening import listening, signal
 from tests.conftest import MakeAlertmanager
+from tests.rules_signals.reference import ruleset
 from tests.services import Alertmanager, http, until
 from virtpilot.clock import SECOND, SystemClock, seconds
-from virtpilot.model import Kind, Signal, SignalState, Subject
+from virtpilot.model import Kind, Sample, Signal, SignalState, Subject
 from virtpilot.pipeline.alerts import AlertOptions, Alerts, AlertTarget
+from virtpilot.rules.signals.evaluator import Evaluator
 
 pytestmark = pytest.mark.server
 
@@ -75,6 +77,44 @@ def test_a_firing_signal_is_there_with_labels_annotations_start_and_link(
     assert _at(alert["startsAt"]) == pytest.approx(fired_s, abs=0.002)
     assert _at(alert["endsAt"]) == pytest.approx(_now_s() + 240, abs=20)
     assert alert["generatorURL"].endswith("var-guest=6d1f8b3c-0000-4000-8000-000000000001&rule=vm-cpu-starved")
+
+
+RULES = """
+virtpilot: 1
+rules:
+  - name: disk-slow
+    about: A disk takes long.
+    on: vm
+    when: any(disks where read_latency_seconds > 50ms) and cpu_usage_ratio > 10%
+    severity: critical
+    annotations:
+      summary: "{{ name }} on {{ host }} ({{ tags.tier }}): {{ disks }} takes long at {{ cpu_usage_ratio }} CPU"
+      runbook: "https://runbooks.example/{{ rule }}?severity={{ severity }}&vm={{ id }}"
+      quoted: "<b>\\"{{ tags.note }}\\"</b> {{ tags.absent }}"
+"""
+
+
+def test_a_rules_annotations_are_there_with_the_values_that_it_read(
+    alerts: Alerts, alertmanager: Alertmanager, request: pytest.FixtureRequest
+) -> None:
+    evaluator, now_ns = Evaluator(ruleset(RULES)), _CLOCK.now_ns()
+    tags = {"cluster": "c", "host": "kvm1", "vm": "g-1", "name": "web-1", "tier": "gold", "note": "ü {{ name }} %s"}
+    disks = [
+        Sample("vm_disk", tags | {"disk": disk}, {"read_latency_seconds": latency}, now_ns)
+        for disk, latency in (("vda", 0.001), ("vdb", 0.09))
+    ]
+    guest = Sample("vm", tags, {"cpu_usage_ratio": 0.125, "state_code": 1}, now_ns)
+    (fired,) = evaluator.feed([*disks, guest], "kvm1/boot/1")
+    alerts.signal(fired)
+    assert until(lambda: _known(alertmanager, request.node.name))
+    (alert,) = _known(alertmanager, request.node.name)
+    assert alert["labels"]["severity"] == "critical"
+    told = alert["annotations"]
+    assert told["summary"] == "web-1 on kvm1 (gold): vdb takes long at 12.5 % CPU"
+    assert told["runbook"] == "https://runbooks.example/disk-slow?severity=critical&vm=g-1"
+    # What a guest's tags say is text, in whatever words.
+    assert told["quoted"] == '<b>"ü {{ name }} %s"</b> unknown'
+    assert "disks[vdb].read_latency_seconds=0.09" in told["inputs"]
 
 
 def test_a_cleared_signal_resolves_it_although_the_guest_is_elsewhere_by_then(
