@@ -2,10 +2,12 @@
 
 A guest wants what it used and what it lacked (its steal). On a host whose guests have other shares, or are others, than
 were recorded, the CPU is shared out anew among what they want, by their shares, as the simulator does; what the host
-itself used stays. A moved guest's samples are its new host's. Memory moves with the guest. One that was suspended or
-shut down uses no CPU, and one that is off no memory; one that was started uses what was recorded, which is nothing.
-Nothing else responds: not disks, networks or pressure, and a guest that gets more CPU is not done any sooner. Where the
-record itself shows a knob set anew, a guest moved or in another state, the record is believed from there on.
+itself used stays. A guest gets no more than its vCPUs and its quotas let it have (`vcpus`, `vcpu_quota`,
+`global_quota`); with another balloon it has so much more or less memory, and its host so much less or more. A moved
+guest's samples are its new host's. Memory moves with the guest. One that was suspended or shut down uses no CPU, and
+one that is off no memory; one that was started uses what was recorded, which is nothing. Nothing else responds: not
+disks, networks or pressure, and a guest that gets more CPU is not done any sooner. Where the record itself shows a knob
+set anew, a guest moved or in another state, the record is believed from there on.
 """
 
 from __future__ import annotations
@@ -20,6 +22,12 @@ from virtpilot.model import Sample
 from virtpilot.simulator.contention import share
 
 SHARES: Final = "cpu_shares"
+VCPUS: Final = "vcpus"
+BALLOON: Final = "memory_balloon"
+VCPU_QUOTA, VCPU_PERIOD = "vcpu_quota", "vcpu_period"
+ALL_QUOTA, ALL_PERIOD = "global_quota", "global_period"
+USUAL_PERIOD: Final = 100_000
+_ANSWERED: Final = frozenset({SHARES, VCPUS, BALLOON, VCPU_QUOTA, ALL_QUOTA})
 USUAL_SHARES: Final = 1024
 # virDomainState
 _RUNNING: Final = 1
@@ -109,13 +117,14 @@ class Response:
         return Sample(sample.measurement, sample.tags | {"host": host}, dict(fields), sample.time_ns)
 
     def _others(self) -> frozenset[str]:
-        """Return the hosts whose guests, or their shares or states, are others than were recorded."""
+        """Return the hosts whose guests, or their knobs or states, are others than were recorded."""
         found: set[str] = set()
-        for guest_id in {*self._places, *self._states, *(name for name, knob in self._knobs if knob == SHARES)}:
+        set_anew = {name for name, knob in self._knobs if knob in _ANSWERED}
+        for guest_id in {*self._places, *self._states, *set_anew}:
             guest = self._guests.get(guest_id)
             if guest is not None:
                 place = self._places.get(guest_id, guest.host)
-                if place != guest.host or (guest_id, SHARES) in self._knobs or guest_id in self._states:
+                if place != guest.host or guest_id in set_anew or guest_id in self._states:
                     found |= {guest.host, place}
         return frozenset(found)
 
@@ -136,7 +145,7 @@ class Response:
         names = self._on(host)
         if not names or not cpus:
             return {name: _used(self._guests[name].fields) for name in names}, rest
-        wanted = np.array([0.0 if self._stopped(name) else _wanted(self._guests[name].fields) for name in names])
+        wanted = np.array([0.0 if self._stopped(name) else self._may_have(name) for name in names])
         shares = np.array([self._shares(name) for name in names])
         given = share(wanted, shares, np.zeros(len(names), np.intp), np.array([max(cpus - rest, 0.0)]))
         return dict(zip(names, given.tolist(), strict=True)), rest
@@ -144,17 +153,60 @@ class Response:
     def _stopped(self, name: str) -> bool:
         return self._states.get(name, _RUNNING) != _RUNNING
 
+    def _knob(self, name: str, knob: str, usual: float) -> float:
+        """Return a knob's value: as it was set, else as it was recorded, else the usual one."""
+        return float(self._knobs.get((name, knob), self._guests[name].knobs.get(knob, usual)))
+
     def _shares(self, name: str) -> float:
-        recorded = self._guests[name].knobs.get(SHARES, USUAL_SHARES)
-        return max(float(self._knobs.get((name, SHARES), recorded)), 1.0)
+        return max(self._knob(name, SHARES, USUAL_SHARES), 1.0)
+
+    def _vcpus(self, name: str) -> float:
+        return max(float(self._knobs.get((name, VCPUS), self._guests[name].fields.get("vcpus_count", 1.0))), 1.0)
+
+    def _may_have(self, name: str) -> float:
+        """Return the cores that a guest wants and may have: those of its vCPUs, of its quotas."""
+        cores = [_wanted(self._guests[name].fields)]
+        if (name, VCPUS) in self._knobs:
+            cores.append(self._vcpus(name))
+        for quota, period, times in ((VCPU_QUOTA, VCPU_PERIOD, self._vcpus(name)), (ALL_QUOTA, ALL_PERIOD, 1.0)):
+            # What was recorded under a limit of its own is no more than that already.
+            limit = float(self._knobs.get((name, quota), 0))
+            if limit > 0:
+                cores.append(times * limit / max(self._knob(name, period, USUAL_PERIOD), 1.0))
+        return min(cores)
 
     def _guest_fields(self, name: str, host: str, fields: Fields) -> Fields:
         given, _rest = self._cores(host)
-        vcpus = float(fields.get("vcpus_count", 1.0)) or 1.0
+        vcpus = self._vcpus(name)
         cores = given.get(name, _used(fields))
         lacking = 0.0 if self._stopped(name) else max(_wanted(fields) - cores, 0.0)
-        usage = {"cpu_usage_ratio": cores / vcpus, "cpu_steal_ratio": lacking / vcpus}
+        usage = {
+            "vcpus_count": vcpus,
+            "cpu_usage_ratio": cores / vcpus,
+            # No vCPU waits for more than all of its time.
+            "cpu_steal_ratio": min(lacking / vcpus, max(1.0 - cores / vcpus, 0.0)),
+        } | self._memory_fields(name, fields)
         return dict(fields) | {key: value for key, value in usage.items() if key in fields}
+
+    def _memory_fields(self, name: str, fields: Fields) -> dict[str, float]:
+        """Return what a guest's memory would be with the balloon that was set."""
+        more = self._more_memory(name)
+        if not more:
+            return {}
+        found = {
+            key: max(float(fields[key]) + more, 0.0)
+            for key in ("memory_balloon_bytes", "memory_available_bytes", "memory_usable_bytes", "memory_unused_bytes")
+            if key in fields
+        }
+        usable, available = found.get("memory_usable_bytes"), found.get("memory_available_bytes")
+        if usable is not None and available:
+            found["memory_used_ratio"] = min(max(1.0 - usable / available, 0.0), 1.0)
+        return found
+
+    def _more_memory(self, name: str) -> float:
+        """Return how much larger a guest's balloon was set than it is in the record."""
+        recorded = self._guests[name].fields.get("memory_balloon_bytes")
+        return float(self._knobs.get((name, BALLOON), recorded or 0.0)) - float(recorded) if recorded else 0.0
 
     def _host_fields(self, host: str, fields: Fields) -> Fields:
         given, rest = self._cores(host)
@@ -165,6 +217,7 @@ class Response:
         came = self._memory(name for name in self._on(host) if self._guests[name].host != host and not self._off(name))
         here = [name for name, guest in self._guests.items() if guest.host == host]
         went = self._memory(name for name in here if self._places.get(name, host) != host or self._off(name))
+        came += sum(self._more_memory(name) for name in self._on(host) if not self._off(name))
         total = float(fields.get("memory_total_bytes", 0.0))
         if total and "memory_available_bytes" in fields:
             available = float(fields["memory_available_bytes"]) + went - came

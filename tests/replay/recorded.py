@@ -46,8 +46,8 @@ def guest(name: str, on: str, at_s: float, usage: float, steal: float, cluster: 
     return Sample("vm", tags, fields, START_NS + round(at_s * SECOND))
 
 
-def knob(name: str, on: str, at_s: float, value: int) -> Sample:
-    tags = {"cluster": "c", "host": on, "vm": f"id-{name}", "name": name, "knob": "cpu_shares"}
+def knob(name: str, on: str, at_s: float, value: int, which: str = "cpu_shares") -> Sample:
+    tags = {"cluster": "c", "host": on, "vm": f"id-{name}", "name": name, "knob": which}
     return Sample("knob", tags, {"value_count": value}, START_NS + round(at_s * SECOND))
 
 

@@ -105,3 +105,63 @@ def test_another_state_in_the_record_is_believed() -> None:
     stopped = guest("a", "h1", 5, 0.0, 0.0)
     response.respond("h1", [Sample("vm", stopped.tags, stopped.fields | {"state_code": 3}, stopped.time_ns)])
     assert states == {}
+
+
+def test_a_quota_leaves_a_guest_no_more_than_it_says_and_the_others_have_the_rest() -> None:
+    knobs: dict[tuple[str, str], int] = {}
+    response = Response({}, knobs)
+    response.respond("h1", H1)
+    knobs["id-a", "vcpu_quota"] = 25_000
+    found = response.respond("h1", H1)["h1"]
+    # Two vCPUs of a quarter of a core each; b has what it wants of the two and a half cores that are left.
+    assert value(found, "a", "cpu_usage_ratio") == pytest.approx(0.25)
+    assert value(found, "a", "cpu_steal_ratio") == pytest.approx(0.75)
+    assert value(found, "b", "cpu_usage_ratio") == pytest.approx(1.0)
+    del knobs["id-a", "vcpu_quota"]
+    knobs["id-a", "global_quota"] = 50_000
+    assert value(response.respond("h1", H1)["h1"], "a", "cpu_usage_ratio") == pytest.approx(0.25)
+    knobs["id-a", "global_quota"] = 0
+    assert value(response.respond("h1", H1)["h1"], "a", "cpu_usage_ratio") == pytest.approx(0.75)
+
+
+def test_a_quota_is_a_share_of_the_period_that_was_set() -> None:
+    knobs = {("id-a", "vcpu_quota"): 25_000, ("id-a", "vcpu_period"): 50_000}
+    response = Response({}, knobs)
+    response.respond("h1", H1)
+    assert value(response.respond("h1", H1)["h1"], "a", "cpu_usage_ratio") == pytest.approx(0.5)
+
+
+def test_fewer_vcpus_can_use_no_more_than_there_are() -> None:
+    knobs = {("id-a", "vcpus"): 1}
+    response = Response({}, knobs)
+    response.respond("h1", H1)
+    found = response.respond("h1", H1)["h1"]
+    assert value(found, "a", "vcpus_count") == 1
+    assert value(found, "a", "cpu_usage_ratio") == pytest.approx(1.0)
+    assert value(found, "a", "cpu_steal_ratio") == pytest.approx(0.0)
+    assert value(found, "b", "cpu_usage_ratio") == pytest.approx(1.0)
+
+
+def test_a_smaller_balloon_gives_the_host_what_the_guest_has_no_more() -> None:
+    (own,) = (one for one in H1 if one.tags.get("name") == "a")
+    memory = {"memory_balloon_bytes": 4 * GIB, "memory_available_bytes": 4 * GIB, "memory_usable_bytes": 3 * GIB}
+    full = Sample("vm", own.tags, own.fields | memory | {"memory_used_ratio": 0.25}, own.time_ns)
+    knobs: dict[tuple[str, str], int] = {}
+    response = Response({}, knobs)
+    before = response.respond("h1", [H1[0], full])["h1"]
+    knobs["id-a", "memory_balloon"] = 2 * GIB
+    after = response.respond("h1", [H1[0], full])["h1"]
+    assert value(after, "a", "memory_balloon_bytes") == 2 * GIB
+    assert value(after, "a", "memory_usable_bytes") == 1 * GIB
+    assert value(after, "a", "memory_used_ratio") == pytest.approx(0.5)
+    freed = value(after, "h1", "memory_available_bytes") - value(before, "h1", "memory_available_bytes")
+    assert freed == 2 * GIB
+
+
+def test_the_record_is_believed_where_a_balloon_has_another_size_in_it_by_then() -> None:
+    knobs: dict[tuple[str, str], int] = {}
+    response = Response({}, knobs)
+    response.respond("h1", [*H1, knob("a", "h1", 0, 4 * GIB, "memory_balloon")])
+    knobs["id-a", "memory_balloon"] = 2 * GIB
+    response.respond("h1", [*H1, knob("a", "h1", 10, 3 * GIB, "memory_balloon")])
+    assert knobs == {}
