@@ -106,10 +106,6 @@ class Pilot:
         self.decider.reload(ruleset)
         self._asking.reload(ruleset)
 
-    def rests(self) -> bool:
-        """Tell whether nothing is to be decided, and nothing under way, before another signal comes."""
-        return self.decider.rests() and not self.desk.crowded and not any(self.desk.announced())
-
     def move(self, by_ns: int) -> None:
         """Move all that is remembered to another time: the clocks were set."""
         self.decider.restore(moved(self.decider.snapshot(), by_ns))

@@ -21,6 +21,7 @@ from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.operations.desk import SchedulingOptions
+from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.standin import Reply, StandIn
@@ -108,7 +109,7 @@ class Rehearsal:
         controller, now_ns = self.controller, self.clock.now_ns()
         evaluator = controller.rulebook.evaluator
         # What is said of many is taken at the tick after a sample; of the cluster each tick is a sample.
-        if not self._settled or self._each_tick or not controller.pilot.rests():
+        if not self._settled or self._each_tick or not _rests(controller.pilot):
             return 1
         due = [at_ns for at_ns in (self.agents.next_ns(), evaluator.next_silence_ns(now_ns)) if at_ns is not None]
         return max((min(due) - now_ns) // self._tick_ns, 1) if due else 1
@@ -116,3 +117,8 @@ class Rehearsal:
     def records(self) -> Iterator[Record]:
         """Yield what came to be, in order."""
         return (entry.record for entry in self.controller.entries())
+
+
+def _rests(pilot: Pilot) -> bool:
+    """Tell whether nothing is to be decided, and nothing under way, before another signal comes."""
+    return pilot.decider.rests() and not pilot.desk.crowded and not any(pilot.desk.announced())
