@@ -9,8 +9,10 @@ import msgspec
 
 from virtpilot.errors import Problem
 from virtpilot.model import Kind
+from virtpilot.rules.language.expression import condition
+from virtpilot.rules.language.functions import OVERRIDE
 from virtpilot.rules.language.nearest import hint
-from virtpilot.rules.language.records import Rule
+from virtpilot.rules.language.records import Rule, Severity
 
 # About whom a rule may be whose signal is asked of a subject of this kind.
 _SEEN_FROM: Final = {
@@ -18,6 +20,7 @@ _SEEN_FROM: Final = {
     Kind.HOST: {Kind.HOST, Kind.CLUSTER},
     Kind.CLUSTER: {Kind.CLUSTER},
 }
+MAINTENANCE: Final = "maintenance"
 MAX_PROBLEMS: Final = 100
 """Looking for the nearest name takes its time."""
 _MEMBERS: Final = {Kind.VM: "vms", Kind.HOST: "hosts"}
@@ -52,6 +55,15 @@ def broken(rules: Iterable[Rule], mentions: Iterable[Mention], names: Set[str]) 
             count = f"count({_MEMBERS[kind]} where signals.{mention.signal}) > 0"
             problems.append(mention.problem(f"`{mention.signal}` is about each {kind}: write `{count}`"))
     return problems + _rings(mentions)
+
+
+def built_in(mentions: Iterable[Mention], names: Set[str]) -> list[Rule]:
+    """Return the rule `maintenance`, where some rule names it and none is called so: of guests whose tag says so."""
+    if MAINTENANCE in names or all(mention.signal != MAINTENANCE for mention in mentions):
+        return []
+    when = condition(f'tags.{OVERRIDE}{MAINTENANCE} == "true"', Kind.VM)
+    about = "Somebody works on the guest: its metadata says so."
+    return [Rule(name=MAINTENANCE, on=Kind.VM, when=when, digest=MAINTENANCE, about=about, severity=Severity.INFO)]
 
 
 def _rings(mentions: Iterable[Mention]) -> list[Problem]:

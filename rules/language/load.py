@@ -38,18 +38,17 @@ def load_placed(paths: Iterable[Path]) -> tuple[RuleSet, dict[str, Problem]]:
     book = Book()
     for file in named:
         book.read(file)
-    problems += book.problems + (_broken(book) if book.mentions else []) + _too_much(book)
+    if book.mentions:
+        from virtpilot.rules.language.links import broken, built_in
+
+        book.rules += built_in(book.mentions, book.names)
+        book.problems += broken(book.rules, book.mentions, book.names | {rule.name for rule in book.rules})
+    problems += book.problems + _too_much(book)
     if problems:
         raise RuleError(_bounded(sorted(problems)))
     from virtpilot.rules.language.records import RuleSet
 
     return RuleSet(tuple(book.rules)), book.places
-
-
-def _broken(book: Book) -> list[Problem]:
-    from virtpilot.rules.language.links import broken
-
-    return broken(book.rules, book.mentions, book.names)
 
 
 def _size(file: Path) -> int:
@@ -65,7 +64,7 @@ def _too_much(book: Book) -> list[Problem]:
     windows: set[object] = set()
     for rule in book.rules:
         windows |= {key for condition in rule.conditions() for key in condition.reads.every_window}
-        if len(windows) > MAX_WINDOWS:
+        if len(windows) > MAX_WINDOWS and rule.name in book.places:
             place = book.places[rule.name]
             message = f"more than {MAX_WINDOWS} different windows in all rules"
             return [Problem(place.file, place.line, place.column, message)]

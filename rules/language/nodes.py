@@ -18,6 +18,7 @@ MAX_ABOUT: Final = 500
 MAX_PROBLEMS: Final = 400
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+_TORN: Final = frozenset("()")
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
@@ -91,6 +92,8 @@ class NodeReader:
 
     def _stranger(self, name: str, known: Sequence[str], what: str) -> str:
         """Return what to say of a key that is not known."""
+        if not _TORN.isdisjoint(name):
+            return f"`{name[:80]}` is no key: between `{{` and `}}` a text with a comma stands in quotes"
         return f"`{name[:80]}` is not known in {what}{hint(name, known)}"
 
     def _mistake(self, node: Node, message: str, offset: int = 0) -> Mistake:

@@ -22,6 +22,8 @@ _INSTEAD: Final = {
     '"': "the text is not closed",
     "%": "a quantity is written without a blank, such as 10%",
 }
+# A comparison that no `and` or `or` ends before here.
+_COMPARED_BEFORE: Final = re.compile(r"[<>=](?:(?!\b(?:and|or)\b)[^<>=])*\Z")
 _SHOWN: Final = 40
 
 
@@ -87,4 +89,5 @@ def _token(token: lark.Token, text: str) -> tuple[int, str]:
         return at, f"unexpected {shown!r}; write `{shown.lower()}`"
     if token.type == "NAME" and _NUMBER_BEFORE.search(text, 0, at):
         return at, f"unexpected {shown!r}; a quantity is written without a blank, such as 10s"
-    return at, f"unexpected {shown!r}"
+    chained = token.type == "COMPARE" and _COMPARED_BEFORE.search(text, 0, at) is not None
+    return at, f"unexpected {shown!r}{'; write `10% < x and x < 20%`' if chained else ''}"

@@ -21,8 +21,9 @@ _ORDERED: Final = re.compile(r"[<>]")
 
 def lint(ruleset: RuleSet, places: Places, paths: Sequence[Path]) -> list[Problem]:
     """Return the warnings about rules that were loaded from these files and folders, in order of their places."""
-    found = [*_unreachable(ruleset.rules), *_rivals(ruleset.rules), *_restless(ruleset.rules)]
-    found += _untested(ruleset.rules, paths, places)
+    rules = [rule for rule in ruleset.rules if rule.name in places]
+    found = [*_unreachable(rules), *_rivals(rules), *_restless(rules), *_counters(rules)]
+    found += _untested(rules, paths, places)
     return sorted({at(places, rule, message) for rule, message in found})
 
 
@@ -85,6 +86,22 @@ def _restless(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
                 rule.name,
                 "neither `clear` nor `clear_for`: near the threshold the signal begins and ends all the time",
             )
+
+
+def _counters(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
+    """Yield the rules that compare a counter itself with a number: sooner or later that holds for good."""
+    for rule in rules:
+        waiting = [rule.when.part]
+        while waiting:
+            part = waiting.pop()
+            waiting += part.parts
+            one, other = part.parts if len(part.parts) == 2 else (part, part)
+            if part.sign in {">", ">="} and one.counter and other.literal is not None and isinstance(one.source, tuple):
+                field = one.source[1]
+                yield (
+                    rule.name,
+                    f"`{field}` only grows: `rate({field}, 5m)` or `delta({field}, 5m)` is meant, most likely",
+                )
 
 
 def _untested(rules: Iterable[Rule], paths: Sequence[Path], places: Places) -> Iterator[tuple[str, str]]:

@@ -130,3 +130,15 @@ NAMESPACE = 'xmlns:vp="https://virtpilot.dev/tags/1"'
 )
 def test_tags_that_speak_to_virtpilot_need_no_leave(xml: str, tags: dict[str, str]) -> None:
     assert read_tags(xml, frozenset({"tier"})) == tags
+
+
+def test_a_rule_rests_on_guests_whose_metadata_speaks_of_maintenance() -> None:
+    rules = ruleset(
+        "virtpilot: 1\nrules:\n  - {name: r, on: vm, when: cpu_steal_ratio > 10%, unless: maintenance, clear_for: 1m}\n"
+    )
+    assert [rule.name for rule in rules.rules] == ["r", "maintenance"]
+    evaluator = Evaluator(rules)
+    worked_on, other = vm("a", 0, 0.5), vm("b", 0, 0.5)
+    worked_on.tags["virtpilot_maintenance"] = "true"
+    told = {(one.rule, one.subject.id) for one in evaluator.feed([worked_on, other], "h1/1")}
+    assert told == {("maintenance", "a"), ("r", "b")}
