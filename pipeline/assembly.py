@@ -23,6 +23,7 @@ from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.config import ControllerConfig, WriterConfig
 from virtpilot.pipeline.controller import Controller
 from virtpilot.pipeline.evaluations import EVALUATIONS, EvaluationLog, Tracer
+from virtpilot.pipeline.maintenance import MaintenanceDesk
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.operations.announced import located
 from virtpilot.pipeline.operations.desk import Desk
@@ -97,6 +98,7 @@ def _pilot(config: ControllerConfig, rulebook: Rulebook, epoch: int) -> Pilot:
         reserve=config.reserve,
         options=config.pilot,
         moving=config.moving,
+        maintenance=MaintenanceDesk(_operators(config), config.cluster),
         epoch=epoch,
     )
 

@@ -29,6 +29,7 @@ app.add_typer(audit_cli.app, name="audit")
 app.add_typer(operator_cli.app, name="approvals")
 app.command()(operator_cli.stop)
 app.command()(operator_cli.resume)
+app.command()(operator_cli.maintenance)
 
 
 class KeyName(StrEnum):

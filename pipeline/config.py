@@ -99,7 +99,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OperatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`virtpilot stop`, `resume` and `approvals`: one per operator, wherever they sit."""
+    """`virtpilot stop`, `resume`, `maintenance` and `approvals`: one per operator, wherever they sit."""
 
     cluster: Cluster
     name: Annotated[str, Meta(description="Who this is, as others are told.", min_length=1, max_length=128)] = (

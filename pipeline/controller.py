@@ -3,7 +3,7 @@
     bus metrics/+ → wanted fields → evaluator → signals → bus signals/<rule>, alerts
     signals, nearness to thresholds → steering → bus sampling/<host>
     signals, outcomes → decider → pilot (planner, guards) → bus decisions, commands/<host>
-    bus switch → the guards let nothing through
+    bus switch → the guards let nothing through; bus maintenance/+ → a host is emptied → bus emptying/<host>
     bus events/+ → the record log, where they explain something
     bus outcomes/+ → decider: effect measured, next rung → bus outcomes/<host>
 
@@ -28,7 +28,7 @@ from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.evaluations import Tracer
-from virtpilot.pipeline.hearing import hear
+from virtpilot.pipeline.hearing import hear, message_id
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
@@ -47,7 +47,7 @@ from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.saved import SavedHistory, Turn
 from virtpilot.rules.signals.sources import Sources
-from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
+from virtpilot.topics import BOOT_PROPERTY, Topics
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +127,7 @@ class Controller:
         self.pilot.guards.stopped.why = self._switch.why
         topics = self._topics
         of_hosts = (topics.metrics("+"), topics.events("+"), topics.status("+"), topics.outcomes("+"))
-        for topic in (topics.switch, *of_hosts, topics.verdicts):
+        for topic in (topics.switch, *of_hosts, topics.verdicts, topics.maintenance("+")):
             self.bus.subscribe(topic)
 
     def restore(self, document: dict[str, Any], windows: Iterable[SavedHistory]) -> None:
@@ -145,6 +145,7 @@ class Controller:
         self._alarms.resume(firing)
         for status in msgspec.convert(list(document["statuses"].values()), list[HostStatus]):
             self.pilot.fleet.on_status(status)
+        self.pilot.maintenance.restore(document.get("maintenance", {}))
         self._outbox.restore(msgspec.convert(document["outbox"], dict[str, Command]))
 
     def _parts(self) -> dict[str, Part]:
@@ -159,6 +160,7 @@ class Controller:
             "operations": self.pilot.desk,
             "alerts": self._alerts.part,
             "statuses": Entries(self.pilot.fleet.statuses, str),
+            "maintenance": Entries(self.pilot.maintenance.orders, str),
             "outbox": self._outbox.part,
         }
 
@@ -228,6 +230,7 @@ class Controller:
         ]
         self._on_signals(news)
         self._advance(now_ns)
+        self.pilot.maintenance.tell(self.bus, self._topics, self.pilot.fleet)
         self._log_signals(news)
         self._alerts.tick(now_ns)
         self.books.sync()
@@ -260,6 +263,8 @@ class Controller:
                 self._on_outcome(message, now_ns)
             case "events":
                 self._on_event(message, now_ns)
+            case "maintenance":
+                self.pilot.maintenance.take(self._topics.host_of(message.topic), message.payload, now_ns)
             case "switch":
                 self._on_switch(message, now_ns)
             case "verdicts":
@@ -297,16 +302,11 @@ class Controller:
         if lines.bad:
             self.counters.bad_lines += len(lines.bad)
             log.warning("malformed lines", topic=message.topic, count=len(lines.bad), first=lines.bad[0].reason)
-        signals = self.rulebook.evaluator.feed_messages([(lines, self._message_id(message))])
+        signals = self.rulebook.evaluator.feed_messages([(lines, message_id(message, host))])
         if signals:
             self._on_signals(signals)
             self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))
             self._log_signals(signals)
-
-    def _message_id(self, message: Message) -> str:
-        properties = message.properties
-        host = self._topics.host_of(message.topic)
-        return f"{host}/{properties.get(BOOT_PROPERTY, '-')}/{properties.get(SEQUENCE_PROPERTY, '-')}"
 
     def _on_status(self, message: Message) -> None:
         status = self._decode(message, HostStatus)

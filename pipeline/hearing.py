@@ -8,7 +8,7 @@ from virtpilot.model import Message
 from virtpilot.pipeline import foreign
 from virtpilot.pipeline.rulebook import Rulebook
 from virtpilot.rules.signals.sources import Sources
-from virtpilot.topics import BOOT_PROPERTY
+from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY
 
 
 def hear(message: Message, host: str, book: Rulebook, sources: Sources, now_ns: int) -> Lines:
@@ -21,3 +21,9 @@ def hear(message: Message, host: str, book: Rulebook, sources: Sources, now_ns: 
     if sources.lets_pass(lines.hosts(), host, now_ns, agent=numbered):
         return lines
     return Lines.of(Parsed(sources.join(lines.samples(), host, now_ns, agent=numbered), lines.bad))
+
+
+def message_id(message: Message, host: str) -> str:
+    """Return the id of a message of measurements: its host, boot and number, where its sender has any."""
+    properties = message.properties
+    return f"{host}/{properties.get(BOOT_PROPERTY, '-')}/{properties.get(SEQUENCE_PROPERTY, '-')}"

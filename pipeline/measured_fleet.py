@@ -51,6 +51,7 @@ class MeasuredFleet:
 
     def __init__(self, evaluator: Evaluator, fresh_ns: int) -> None:
         self.evaluator = evaluator
+        self.closed: Mapping[str, str] = {}  # hosts that take no guests, each with why
         self.statuses: Tracked[str, HostStatus] = Tracked()
         self._fresh_ns = fresh_ns
 
@@ -145,6 +146,7 @@ class MeasuredFleet:
                     memory_total_bytes=int(values["memory_total_bytes"]),
                     memory_available_bytes=int(values.get("memory_available_bytes", 0)),
                     online=status is not None and status.online and bool(status.migration_uri),
+                    closed=self.closed.get(name, ""),
                     migrations_in_flight=in_flight.get(name, 0),
                     incoming_cores=sum(guest.cpu_wanted_cores for guest in coming.get(name, ())),
                     incoming_memory_bytes=sum(guest.memory_bytes for guest in coming.get(name, ())),

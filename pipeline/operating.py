@@ -15,7 +15,7 @@ from virtpilot.actuators.order import sign
 from virtpilot.clock import Clock, seconds
 from virtpilot.errors import BusError
 from virtpilot.model import Bus, HostStatus, Message
-from virtpilot.orders import Approvals, Resume, Settled, Stop, Verdict
+from virtpilot.orders import Approvals, Emptying, Maintenance, Resume, Settled, Stop, Verdict
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.config import OperatorConfig
 from virtpilot.pipeline.switch import Said
@@ -39,6 +39,7 @@ class Operating:
         self._clock = clock
         self.hosts: dict[str, HostStatus] = {}
         self.approvals: Approvals | None = None
+        self.emptying: Emptying | None = None
 
     def connect(self) -> None:
         """Wait for the broker, and for what is retained there; raises BusError."""
@@ -69,6 +70,18 @@ class Operating:
         self._say(self._topics.switch, msgspec.json.encode(Said(resume=signed)), retain=True)
         self._until(lambda: not any(host.stopped for host in self._online()), ANSWER_S)
         return self._told(lambda host: not host.stopped, "resumed")
+
+    def maintain(self, host: str, reason: str, *, on: bool) -> Emptying | None:
+        """Have a host emptied or opened again, and return what the controller says, None where it does not answer."""
+        now_ns = self._clock.now_ns()
+        self._bus.subscribe(self._topics.emptying(host))
+        order = Maintenance(
+            cluster=self._config.cluster, host=host, on=on, by=self._config.name, at_ns=now_ns, reason=reason
+        )
+        signed = sign(order, load_private(Path(self._config.private_key_file)))
+        self._say(self._topics.maintenance(host), msgspec.json.encode(signed), retain=True)
+        self._until(lambda: self.emptying is not None and self.emptying.since_ns == now_ns, ANSWER_S)
+        return self.emptying if self.emptying is not None and self.emptying.since_ns == now_ns else None
 
     def decide(self, approval: str, reason: str, *, accepted: bool) -> Settled | None:
         """Say yes or no, and return what came of it, None where nobody answers; raises ConfigError without a key."""
@@ -121,6 +134,8 @@ class Operating:
         try:
             if topic == self._topics.approvals:
                 self.approvals = msgspec.json.decode(payload, type=Approvals)
+            elif self._topics.family_of(topic) == "emptying":
+                self.emptying = msgspec.json.decode(payload, type=Emptying)
             else:
                 status = msgspec.json.decode(payload, type=HostStatus)
                 self.hosts[status.host] = status

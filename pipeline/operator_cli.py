@@ -1,8 +1,9 @@
-"""The operators' commands: `virtpilot stop`, `virtpilot resume`, `virtpilot approvals …`."""
+"""The operators' commands: `virtpilot stop`, `resume`, `maintenance` and `approvals …`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.errors import BusError
-from virtpilot.orders import Approvals, Pending, Settled
+from virtpilot.orders import Approvals, Emptying, Pending, Settled
 from virtpilot.pipeline import settings
 from virtpilot.pipeline.config import OperatorConfig
 from virtpilot.pipeline.output import print_json, quiet_logs
@@ -65,6 +66,44 @@ def _tell_hosts(hosts: Mapping[str, str], *, json: bool) -> None:
     silent = [name for name, said in hosts.items() if said.isupper()]
     if silent:
         raise NotObeyed(f"no answer from {', '.join(silent)}")
+
+
+class Way(StrEnum):
+    """Into maintenance, or out of it."""
+
+    ON = "on"
+    OFF = "off"
+
+
+def maintenance(
+    host: Annotated[str, typer.Argument(help="The host's name.", show_default=False)],
+    way: Annotated[Way, typer.Argument(help="`on`: empty it, no guests go there; `off`: it takes guests again.")],
+    reason: Reason = "",
+    config: Config = OPERATOR,
+    json: Json = False,
+) -> None:
+    """Have a host emptied, the largest guest first, or opened again; signed with the operator's key.
+
+    Again with `on` it tells who is left. 1 where no controller answers.
+    """
+    from virtpilot.pipeline.operating import operating
+
+    quiet_logs()
+    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+        told = desk.maintain(host, reason, on=way is Way.ON)
+    if told is None:
+        raise NotObeyed("no answer: the controller is not there, or does not know this key")
+    if json:
+        print_json(msgspec.to_builtins(told))
+    else:
+        typer.echo("\n".join(_emptying(told)))
+
+
+def _emptying(told: Emptying) -> list[str]:
+    if not told.on:
+        return [f"{told.host} takes guests again"]
+    lines = [f"  {name}: {told.refused.get(name, 'is to leave')}" for name in told.left]
+    return [f"{told.host} is in maintenance, {len(lines)} guests run there", *lines]
 
 
 @app.command("ls")

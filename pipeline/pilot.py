@@ -19,6 +19,7 @@ from virtpilot.model import Command, Decision, Kind, Outcome, Result, Subject, r
 from virtpilot.pipeline.allocating import Allocator
 from virtpilot.pipeline.approvals import ApprovalDesk, Waiting
 from virtpilot.pipeline.asking import Asking
+from virtpilot.pipeline.maintenance import MaintenanceDesk
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.operations.desk import Desk
 from virtpilot.pipeline.operations.moves import id_of, operation_of, waits_in_line
@@ -83,6 +84,7 @@ class Pilot:
         reserve: Reserve,
         options: PilotOptions,
         moving: MovingOptions,
+        maintenance: MaintenanceDesk,
         epoch: int,
     ) -> None:
         self.fleet = fleet
@@ -93,6 +95,7 @@ class Pilot:
         self._asking = asking
         self._reserve = reserve
         self._moving = moving
+        self.maintenance = maintenance
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
         self._allocator = Allocator(fleet, self._ask_to_set, decider.holder)
@@ -117,7 +120,7 @@ class Pilot:
 
         What a guard holds back is tried again when all are looked at, the highest priority first.
         """
-        self._hosts = None
+        self._hosts, self.fleet.closed = None, self.maintenance.closed()
         records: list[Decision | Command] = []
         self.decider.agreed = self.approvals.agreements()
         winners, losers = self.decider.wants(now_ns, about)
@@ -129,6 +132,8 @@ class Pilot:
                 records += self._divide(want, want.remedy, now_ns)
             elif not waits_in_line(want):
                 records += self._decide_one(want, now_ns)
+        if about is None:
+            queue += self.maintenance.wants(self.fleet)
         if about is None or (queue and not self.desk.crowded):
             records += self._take_turns(queue, now_ns)
         if about is None:
@@ -262,7 +267,9 @@ class Pilot:
         unfit = self.guards.targets.unfit(row.subject.id)
         hosts = [host for host in self._host_loads(now_ns) if host.name not in unfit]
         guest = self.fleet.guest_load(row)
-        placement = best_target(guest, hosts, self._reserve, self.fleet.company(guest, self._incoming(now_ns)))
+        company = self.fleet.company(guest, self._incoming(now_ns))
+        leaving = row.subject.host in self.fleet.closed
+        placement = best_target(guest, hosts, self._reserve, company, leaving=leaving)
         if isinstance(placement, NoMove):
             raise Refused("placement", placement.reason)
         load = self.fleet.move_load(row, placement.host, self.guards.migrations())
@@ -325,7 +332,8 @@ class Pilot:
         if guard not in _PATIENT:
             self.approvals.stale(want, f"{guard}: {reason}", now_ns)
         decision = self._decision(want, now_ns, accepted=False, guard=guard, reason=reason)
-        return [decision] if self.decider.on_decision(decision, None, now_ns) else []
+        news = self.maintenance.refused(decision) or self.decider.on_decision(decision, None, now_ns)
+        return [decision] if news else []
 
     def _release(self, release: Release, now_ns: int) -> Command:
         action = ReleaseKnob(guest=release.guest, knob=release.knob)

@@ -27,7 +27,10 @@ class GuestLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A host's measured load; `incoming_*` is promised to guests on their way and in no measurement yet."""
+    """A host's measured load; `incoming_*` is promised to guests on their way and in no measurement yet.
+
+    `closed` says why it takes no guests, "" where it does.
+    """
 
     name: str
     cpus: int
@@ -35,6 +38,7 @@ class HostLoad(msgspec.Struct, frozen=True, kw_only=True):
     memory_total_bytes: int
     memory_available_bytes: int
     online: bool = True
+    closed: str = ""
     fresh: bool = True
     migrations_in_flight: int = 0
     incoming_cores: float = 0.0
@@ -98,12 +102,14 @@ def best_target(
     hosts: Sequence[HostLoad],
     reserve: Reserve | None = None,
     company: Mapping[str, Company] | None = None,
+    *,
+    leaving: bool = False,
 ) -> Placement | NoMove:
     """Return the host with the most headroom once `guest` runs there with all the CPU it wants, or why there is none.
 
     Headroom is the scarcer of CPU and memory. `company` tells how many of the guest's groups are on each host: it goes
     first where fewest of those are from which it stays apart, and most of those with which it belongs. The order of
-    `hosts` does not matter: equal hosts are taken by name.
+    `hosts` does not matter: equal hosts are taken by name. A guest that is `leaving` needs no benefit.
     Raises ValueError when two of them bear one name.
     """
     reserve = reserve or Reserve()
@@ -115,7 +121,7 @@ def best_target(
         return NoMove(reason=f"no beneficial move: {unusable}")
     refused: dict[str, str] = {}
     fitting: list[_Candidate] = []
-    floor = _staying(guest, stay).headroom + reserve.benefit_ratio
+    floor = -math.inf if leaving else _staying(guest, stay).headroom + reserve.benefit_ratio
     own, others = wishes(guest.tags), company or {}
     here = others.get(guest.host, Company())
     for host in sorted(hosts, key=lambda host: host.name):
@@ -170,6 +176,8 @@ def _unavailable(guest: GuestLoad, host: HostLoad, reserve: Reserve) -> str:
     """Say why a host is out of the question whatever its load, or ""."""
     if not host.online:
         return "offline"
+    if host.closed:
+        return host.closed
     if not host.fresh or not _measured(host):
         return "its measurements are stale"
     if host.migrations_in_flight >= reserve.migrations_per_host:

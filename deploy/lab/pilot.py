@@ -48,6 +48,16 @@ port = {port}
 reconnect_max_s = 2.0
 [commands]
 private_key_file = "{folder}/keys/controller.key"
+[operators]
+public_key_files = ["{folder}/keys/operator.pub"]
+"""
+_OPERATOR = """
+cluster = "{cluster}"
+name = "the lab's operator"
+private_key_file = "{folder}/keys/operator.key"
+[bus]
+host = "{broker}"
+port = {port}
 """
 _WRITER = """
 cluster = "{cluster}"
@@ -79,10 +89,12 @@ class LabPilot:
         lab, folder = self._lab, self.folder
         folder.mkdir(parents=True, exist_ok=True)
         generate(folder / "keys")
+        generate(folder / "keys", "operator")
         values = {
             "cluster": CLUSTER, "folder": folder, "broker": lab.broker_host, "port": lab.broker_port,
             "store": lab.store_url, "rules": self._rules,
         }  # fmt: skip
+        self._write("operator", _OPERATOR.format(**values))
         for name, host in lab.hosts.items():
             config = self._write(f"agent-{name}", _AGENT.format(host=name, uri=host.uri, **values))
             with self._log(f"agent-{name}") as log:

@@ -70,3 +70,26 @@ class Approvals(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
     pending: list[Pending] = []
     settled: list[Settled] = []
+
+
+class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
+    """A host is to be emptied and takes no guests (`on`), or takes them again."""
+
+    cluster: str
+    host: str
+    on: bool
+    by: str
+    at_ns: int
+    reason: str = ""
+
+
+class Emptying(msgspec.Struct, frozen=True, kw_only=True):
+    """The retained word of the controller on a host's maintenance: who runs there still, and why who cannot leave."""
+
+    host: str
+    on: bool
+    by: str
+    reason: str
+    since_ns: int
+    left: list[str] = []
+    refused: dict[str, str] = {}

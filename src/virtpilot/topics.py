@@ -86,6 +86,14 @@ class Topics:
         """JSON, a signed `Verdict`, with message expiry."""
         return f"{self._root}/verdicts"
 
+    def maintenance(self, host: str) -> str:
+        """JSON, a signed `Maintenance`, retained: a host that is to be emptied, or takes guests again."""
+        return self._of("maintenance", host)
+
+    def emptying(self, host: str) -> str:
+        """JSON `Emptying`, retained: how far a host's maintenance is."""
+        return self._of("emptying", host)
+
     def host_of(self, topic: str) -> str:
         """Return the last level of a topic: the host or rule that it is about."""
         return topic.rpartition("/")[2]

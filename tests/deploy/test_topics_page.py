@@ -22,7 +22,7 @@ def listed(user: str, way: str) -> set[str]:
 
 def test_the_table_is_the_access_list() -> None:
     rows = _ROW.findall((ROOT / "docs/topics.md").read_text(encoding="utf-8"))
-    assert len(rows) == 13
+    assert len(rows) == 15
     for role, name in (
         ("agent", "the host's agent"),
         ("controller", "controller"),

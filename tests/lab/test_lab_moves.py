@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
@@ -62,6 +66,37 @@ def moved(giving: Commander, guest: Guest, way: Way) -> Outcome:
     log.info("moved", way=way, result=outcome.result, reason=outcome.reason, after=outcome.after)
     assert running(giving.lab, guest) == [target if outcome.result is Result.DONE else source]
     return outcome
+
+
+def test_a_host_put_in_maintenance_is_emptied(giving: Commander, guest: Guest) -> None:
+    """By the operator's own command; the controller, its guards and the agents do the rest."""
+    lab = giving.lab
+
+    def say(host: str, way: str) -> dict[str, Any]:
+        config = lab.folder / "virtpilot" / "operator.toml"
+        command = [
+            sys.executable,
+            "-m",
+            "virtpilot.pipeline",
+            "maintenance",
+            host,
+            way,
+            "--json",
+            "--config",
+            str(config),
+        ]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+        return msgspec.json.decode(done.stdout, type=dict[str, Any])
+
+    def names(host: str) -> set[str]:
+        return set(lab.hosts[host].virsh("list", "--name").split())
+
+    assert until(lambda: say("host-1", "on")["left"] == ["web-1"], 60, 1)
+    assert until(lambda: names("host-1") == set(), 90, 0.5)
+    assert names("host-2") == {"web-1", "web-2"}
+    assert until(lambda: say("host-1", "on")["left"] == [], 30, 1)
+    assert say("host-1", "off")["on"] is False
+    guest.set_load(0)
 
 
 @pytest.mark.parametrize(
