@@ -28,6 +28,7 @@ from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout, Unsupported
 from virtpilot.hypervisor import OFF, RUNNING, GuestState, JobState, JobStatus, Matchmaker, Move
+from virtpilot.knobs import find
 from virtpilot.model import Command, Outcome, Result
 
 log = structlog.get_logger(__name__)
@@ -67,13 +68,14 @@ class Migrations:
         self._site.reached(Point.BEFORE_PLAN_WRITTEN)
         self._site.commit(*seen(command), OperationKept(operation))
         self._site.reached(Point.AFTER_PLAN_WRITTEN)
+        outcomes: list[Outcome] = []
         try:
-            self._pack(action)
+            self._pack(action, now_ns, outcomes)
         except HypervisorError as error:
             reason = f"its leases could not be made ready to go with it: {error}"
-            return [self._end(operation, Result.FAILED, reason, now_ns)]
+            return [*outcomes, self._end(operation, Result.FAILED, reason, now_ns)]
         self._site.reached(Point.AFTER_PACKED)
-        return self._execute(operation, action, now_ns)
+        return outcomes + self._execute(operation, action, now_ns)
 
     def _check(self, action: Migrate) -> None:
         self._site.check_guest(action.guest)
@@ -97,8 +99,15 @@ class Migrations:
         stuck = asked.when_stuck if self._may_post_copy else Stuck.ABORT
         return replace(asked, bandwidth_bytes_s=min(limits, default=0), when_stuck=stuck)
 
-    def _pack(self, action: Migrate) -> None:
-        """Have the guest carry its leases: its note may have been removed, or was never written."""
+    def _pack(self, action: Migrate, now_ns: int, outcomes: list[Outcome]) -> None:
+        """Have the guest carry its leases: its note may have been removed, or was never written.
+
+        What it is pinned to is this host's: that is given back before it goes.
+        """
+        for lease in self._journal.leases():
+            knob = find(lease.knob)
+            if lease.guest == action.guest and knob is not None and knob.is_set:
+                outcomes += self._knobs.end(lease, f"given back before the migration to {action.target}", now_ns)
         if any(lease.guest == action.guest for lease in self._journal.leases()):
             self._site.write_note(action.guest)
 

@@ -225,7 +225,7 @@ class Pilot:
 
     def _prepared(self, want: Want, now_ns: int) -> Planned | Refused:
         """Return the action for a want once the guards let it through, or who refuses it."""
-        row = self.fleet.guest(want.subject.id) if want.subject.kind is Kind.VM else None
+        row = self.fleet.evaluator.row(want.subject.kind, want.subject.id)
         if row is None:
             return Refused("freshness", f"{want.subject.name or want.subject.id} is not measured any more")
         agreed = self.approvals.agreed(want)
@@ -244,13 +244,12 @@ class Pilot:
 
     def _agreed(self, waiting: Waiting, row: Row) -> tuple[Action, str]:
         """Return what somebody has accepted, as it is; raises Refused where things are others by now."""
-        pending, action = waiting.pending, waiting.pending.action
+        pending, action, evaluator = waiting.pending, waiting.pending.action, self.fleet.evaluator
         if row.subject.host != pending.subject.host:
             raise Refused("approval", f"the guest is on {row.subject.host} by now, it was on {pending.subject.host}")
-        if isinstance(action, SetKnob):
-            known = self.fleet.evaluator.knob(row.subject.id, action.knob)
-            if known is None or int(known[0]) != action.expected:
-                raise Refused("approval", f"{action.knob} is no longer {action.expected}")
+        current = standing(action.knob, row.subject.id, row, evaluator) if isinstance(action, SetKnob) else None
+        if isinstance(action, SetKnob) and current != action.expected:
+            raise Refused("approval", f"{action.knob} is no longer {action.expected}")
         return action, f"accepted by {waiting.accepted_by}: {pending.reason}"
 
     def _plan(self, want: Want, row: Row, now_ns: int) -> tuple[Action, str]:

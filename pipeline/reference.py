@@ -89,7 +89,11 @@ A guest whose balloon was blown up and that falls short of memory (less than hal
 gets it back at once, before the lease ends. After plugging in vCPUs the guest's agent, where it is connected, is asked
 to use them. Reads of a knob that the guest has to follow (balloon, plugged memory) wait up to 3 s for it.
 
-`ksm_…` are the host's: a command names the host in place of a guest. Rules are on guests and cannot set them yet.
+`ksm_…` are the host's: a rule on a host sets them. Where the scan's pace stands is not measured, so a rule can set
+`ksm_run` alone; a command, which names the host in place of a guest, the others too. A weight or a period that
+nobody has set is taken to be where libvirt has it from the start.
+
+A guest that is moved takes its leases along; what it is pinned to is given back before it leaves.
 """
 
 

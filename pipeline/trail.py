@@ -10,6 +10,7 @@ from rich.filesize import decimal
 
 from virtpilot.action import Decided, Divide, Migrate, SetKnob, action_name
 from virtpilot.events import Event
+from virtpilot.knobs import shown
 from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.records import Entry
 
@@ -123,7 +124,8 @@ def describe(action: Decided) -> str:
     """Return an action in a few words."""
     match action:
         case SetKnob():
-            return f"set {action.knob} {action.expected} → {action.value} for {action.lease_s:g} s"
+            before, after = shown(action.knob, action.expected), shown(action.knob, action.value)
+            return f"set {action.knob} {before} → {after} for {action.lease_s:g} s"
         case Divide():
             sets = ", ".join(f"{one.expected} → {one.value}" for one in action.sets)
             return f"{action_name(action)}: {action.sets[0].knob} {sets}"

@@ -15,4 +15,4 @@ class Caps:
         self.disk = np.full(guests, np.inf)
         self.receive = np.full(guests, np.inf)
         self.transmit = np.full(guests, np.inf)
-        self.disk_weight = np.full(guests, 500.0)
+        self.disk_weight = np.full(guests, 100.0)

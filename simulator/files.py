@@ -15,6 +15,11 @@ _FOLDERS: Final = {
     "sys/fs/cgroup": ("machine.slice",),
 }
 
+_KSM: Final = frozenset(
+    f"sys/kernel/mm/ksm/{name}"
+    for name in ("run", "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
+)
+
 
 class Moment(NamedTuple):
     """The virtual time, as ns since the epoch and as seconds since the start."""
@@ -43,6 +48,8 @@ class HostFiles:
             return proc_text(self._world, self._host, rest, *self._moment())
         if path == f"sys/class/net/{NIC}/speed":
             return f"{int(self._world.net[self._host] * 8 / 1_000_000)}\n"
+        if path in _KSM:
+            return f"{self._world.ksm_run[self._host] if path.endswith('run') else 0}\n"
         raise FileNotFoundError(f"/{path}")
 
     def names(self, path: str) -> list[str]:

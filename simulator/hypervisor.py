@@ -116,14 +116,14 @@ class FleetHypervisor:
         """Return the live value of a guest's knob, or of the host's; raises GuestNotFound or KnobUnsupported."""
         known = self._known(guest, knob)
         if known.of_host:
-            return self._knobs.get_of_host(self._world.host_names[self._host], known)
+            return self._knobs.get_of_host(self._host, known)
         return self._knobs.get(self._find_running(guest), known)
 
     def set_knob(self, guest: str, knob: str, value: int) -> None:
         """Set a knob's live value; raises GuestNotFound, KnobUnsupported, or HypervisorError out of its range."""
         known = self._known(guest, knob)
         if known.of_host:
-            self._knobs.set_of_host(self._world.host_names[self._host], known, value)
+            self._knobs.set_of_host(self._host, known, value)
         else:
             index = self._find_running(guest)
             self._check_still(index)

@@ -15,8 +15,7 @@ from virtpilot.simulator.world import MIB, REQUEST_BYTES, World
 # Where a knob stands that nobody has set; the other limits are none.
 _UNSET: Final = {
     **{f"{part}_period": 100_000 for part in ("vcpu", "global", "emulator", "iothread")},
-    "blkio_weight": 500,
-    "ksm_run": 0,
+    "blkio_weight": 100,
     "ksm_pages_to_scan": 100,
     "ksm_sleep_millisecs": 20,
 }
@@ -74,13 +73,18 @@ class KnobBook:
         if knob.family in _PART_OF_EVENT:
             world.tell(guest, EventKind.KNOB_CHANGED, _PART_OF_EVENT[knob.family], {knob.name: float(value)})
 
-    def get_of_host(self, host: str, knob: Knob) -> int:
+    def get_of_host(self, host: int, knob: Knob) -> int:
         """Return a host's value."""
-        return self._of(host, knob.name)
+        if knob.name == "ksm_run":
+            return int(self._world.ksm_run[host])
+        return self._of(self._world.host_names[host], knob.name)
 
-    def set_of_host(self, host: str, knob: Knob, value: int) -> None:
+    def set_of_host(self, host: int, knob: Knob, value: int) -> None:
         """Set a host's value; it changes nothing else in the fleet."""
-        self._values[host, knob.name] = value
+        if knob.name == "ksm_run":
+            self._world.ksm_run[host] = value
+        else:
+            self._values[self._world.host_names[host], knob.name] = value
 
     def told(self, guest: int) -> dict[str, int]:
         """Return the knobs of a running guest that are told with its statistics: those without a limit are not."""

@@ -134,6 +134,7 @@ class World:
         self._disk = np.array([host.disk_mib_s for host in hosts], dtype=np.float64) * MIB
         self.net = np.array([host.net_mib_s for host in hosts], dtype=np.float64) * MIB
         self.powered = np.ones(count, dtype=np.bool_)
+        self.ksm_run = np.zeros(count, dtype=np.intp)
         self.booted_s = np.zeros(count)
         self.incoming_bytes = np.zeros(count)
         self.host_rate = np.zeros((len(Host), count))
@@ -374,6 +375,7 @@ class World:
         """Boot a host at `time_s`: counters from zero."""
         self.stale = True
         self.powered[host] = True
+        self.ksm_run[host] = 0
         self.booted_s[host] = time_s
         self.host_total[:, host] = 0.0
         self.load[:, host] = 0.0

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from virtpilot.knobs import NO_LIMIT, find
+from virtpilot.knobs import find
 from virtpilot.model import Kind, Mode, Subject
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import (
@@ -130,14 +130,14 @@ def relative_change(remedy: Remedy, subject: Subject, evaluator: Measurements) -
 def standing(name: str, guest: str, row: Measured, evaluator: Measurements) -> int | None:
     """Return where a guest's knob stands, None while that is not known.
 
-    A limit that is not told with the guest's last sample is none.
+    A limit that is not told with the guest's last sample is none; so with what else is told only where it is unusual.
     """
     knob, known = find(name), evaluator.knob(guest, name)
     if knob is not None and knob.field in row.values:
         return int(row.values[knob.field])
     if known is not None and read_at(name, guest, row, evaluator) is not None:
         return int(known[0])
-    return NO_LIMIT if knob is not None and knob.limit else None
+    return None if knob is None else knob.untold
 
 
 def _own(remedy: Remedy) -> tuple[object, ...]:
@@ -157,7 +157,7 @@ def read_at(name: str, guest: str, row: Measured, evaluator: Measurements) -> in
     knob, known = find(name), evaluator.knob(guest, name)
     if known is None or (knob is not None and knob.field in row.values):
         return None
-    return None if knob is not None and knob.limit and known[1] < row.time_ns else known[1]
+    return None if knob is not None and knob.untold is not None and known[1] < row.time_ns else known[1]
 
 
 def signature(rule: Rule) -> tuple[str, str]:

@@ -65,6 +65,8 @@ RULE_KEYS: Final = [
 ]
 # What a remedy does; `lease` and `expect` go with it.
 REMEDIES: Final = ("set", "allocate", "migrate", "run", *(str(verb) for verb in Verb))
+_ON_HOSTS: Final = frozenset({"set", "allocate"})
+_ON_GUESTS: Final = frozenset(REMEDIES) - {"allocate"}
 # Whatever the guest itself has to do, it is given time for.
 PATIENT: Final = frozenset({Verb.SHUTDOWN, Verb.REBOOT})
 _WITHIN_NS: Final = seconds(60)
@@ -143,7 +145,7 @@ class Reader(AttributeReader):
     def _remedies(self, node: Node, on: Kind) -> tuple[Remedy, ...]:
         if not isinstance(node, SequenceNode):
             raise self._mistake(node, "`remedies` is a list")
-        if on is Kind.CLUSTER:
+        if on not in {Kind.VM, Kind.HOST}:
             raise self._mistake(node, "remedies are for rules on a vm or a host")
         if len(node.value) > MAX_REMEDIES:
             raise self._mistake(node, f"more than {MAX_REMEDIES} remedies")
@@ -152,23 +154,18 @@ class Reader(AttributeReader):
 
     def _remedy(self, node: Node, on: Kind) -> Remedy | None:
         keys = self._mapping(node, (*REMEDIES, "lease", "expect"), "a remedy")
-        if keys is None:
-            return None
-        does = [word for word in REMEDIES if word in keys]
-        if len(does) != 1:
-            self._note(node, f"a remedy has one of {', '.join(f'`{word}`' for word in REMEDIES)}")
+        does = self._does(node, keys, on) if keys is not None else ""
+        if keys is None or not does:
             return None
         get = Getter(self, keys)
         expect = get("expect", lambda n: self._expect(n, on), None)
-        if (does[0] == "allocate") is not (on is Kind.HOST):
-            self._note(keys[does[0]], "`allocate` is for rules on a host, and every other remedy for rules on a vm")
-        leased = does[0] in {"set", "allocate"}
+        leased = does in {"set", "allocate"}
         if "lease" in keys and not leased:
             self._note(keys["lease"], "`lease` goes with `set` and `allocate`")
         if leased and "lease" not in keys:
             self._note(node, "`lease` is missing: how long the knob stays changed")
         lease_ns = get("lease", self._lease, 0) if leased else 0
-        match does[0]:
+        match does:
             case ("set" | "allocate") as word:
                 return get(word, lambda n: self._leased(word, n, on, lease_ns, expect), None)
             case "migrate":
@@ -180,6 +177,17 @@ class Reader(AttributeReader):
                 verb = Verb(word)
                 return PowerRemedy(verb, get(word, lambda n: self._within(n, verb), _WITHIN_NS), expect)
 
+    def _does(self, node: Node, keys: Mapping[str, Node], on: Kind) -> str:
+        """Return the word that says what a remedy does, "" where that is a mistake."""
+        does = [word for word in REMEDIES if word in keys]
+        if len(does) != 1:
+            self._note(node, f"a remedy has one of {', '.join(f'`{word}`' for word in REMEDIES)}")
+            return ""
+        if does[0] not in (_ON_HOSTS if on is Kind.HOST else _ON_GUESTS):
+            self._note(keys[does[0]], "a rule on a host has `allocate`, and `set` of its knobs, one on a vm the rest")
+            return ""
+        return does[0]
+
     def _within(self, node: Node, verb: Verb) -> int:
         """Read how long a guest may take, `{within: 90s}`; most verbs have nothing to say: `{}`."""
         keys = self._mapping(node, ("within",) if verb in PATIENT else (), f"`{verb}`")
@@ -189,11 +197,13 @@ class Reader(AttributeReader):
         return within_ns
 
     def _stranger(self, name: str, known: Sequence[str], what: str) -> str:
-        return unknown_knob(name) if what == "`set`" else super()._stranger(name, known, what)
+        if what.startswith("`set`"):
+            return unknown_knob(name, Kind.HOST if what.endswith("host") else Kind.VM)
+        return super()._stranger(name, known, what)
 
     def _set(self, node: Node, on: Kind, lease_ns: int, expect: Expect | None) -> SetRemedy:
         before = len(self.problems)
-        knobs = self._mapping(node, knob_names(node), "`set`")
+        knobs = self._mapping(node, knob_names(node, on), "`set` of a host" if on is Kind.HOST else "`set`")
         if knobs is None or len(knobs) != 1:
             message = "`set` has one knob, such as `cpu_shares: current * 2`"
             raise Mistake(message) if len(self.problems) > before else self._mistake(node, message)

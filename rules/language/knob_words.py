@@ -9,8 +9,11 @@ from ruamel.yaml.nodes import MappingNode, Node
 
 from virtpilot.fields import Unit
 from virtpilot.knobs import DEVICE_KNOBS, KNOBS, Knob, find
+from virtpilot.model import Kind
 
-_OF_GUESTS: Final = [name for name, knob in KNOBS.items() if not knob.of_host]
+_OF: Final = {
+    kind: [name for name, knob in KNOBS.items() if knob.of_host is (kind is Kind.HOST)] for kind in (Kind.VM, Kind.HOST)
+}
 
 
 def known(name: str) -> Knob:
@@ -21,26 +24,28 @@ def known(name: str) -> Knob:
     return knob
 
 
-def knob_names(node: Node) -> list[str]:
-    """Return the knobs of guests, and those of devices that a mapping names."""
+def knob_names(node: Node, on: Kind = Kind.VM) -> list[str]:
+    """Return the knobs of guests, or of hosts, and those of devices that a mapping names."""
+    if on is Kind.HOST:
+        return _OF[on]
     keys = [key.value for key, _value in node.value] if isinstance(node, MappingNode) else []
     keys = [str(key) for key in keys]
-    return [*_OF_GUESTS, *(key for key in keys if find(key) is not None and key not in KNOBS)]
+    return [*_OF[on], *(key for key in keys if find(key) is not None and key not in KNOBS)]
 
 
-def unknown_knob(name: str) -> str:
-    """Return what is wrong with a name that is no knob of a guest."""
-    knob = find(name)
-    if knob is not None:
-        return f"`{name}` is a knob of hosts, and a rule on a vm sets knobs of its guest"
+def unknown_knob(name: str, on: Kind) -> str:
+    """Return what is wrong with a name that is no knob of a guest, or of a host."""
+    if find(name) is not None:
+        mine, other = ("a guest", "a host") if on is Kind.VM else ("a host", "a guest")
+        return f"`{name}` is a knob of {other}, and this rule is on {mine}"
     device, point, _ = name.partition(".")
     rest = name.rpartition(".")[2]
     if rest in DEVICE_KNOBS:
         whose = {"disk": "vda.", "nic": "nic0.", "memory": "virtiomem0."}[DEVICE_KNOBS[rest].device]
         return f"`{name[:80]}` is not a knob: before `{rest}` stands a device, such as `{whose}{rest}`"
-    there = [f"{device}.{one}" for one in DEVICE_KNOBS] if point else _OF_GUESTS
+    there = [f"{device}.{one}" for one in DEVICE_KNOBS] if point else _OF[on]
     near = difflib.get_close_matches(name[:80], there, 1)
-    hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(_OF_GUESTS)}, and those of devices"
+    hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(_OF[on])}"
     return f"`{name[:80]}` is not a knob{hint}"
 
 

@@ -54,7 +54,11 @@ class SetRemedy(msgspec.Struct, frozen=True):
     def reads(self) -> frozenset[tuple[str, str]]:
         """Return the fields that the formula reads, and the one that tells where the knob stands."""
         knob = find(self.knob)
-        own = {("vm", knob.field)} if knob is not None and knob.field else set[tuple[str, str]]()
+        own = (
+            {("host" if knob.of_host else "vm", knob.field)}
+            if knob is not None and knob.field
+            else set[tuple[str, str]]()
+        )
         return self.formula.fields | own
 
     def target(self, current: int, row: RowValues) -> int | None:

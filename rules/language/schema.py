@@ -176,8 +176,7 @@ def _of_device(device: str) -> str:
 def _set() -> Schema:
     kinds = {"type": ["string", "integer", "number"]}
     value = kinds | {"description": "A number; `current` is the knob's value now. Of CPUs or nodes a list, 0-3,6."}
-    of_guests = [name for name, knob in KNOBS.items() if not knob.of_host]
-    knobs = _object(dict.fromkeys(of_guests, value), [], "The knob and what it is set to.")
+    knobs = _object(dict.fromkeys(KNOBS, value), [], "The knob and what it is set to.")
     knobs |= {"patternProperties": {_of_device(device): value for device in DEVICES}}
     lease = _duration("How long the knob stays changed.")
     return _object(

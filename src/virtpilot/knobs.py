@@ -48,7 +48,8 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
     """One knob: `per_unit` of the knob's own units make one of `unit`, and a value is a multiple of `step`.
 
     `limit`: 0 is let through and means no limit, of a set all of the host's. `device`: what stands before the point.
-    `field`: the guest's measured field that tells where the knob stands, for those that are not told with the others.
+    `field`: the measured field that tells where the knob stands, for those that are not told with the others; `usual`:
+    where it stands while nobody tells it, for libvirt tells little of what nobody has set.
     """
 
     name: str
@@ -63,6 +64,12 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
     limit: bool = False
     device: str = ""
     field: str = ""
+    usual: int | None = None
+
+    @property
+    def untold(self) -> int | None:
+        """Where the knob stands while nobody tells it, None where that is not known."""
+        return NO_LIMIT if self.limit else self.usual
 
     @property
     def is_set(self) -> bool:
@@ -111,7 +118,7 @@ def _schedule() -> list[Knob]:
         quota = f"CPU time in a period for {who}, µs"
         found += [
             timed(name=f"{part}_quota", high=17_592_186_044_415, limit=True, about=quota),
-            timed(name=f"{part}_period", high=1_000_000, about=f"length of that period for {who}, µs"),
+            timed(name=f"{part}_period", high=1_000_000, usual=100_000, about=f"length of that period for {who}, µs"),
         ]
     return found
 
@@ -192,7 +199,9 @@ def _sets() -> list[Knob]:
 def _weight() -> Knob:
     about = "weight against other guests when a disk is busy"
     source = "virDomainSetBlkioParameters"
-    return Knob(name="blkio_weight", family=Family.BLOCK_WEIGHT, low=100, high=1_000, source=source, about=about)
+    return Knob(
+        name="blkio_weight", family=Family.BLOCK_WEIGHT, low=100, high=1_000, usual=100, source=source, about=about
+    )
 
 
 def _ksm() -> list[Knob]:
@@ -201,7 +210,7 @@ def _ksm() -> list[Knob]:
     node = partial(made, source="virNodeSetMemoryParameters")
     rest = partial(node, unit=Unit.SECONDS, per_unit=1_000)
     return [
-        made(name="ksm_run", low=0, high=2, source="/sys/kernel/mm/ksm/run", about=run),
+        made(name="ksm_run", low=0, high=2, field="ksm_run_code", source="/sys/kernel/mm/ksm/run", about=run),
         node(name="ksm_pages_to_scan", low=1, high=10**9, about="pages that are looked at in one go"),
         rest(name="ksm_sleep_millisecs", low=0, high=86_400_000, about="rest between two goes, ms"),
     ]
@@ -241,6 +250,16 @@ def names() -> str:
     """Return all names in one line, a device's with what it begins with."""
     shown = {"disk": "<disk>", "nic": "nic<N>", "memory": "virtiomem<N>"}
     return ", ".join([*KNOBS, *(f"{shown[knob.device]}.{name}" for name, knob in DEVICE_KNOBS.items())])
+
+
+def shown(name: str, value: int) -> str:
+    """Return a knob's value for a person: a set as a list, 0 of a limit in words."""
+    knob = find(name)
+    if knob is None or not knob.limit:
+        return str(value)
+    if value == NO_LIMIT:
+        return "all" if knob.is_set else "no limit"
+    return list_of(value) if knob.is_set else str(value)
 
 
 def numbers_in(text: str) -> int:

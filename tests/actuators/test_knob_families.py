@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.actuators.one_host import GUEST, HOST, OneHost, at, command, executor, set_to
+from tests.actuators.one_host import GUEST, HOST, OneHost, at, command, executor, move, set_to
 from virtpilot.action import ReleaseKnob, SetKnob
 from virtpilot.actuators.caps import Caps, KnobCap
 from virtpilot.hypervisor import Footprint
@@ -179,3 +179,14 @@ def test_a_knob_of_the_host_is_leased_like_any_other(host: OneHost, tmp_path: Pa
     assert (ended.result, host.knobs[HOST, "ksm_run"]) == (Result.REVERTED, 0)
     (refused,) = made.submit(command(set_to(1, 0, knob="ksm_run"), "cm-3"), at(30))
     assert (refused.guard, refused.reason) == ("host", f"ksm_run is for {GUEST}, this is {HOST}")
+
+
+def test_what_a_guest_is_pinned_to_is_given_back_before_it_moves(host: OneHost, tmp_path: Path) -> None:
+    made = executor(host, tmp_path)
+    made.submit(command(set_to(0b11, 0, knob="vcpupin")), at(0))
+    made.submit(command(set_to(50_000, 0, knob="vcpu_quota"), "cm-2"), at(0))
+    (given_back,) = made.submit(command(move(), "cm-3"), at(10))
+    assert (given_back.command, given_back.result) == ("cm-1", Result.REVERTED)
+    assert given_back.reason == "given back before the migration to host-2"
+    assert (host.knobs[GUEST, "vcpupin"], [lease.knob for lease in made.leases()]) == (0, ["vcpu_quota"])
+    assert len(host.jobs) == 1

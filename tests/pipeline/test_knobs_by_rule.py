@@ -33,7 +33,7 @@ RULE: Final = """
 virtpilot: 1
 rules:
   - name: turned
-    on: vm
+    on: {on}
     when: cpu_usage_ratio > 1%
     cooldown: 10m
     remedies:
@@ -55,9 +55,9 @@ def rate(demo: Demo, counter: str) -> float:
     return (float(demo.fleet.hypervisor("h1").guests()[0].stats[counter]) - float(before)) / 5
 
 
-def piloted(folder: Path, what: str, lease: str) -> Demo:
+def piloted(folder: Path, what: str, lease: str, on: str = "vm") -> Demo:
     (folder / "scenario.toml").write_text(SCENARIO)
-    (folder / "rules.yaml").write_text(RULE.format(what=what, lease=lease))
+    (folder / "rules.yaml").write_text(RULE.format(what=what, lease=lease, on=on))
     rules = RuleOptions(paths=[str(folder / "rules.yaml")], modes={"*": Mode.ACT})
     return Demo(folder / "demo", folder / "scenario.toml", rules)
 
@@ -102,20 +102,36 @@ def test_a_limit_holds_the_guest_down_for_its_lease(
     [
         ("memory_balloon: current - 512MiB", "memory_balloon", 3584 * MIB),
         ("memory_soft_limit: memory_balloon_bytes * 75%", "memory_soft_limit", 3072 * MIB),
-        ("blkio_weight: 200", "blkio_weight", 500),
+        ("blkio_weight: 200", "blkio_weight", 200),
+        ("vcpu_period: current / 2", "vcpu_period", 50_000),
         ("guest_vcpus: 2", "guest_vcpus", -1),
         ("vcpu_quota: current / 2", "vcpu_quota", 0),
     ],
 )
 def test_what_is_set_and_what_cannot_be_from_where_it_stands(tmp_path: Path, what: str, knob: str, value: int) -> None:
-    """A weight that nobody tells, a knob that the guest lacks and half of no limit are refused, and nothing is set."""
+    """A weight and a period that nobody tells are where they usually are; half of no limit is nothing."""
     demo = piloted(tmp_path, what, "1h")
     play(demo, 150)
     hypervisor = demo.fleet.hypervisor("h1")
-    refused = value in {-1, 0, 500}
+    refused = value in {-1, 0}
     assert demo.document()["decisions"]["accepted"] == (knob == "guest_vcpus" or not refused)
     leased = {lease.knob for agent in demo.agents for lease in agent.executor.leases()}
     assert leased == (set() if refused else {knob})
     if value >= 0:
         assert hypervisor.get_knob(BUSY, knob) == value
+    demo.close()
+
+
+def test_a_rule_on_a_host_turns_on_page_merging_for_its_lease(tmp_path: Path) -> None:
+    demo = piloted(tmp_path, "ksm_run: 1", "30s", on="host")
+    hypervisor = demo.fleet.hypervisor("h1")
+    for _ in range(400):
+        demo.step()
+        if hypervisor.get_knob("h1", "ksm_run"):
+            break
+    assert hypervisor.get_knob("h1", "ksm_run") == 1
+    (lease,) = [lease for agent in demo.agents for lease in agent.executor.leases()]
+    assert (lease.guest, lease.knob, lease.baseline) == ("h1", "ksm_run", 0)
+    play(demo, 31)
+    assert hypervisor.get_knob("h1", "ksm_run") == 0
     demo.close()
