@@ -20,6 +20,7 @@ from virtpilot.actuators.ledger import Lease, Ledger
 from virtpilot.actuators.lifecycle import Point
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.events import Event
+from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.model import Command, HostStatus, Message, Outcome
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
@@ -114,6 +115,18 @@ class Leasing:
     def set(self, guest: str, value: int = 2048, *, expected: int = BASELINE, lease_s: float = 600) -> str:
         action = SetKnob(guest=self.uuid(guest), knob="cpu_shares", value=value, expected=expected, lease_s=lease_s)
         return self.command(self.lab.where(guest), action)
+
+    def set_knob(self, guest: str, knob: str, value: int, expected: int, *, lease_s: float) -> str:
+        action = SetKnob(guest=self.uuid(guest), knob=knob, value=value, expected=expected, lease_s=lease_s)
+        return self.command(self.lab.where(guest), action)
+
+    def knob(self, guest: str, knob: str) -> int:
+        """Return what the libvirt of the host where a guest runs says of a knob, asked from this machine."""
+        hypervisor = LibvirtHypervisor(self.lab.hosts[self.lab.where(guest)].uri, clock=self.clock)
+        try:
+            return hypervisor.get_knob(self.uuid(guest), knob)
+        finally:
+            hypervisor.close()
 
     def release(self, guest: str) -> str:
         return self.command(self.lab.where(guest), ReleaseKnob(guest=self.uuid(guest), knob="cpu_shares"))

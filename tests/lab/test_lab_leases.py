@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 NAME = "leaselab"
 GUEST = "web-1"
+KNOBS = {"cpu_shares": 2048, "vcpu_quota": 90_000, "memory_soft_limit": 2**30, "vda.total_iops_sec": 300}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,23 @@ def test_a_guest_moved_by_hand_takes_its_lease_along(site: Leasing) -> None:
     site.comes(lambda: "reverted" in site.results(command), "ended")
     (ended,) = [one for one in site.outcomes if one.command == command and one.result == "reverted"]
     assert ended.host == site.other(source)
+    site.settled(GUEST)
+
+
+def test_knobs_of_every_kind_travel(site: Leasing) -> None:
+    """What libvirt takes along it takes along with the note: schedule, memory limit and disk throttle alike."""
+    for host in HOSTS:
+        site.start(host)
+    source = site.lab.where(GUEST)
+    target = site.other(source)
+    before = {knob: site.knob(GUEST, knob) for knob in KNOBS}
+    commands = [site.set_knob(GUEST, knob, value, before[knob], lease_s=45) for knob, value in KNOBS.items()]
+    site.comes(lambda: all("done" in site.results(one) for one in commands), "all are set")
+    site.lab.migrate(GUEST, target)
+    site.comes(lambda: (len(site.leases(source, GUEST)), len(site.leases(target, GUEST))) == (0, len(KNOBS)), "held")
+    assert {knob: site.knob(GUEST, knob) for knob in KNOBS} == KNOBS
+    site.comes(lambda: all("reverted" in site.results(one) for one in commands), "all are given back")
+    assert {knob: site.knob(GUEST, knob) for knob in KNOBS} == before
     site.settled(GUEST)
 
 
