@@ -14,7 +14,7 @@ neither forgets nor repeats one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -28,7 +28,7 @@ from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.evaluations import Tracer
-from virtpilot.pipeline.hearing import hear, message_id
+from virtpilot.pipeline.hearing import hear_all, waiting
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
@@ -47,7 +47,7 @@ from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.saved import SavedHistory, Turn
 from virtpilot.rules.signals.sources import Sources
-from virtpilot.topics import BOOT_PROPERTY, Topics
+from virtpilot.topics import Topics
 
 log = structlog.get_logger(__name__)
 
@@ -187,12 +187,16 @@ class Controller:
             self.tick(self._time.now_ns())
         delivery, handled = self.bus.receive(self._patience_s(timeout_s)), 0
         while delivery is not None:
-            self._handle(delivery, self._time.now_ns())
+            together, delivery = (
+                waiting(self.bus, self._topics, delivery, self.sources) if timeout_s else ([delivery], None)
+            )
+            self._handle(together, self._time.now_ns())
             self._outbox.send(self._keeper, self._time.now_ns())
-            handled += 1
-            if timeout_s and (handled >= _IN_A_ROW or self._is_time()):
-                break
-            delivery = self.bus.receive(0)
+            handled += len(together)
+            if delivery is None:
+                if timeout_s and (handled >= _IN_A_ROW or self._is_time()):
+                    break
+                delivery = self.bus.receive(0)
         self._serve_requests(self._time.now_ns())
         self._upkeep.work()
         if not timeout_s:
@@ -251,12 +255,13 @@ class Controller:
                 self.bus.publish(Message(self._topics.sampling(order.host), payload, expiry_s=lasts_s))
             yield
 
-    def _handle(self, delivery: Delivery, now_ns: int) -> None:
-        self.counters.messages += 1
-        message = delivery.message
+    def _handle(self, deliveries: Sequence[Delivery], now_ns: int) -> None:
+        """Handle a message, or several of metrics."""
+        self.counters.messages += len(deliveries)
+        message = deliveries[0].message
         match self._topics.family_of(message.topic):
             case "metrics":
-                self._on_metrics(message, now_ns)
+                self._on_metrics([delivery.message for delivery in deliveries])
             case "status":
                 self._on_status(message)
             case "outcomes":
@@ -270,7 +275,8 @@ class Controller:
             case "verdicts":
                 self._on_verdict(message, now_ns)
         self.books.flush()
-        self._outbox.acknowledge(delivery, self._keeper)
+        for delivery in deliveries:
+            self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_switch(self, message: Message, now_ns: int) -> None:
         if self._switch.take(message.payload, now_ns):
@@ -292,17 +298,9 @@ class Controller:
             page = msgspec.json.encode(self.pilot.approvals.page(now_ns))
             self.bus.publish(Message(self._topics.approvals, page, retain=True))
 
-    def _on_metrics(self, message: Message, now_ns: int) -> None:
-        host = self._topics.host_of(message.topic)
-        lines = hear(message, host, self.rulebook, self.sources, now_ns)
-        if BOOT_PROPERTY in message.properties and lines:
-            self._time.hear(host, lines.time_ns())
-            now_ns = self._time.now_ns()
-        self.counters.samples += len(lines)
-        if lines.bad:
-            self.counters.bad_lines += len(lines.bad)
-            log.warning("malformed lines", topic=message.topic, count=len(lines.bad), first=lines.bad[0].reason)
-        signals = self.rulebook.evaluator.feed_messages([(lines, message_id(message, host))])
+    def _on_metrics(self, messages: Sequence[Message]) -> None:
+        heard = hear_all(messages, self._topics, self.rulebook, self.sources, self._time, self.counters)
+        now_ns, signals = self._time.now_ns(), self.rulebook.evaluator.feed_messages(heard)
         if signals:
             self._on_signals(signals)
             self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+import structlog
 
 from virtpilot.events import LIFECYCLE, By, Event, EventKind
+from virtpilot.lineblocks import Lines
 from virtpilot.model import Command, Decision, Outcome, Signal
 from virtpilot.pipeline.records import Record
+
+log = structlog.get_logger(__name__)
 
 _KINDS: Final = frozenset(EventKind)
 # Knobs that somebody else has changed explain something too; those that virtpilot changed are told by their outcome.
@@ -39,6 +43,13 @@ class Counters(msgspec.Struct):
     outcomes: dict[str, int] = {}
     events: dict[str, int] = {}
     save_failures: int = 0
+
+    def heard(self, topic: str, lines: Lines) -> None:
+        """Count what a message of metrics held."""
+        self.samples += len(lines)
+        if lines.bad:
+            self.bad_lines += len(lines.bad)
+            log.warning("malformed lines", topic=topic, count=len(lines.bad), first=lines.bad[0].reason)
 
     def record(self, record: Record) -> None:
         """Count a record that is new."""

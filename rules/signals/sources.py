@@ -50,6 +50,11 @@ class Sources:
         """Take note that what is known was restored: who said what of it is not known any more."""
         self._restored_ns = now_ns
 
+    @property
+    def quiet(self) -> bool:
+        """Whether agents alone have told of anything lately."""
+        return not self._said
+
     def lets_pass(self, hosts: Set[str], source: str, now_ns: int, *, agent: bool) -> bool:
         """Tell whether samples of these hosts are whole as they come, as an agent's mostly are; else `join` them."""
         if self._said and now_ns >= self._next_prune_ns:

@@ -10,7 +10,7 @@ import re
 from array import array
 from functools import lru_cache
 from io import BytesIO
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -100,10 +100,11 @@ class LineReader:
         """Return the wanted fields of a message's lines."""
         if not is_plain(payload):
             return Lines.of(parse_wanted(payload, self._wanted))
-        lines = BytesIO(payload if payload.endswith(b"\n") else payload + b"\n").readlines()
-        block = self._single(lines)
+        payload = payload if payload.endswith(b"\n") else payload + b"\n"
+        block = self._single(payload)
         if block is not None:
             return Lines([block], {}, [])
+        lines = BytesIO(payload).readlines()
         groups: list[list[int]] = [[] for _ in range(len(self._names) + 1)]
         for place, head in enumerate(map(self._which, lines)):
             if head is not None:
@@ -117,18 +118,19 @@ class LineReader:
             self._start = blocks[0].measurement.encode()
         return Lines(blocks, *self._others(lines, sorted(left)))
 
-    def _single(self, lines: list[bytes]) -> Block | None:
+    def _single(self, payload: bytes) -> Block | None:
         """Read lines that all have the layout that the last such message had."""
         columns = self._latest
-        if columns is None or len(lines) < _FEW or lines[-1][: len(self._start)] != self._start:
+        if columns is None or not payload.startswith(self._start):
             return None
-        if columns.match(lines[0]) is None:
+        # A message of several measurements mostly ends with another one than it begins with.
+        last = payload.rfind(b"\n", 0, -1) + 1
+        parts = columns.parts(payload) if last and payload.startswith(self._start, last) else None
+        if parts is None:
             return None
-        matches = columns.matches(lines)
-        if None in matches:
-            return None
+        heads, *values, times = parts
         try:
-            return _block(columns, list(range(len(lines))), cast(list[re.Match[bytes]], matches))
+            return _block(columns, list(range(len(heads))), heads, values, times)
         except (LineProtocolError, ValueError, msgspec.DecodeError):
             return None
 
@@ -145,6 +147,7 @@ class LineReader:
 def _blocks(columns: Columns, lines: list[bytes], places: list[int], blocks: list[Block]) -> list[int]:
     """Read lines of one measurement layout by layout; return the places of those that are of no block."""
     odd: list[int] = []
+    tried: set[int] = set()
     for _ in range(MAX_LAYOUTS):
         if len(places) < _FEW:
             break
@@ -161,8 +164,12 @@ def _blocks(columns: Columns, lines: list[bytes], places: list[int], blocks: lis
             rest = [place for place, match in zip(places, matches, strict=True) if match is None]
             places = [place for place, match in zip(places, matches, strict=True) if match is not None]
         try:
-            block = _block(columns, places, list(filter(None, matches)))
+            heads, *values, times = zip(*map(re.Match.groups, filter(None, matches)), strict=True)
+            block = _block(columns, places, heads, values, times)
         except (LineProtocolError, ValueError, msgspec.DecodeError):
+            if _other_layout(columns, lines[places[len(places) // 2]], tried):
+                places = sorted([*places, *rest])
+                continue
             odd += places
         else:
             blocks += [block] if block.names else []
@@ -170,9 +177,24 @@ def _blocks(columns: Columns, lines: list[bytes], places: list[int], blocks: lis
     return odd + places
 
 
-def _block(columns: Columns, places: list[int], found: list[re.Match[bytes]]) -> Block:
+def _other_layout(columns: Columns, line: bytes, tried: set[int]) -> bool:
+    """Tell whether a line's own layout is another one than those tried: with integers where others are none."""
+    tried.add(id(columns.layout))
+    try:
+        columns.learn(line)
+    except LineProtocolError:
+        return False
+    return id(columns.layout) not in tried
+
+
+def _block(
+    columns: Columns,
+    places: list[int],
+    heads: tuple[bytes, ...],
+    values: list[tuple[bytes, ...]],
+    times: tuple[bytes, ...],
+) -> Block:
     """Return lines of one layout; raises what the decoder raises where a value is no number."""
-    heads, *values, times = zip(*map(re.Match.groups, found), strict=True)
     text = b",".join(map(b",".join, values))
     if b" " in text:
         raise LineProtocolError("a space in a number")
@@ -185,6 +207,6 @@ def _block(columns: Columns, places: list[int], found: list[re.Match[bytes]]) ->
         columns.layout.names,
         places,
         joined,
-        numbers.reshape(len(values), len(found)),
-        np.full(len(found), moments, np.int64),
+        numbers.reshape(len(values), len(heads)),
+        np.full(len(heads), moments, np.int64),
     )

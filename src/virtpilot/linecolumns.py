@@ -39,19 +39,21 @@ _INT64: Final = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Layout(NamedTuple):
-    """How to read lines of one shape: a match tells head, the wanted fields' values, time.
+    """How to read lines of one shape: a match tells head, the wanted fields' values, time; `split` of many at once.
 
     `absent` are the wanted fields that it has not, as they would stand in a line; `names` are those that it has.
     """
 
     match: Callable[[bytes], re.Match[bytes] | None]
+    split: Callable[[bytes], list[bytes | Any]]
     decode: Callable[[bytes], list[Any]]
     fields: Callable[[Any], dict[str, Any]]
     absent: tuple[bytes, ...]
     names: tuple[str, ...]
 
 
-_NO_LAYOUT: Final = Layout(re.compile(rb"(?!)").match, msgspec.json.Decoder(list[Any]).decode, dict, (), ())
+_NOTHING: Final = re.compile(rb"(?!)")
+_NO_LAYOUT: Final = Layout(_NOTHING.match, _NOTHING.split, msgspec.json.Decoder(list[Any]).decode, dict, (), ())
 
 
 def parse_wanted(payload: bytes, wanted: Wanted) -> Parsed:
@@ -182,6 +184,20 @@ class Columns:
                 return list(map(self.match, lines))
         return found
 
+    def parts(self, payload: bytes) -> list[tuple[bytes, ...]] | None:
+        """Return heads, wanted fields' values and times of lines that all have the layout, None where one has not.
+
+        What is between two matches is nothing, and there are as many of them as lines: so each is a line of its own.
+        """
+        parts = self.layout.split(payload)
+        each = len(self.layout.names) + 3
+        if len(parts) != each * payload.count(b"\n") + 1 or any(parts[::each]):
+            return None
+        # Mostly none of the names is there, whatever stands before it.
+        if any(needle[1:] in payload for needle in self.layout.absent[::2]):
+            return None
+        return [tuple(parts[at::each]) for at in range(1, each)]
+
     def learn(self, line: bytes) -> None:
         """Take a line's own layout; raises LineProtocolError where it has none."""
         fields = line.partition(b" ")[2].partition(b" ")[0]
@@ -275,7 +291,7 @@ def _layout(measurement: str, shape: tuple[bytes, ...], wanted: frozenset[str]) 
     absent = tuple([f"{before}{name}=".encode(errors="surrogatepass") for name in missing for before in ", "])
     matcher = re.compile(_pattern(measurement, fields), re.DOTALL)
     decode = msgspec.json.Decoder(list[row]).decode  # type: ignore[valid-type]
-    return Layout(matcher.match, decode, as_fields, absent, tuple(name for name, _ in kept))
+    return Layout(matcher.match, matcher.split, decode, as_fields, absent, tuple(name for name, _ in kept))
 
 
 def _pattern(measurement: str, fields: Sequence[tuple[bytes, Any]]) -> bytes:
@@ -293,8 +309,8 @@ def _pattern(measurement: str, fields: Sequence[tuple[bytes, Any]]) -> bytes:
         # Atomic: a line that holds a name many times must not be tried in many ways.
         pattern += b"(?>%b%b=)%b%b" % (_jump(skipped), re.escape(name), value, end)
         skipped = []
-    # What is behind the last wanted field is not looked at: to the end and back to the last space.
-    return pattern + (b"(?>.{%d,} )" % _least(skipped) if skipped else b"") + _TIME
+    # As far as the fields behind the last wanted one must reach, then on to the space.
+    return pattern + (b".{%d}[^ ]*+ " % _least(skipped) if skipped else b"") + _TIME
 
 
 def _jump(skipped: Sequence[bytes]) -> bytes:
