@@ -68,6 +68,21 @@ class Allocator:
             left_out |= found
         return next(iter(left_out.values()), Refusal("limits", f"{want.subject.id} has no running guests"))
 
+    def again(self, want: Want, action: Divide, reason: str, check: Check) -> Division | Refusal:
+        """Return a division as it was accepted, or who refuses it by now: it is done whole or not at all."""
+        requests: list[GuardRequest] = []
+        for one in action.sets:
+            row = self._fleet.guest(one.guest)
+            if row is None or row.subject.host != action.host:
+                return Refusal("approval", f"{one.guest} is not on {action.host} any more")
+            if standing(one.knob, one.guest, row, self._fleet.evaluator) != one.expected:
+                return Refusal("approval", f"{one.knob} of {row.subject.name} is no longer {one.expected}")
+            request = self._ask(want, row, one)
+            requests.append(msgspec.structs.replace(request, budgets=()) if requests else request)
+            if (refusal := check(requests[-1])) is not None:
+                return refusal
+        return Division(action, tuple(requests), reason)
+
     def _guests(self, host: str) -> Iterator[Row]:
         for row in self._fleet.evaluator.latest(Kind.VM).values():
             if row.subject.host == host and row.values.get("state_code") == 1:

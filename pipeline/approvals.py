@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import structlog
 
-from virtpilot.action import Action
+from virtpilot.action import Decided
 from virtpilot.actuators.order import Operators, Signed
 from virtpilot.clock import seconds
 from virtpilot.errors import CommandRefused, StateError
@@ -44,6 +44,11 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     pending: Pending
     accepted_by: str = ""
     reason: str = ""
+
+    @property
+    def words(self) -> str:
+        """The reason for it, once it is accepted."""
+        return f"accepted by {self.accepted_by}: {self.pending.reason}"
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -88,7 +93,7 @@ class ApprovalDesk:
         found = (one.pending for one in self._waiting.values() if one.accepted_by)
         return {(pending.rule, pending.subject.id, pending.cause, pending.rung) for pending in found}
 
-    def propose(self, want: Want, action: Action, reason: str, now_ns: int) -> str:
+    def propose(self, want: Want, action: Decided, reason: str, now_ns: int) -> str:
         """Lay an action before people, once; return why it is not done yet."""
         key = _key(want)
         if who := self._rejected.get(f"{key} {want.cause} {want.rung}"):

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from virtpilot.action import Action, Migrate, Power, Run, SetKnob
+from virtpilot.action import Action, Divide, Migrate, Power, Run, SetKnob
 from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.actuators.guards.request import ALIVE, ANY, GuardRequest, Input, Target
 from virtpilot.hypervisor import fitting_codes
 from virtpilot.knobs import find
+from virtpilot.pipeline.approvals import Waiting
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
+from virtpilot.pipeline.planned import Refused
 from virtpilot.planner.placement import HostLoad, Reserve
 from virtpilot.rules.decisions.want import Want, read_at
 from virtpilot.rules.language.records import Rule, RuleSet
@@ -72,6 +74,20 @@ class Asking:
             effect_ns=want.remedy.expect.within_ns if want.remedy.expect is not None else 0,
             approved=approved,
         )
+
+    def agreed(self, waiting: Waiting, row: Row) -> tuple[Action, str]:
+        """Return what somebody has accepted, as it is; raises Refused where things are others by now."""
+        pending, action = waiting.pending, waiting.pending.action
+        if isinstance(action, Divide):
+            raise Refused("approval", "the rule wants something else by now")
+        if row.subject.host != pending.subject.host:
+            raise Refused("approval", f"the guest is on {row.subject.host} by now, it was on {pending.subject.host}")
+        current = (
+            standing(action.knob, row.subject.id, row, self._fleet.evaluator) if isinstance(action, SetKnob) else None
+        )
+        if isinstance(action, SetKnob) and current != action.expected:
+            raise Refused("approval", f"{action.knob} is no longer {action.expected}")
+        return action, waiting.words
 
     def _inputs(self, want: Want, row: Row, knob: SetKnob | None) -> Iterator[Input]:
         rule, evaluator = self._rules.get(want.rule), self._fleet.evaluator

@@ -10,19 +10,20 @@ from typing import Annotated, Final
 
 import msgspec
 
-from virtpilot.action import Abort, Action, Decided, Migrate, Power, ReleaseKnob, Run, SetKnob
+from virtpilot.action import Abort, Action, Decided, Divide, Migrate, Power, ReleaseKnob, Run, SetKnob
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.memory import InFlight
 from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.clock import seconds
-from virtpilot.model import Command, Decision, Kind, Outcome, Result, Subject, record_id
+from virtpilot.model import Command, Decision, Kind, Mode, Outcome, Result, Subject, record_id
 from virtpilot.pipeline.allocating import Allocator
-from virtpilot.pipeline.approvals import ApprovalDesk, Waiting
+from virtpilot.pipeline.approvals import ApprovalDesk
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.maintenance import MaintenanceDesk
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.operations.desk import Desk
 from virtpilot.pipeline.operations.moves import id_of, operation_of, waits_in_line
+from virtpilot.pipeline.planned import Planned, Refused
 from virtpilot.pipeline.timeline import moved
 from virtpilot.planner.moving import Hopeless, MovingOptions, plan_move
 from virtpilot.planner.placement import HostLoad, NoMove, Reserve, best_target
@@ -47,27 +48,6 @@ class PilotOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command_ttl_s: Annotated[
         float, msgspec.Meta(description="A command not started within this time is never started.", ge=1, le=3600)
     ] = 30.0
-
-
-class Refused(Exception):
-    """The action cannot be planned; carries the guard's name and the reason."""
-
-    def __init__(self, guard: str, reason: str) -> None:
-        self.guard = guard
-        self.reason = reason
-        super().__init__(reason)
-
-
-class Planned(msgspec.Struct, frozen=True):
-    """A want with the action for it, the reason for that, and what the guards look at."""
-
-    want: Want
-    row: Row
-    action: Action
-    reason: str
-    request: GuardRequest
-    held: Refusal | None = None
-    """What the guard `concurrency` says: a place may be free when its turn comes."""
 
 
 class Pilot:
@@ -212,15 +192,28 @@ class Pilot:
 
     def _divide(self, want: Want, remedy: AllocateRemedy, now_ns: int) -> list[Decision | Command]:
         """Divide a host among its guests: one decision, and a command for each guest whose knob changes."""
-        division = self._allocator.plan(want, remedy, lambda request: self.guards.check(request, now_ns))
+
+        def check(request: GuardRequest) -> Refusal | None:
+            # Whether a person agrees is asked of the whole.
+            return self.guards.check(msgspec.structs.replace(request, approved=True), now_ns)
+
+        agreed = self.approvals.agreed(want)
+        if agreed is not None and isinstance(agreed.pending.action, Divide):
+            division = self._allocator.again(want, agreed.pending.action, agreed.words, check)
+        else:
+            division = self._allocator.plan(want, remedy, check)
         if isinstance(division, Refusal):
             return self._refuse(want, division.guard, division.reason, now_ns)
+        if want.mode is Mode.APPROVE:
+            told = self.approvals.propose(want, division.action, division.reason, now_ns)
+            return self._refuse(want, "approval", told, now_ns)
         action = division.action
         decision = self._decision(want, now_ns, accepted=True, action=action, reason=division.reason)
         commands = [self._command(decision.id, action.host, one, want.rule, now_ns) for one in action.sets]
         for request, command in zip(division.requests, commands, strict=True):
             self.guards.started(request, command.id, now_ns)
         self.decider.divided(decision, commands, now_ns)
+        self.approvals.begun(want, now_ns)
         return [decision, *commands]
 
     def _prepared(self, want: Want, now_ns: int) -> Planned | Refused:
@@ -230,7 +223,7 @@ class Pilot:
             return Refused("freshness", f"{want.subject.name or want.subject.id} is not measured any more")
         agreed = self.approvals.agreed(want)
         try:
-            action, reason = self._plan(want, row, now_ns) if agreed is None else self._agreed(agreed, row)
+            action, reason = self._plan(want, row, now_ns) if agreed is None else self._asking.agreed(agreed, row)
         except Refused as refused:
             return refused
         hosts = self._host_loads(now_ns) if isinstance(action, Migrate) else ()
@@ -241,16 +234,6 @@ class Pilot:
         if refusal is not None and refusal.guard != "concurrency":
             return Refused(refusal.guard, refusal.reason)
         return Planned(want, row, action, reason, request, refusal)
-
-    def _agreed(self, waiting: Waiting, row: Row) -> tuple[Action, str]:
-        """Return what somebody has accepted, as it is; raises Refused where things are others by now."""
-        pending, action, evaluator = waiting.pending, waiting.pending.action, self.fleet.evaluator
-        if row.subject.host != pending.subject.host:
-            raise Refused("approval", f"the guest is on {row.subject.host} by now, it was on {pending.subject.host}")
-        current = standing(action.knob, row.subject.id, row, evaluator) if isinstance(action, SetKnob) else None
-        if isinstance(action, SetKnob) and current != action.expected:
-            raise Refused("approval", f"{action.knob} is no longer {action.expected}")
-        return action, f"accepted by {waiting.accepted_by}: {pending.reason}"
 
     def _plan(self, want: Want, row: Row, now_ns: int) -> tuple[Action, str]:
         """Return the action with the reason for it; raises Refused."""

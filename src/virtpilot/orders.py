@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from virtpilot.action import Action
+from virtpilot.action import Decided
 from virtpilot.model import Subject
 
 
@@ -48,7 +48,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     rule: str
     subject: Subject
     rung: int
-    action: Action
+    action: Decided
     reason: str
     at_ns: int
     until_ns: int
