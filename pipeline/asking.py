@@ -16,7 +16,7 @@ from virtpilot.pipeline.approvals import Waiting
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.planned import Refused
 from virtpilot.planner.placement import HostLoad, Reserve
-from virtpilot.rules.decisions.want import Want, read_at
+from virtpilot.rules.decisions.want import Want, read_at, standing
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.ages import read_times
 from virtpilot.rules.signals.table import Row
@@ -82,11 +82,10 @@ class Asking:
             raise Refused("approval", "the rule wants something else by now")
         if row.subject.host != pending.subject.host:
             raise Refused("approval", f"the guest is on {row.subject.host} by now, it was on {pending.subject.host}")
-        current = (
-            standing(action.knob, row.subject.id, row, self._fleet.evaluator) if isinstance(action, SetKnob) else None
-        )
-        if isinstance(action, SetKnob) and current != action.expected:
-            raise Refused("approval", f"{action.knob} is no longer {action.expected}")
+        if isinstance(action, SetKnob):
+            evaluator = self._fleet.evaluator
+            if standing(action.knob, row.subject.id, row, evaluator) != action.expected:
+                raise Refused("approval", f"{action.knob} is no longer {action.expected}")
         return action, waiting.words
 
     def _inputs(self, want: Want, row: Row, knob: SetKnob | None) -> Iterator[Input]:
