@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from virtpilot.action import Verb
+from virtpilot.actuators.knob import FOREIGN
 from virtpilot.clock import seconds
 from virtpilot.events import LIFECYCLE, By, Event, EventKind
 from virtpilot.fields import FIELDS
@@ -51,7 +52,7 @@ class Own:
         for outcome in outcomes:
             if outcome.action in _WHOLE and outcome.result is not Result.REFUSED:
                 self._moves[outcome.guest] = (outcome.command, now_ns)
-            else:
+            elif outcome.guard != FOREIGN:  # there it tells what somebody else has set
                 for knob, value in outcome.after.items():
                     self._knobs[outcome.guest, knob, value] = (outcome.command, now_ns)
         self._knobs = {key: one for key, one in self._knobs.items() if 0 <= now_ns - one[1] <= _ECHO_NS}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from virtpilot.actuators.knob import FOREIGN
 from virtpilot.clock import SECOND, VirtualClock, seconds
 from virtpilot.events import By, Event, EventKind
 from virtpilot.hypervisor import GuestEvent
@@ -111,6 +112,14 @@ def test_an_echo_that_comes_much_too_late_is_none(site: Site) -> None:
     site.desk.own([done("set cpu_shares", cpu_shares=2048)], NOW)
     site.desk.own([], NOW + 61 * SECOND)
     site.told(happened(EventKind.KNOB_CHANGED, "cputune", cpu_shares=2048))
+    assert site.event().by is By.OTHER
+
+
+def test_a_lease_that_yielded_makes_nobody_elses_change_our_own(site: Site) -> None:
+    """The outcome tells the value that somebody set: an event that comes after it is still theirs."""
+    yielded = done("release cpu_shares", Result.REVERTED, cpu_shares=512)
+    site.desk.own([msgspec.structs.replace(yielded, guard=FOREIGN)], NOW)
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", cpu_shares=512))
     assert site.event().by is By.OTHER
 
 
