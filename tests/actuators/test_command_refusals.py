@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.actuators.one_host import HOST, START, at, command, move, release, set_to
+from tests.actuators.one_host import GUEST, HOST, START, abort, at, command, move, power, release, set_to
+from virtpilot.action import Abort, Action, Run, Stuck, Verb, Way
 from virtpilot.actuators.command import (
     MAX_PAYLOAD_BYTES,
     MAX_VALIDITY_S,
@@ -145,7 +146,41 @@ def test_what_is_refused(payload: bytes, guard: str) -> None:
     assert len(refused.value.reason) < 400
 
 
-@pytest.mark.parametrize("wanted", [set_to(2048), release(), move()], ids=["set", "release", "move"])
+SOUND: list[Action] = [
+    set_to(2048),
+    release(),
+    move(way=Way(bandwidth_bytes_s=2**40, connections=16, downtime_s=0.3, within_s=600, when_stuck=Stuck.POST_COPY)),
+    abort(),
+    power(Verb.SHUTDOWN, within_s=3600),
+    Run(guest=GUEST, hook="page", fields={"name": "web-1", "tags.tier": "; rm -rf /"}),
+]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        power(Verb.REBOOT, within_s=0),
+        power(Verb.REBOOT, within_s=float("nan")),
+        power(Verb.REBOOT, within_s=3601),
+        move(way=Way(bandwidth_bytes_s=-1)),
+        move(way=Way(connections=256)),
+        move(way=Way(downtime_s=-0.1)),
+        move(way=Way(stall_s=float("inf"))),
+        move(way=Way(within_s=1e9)),
+        Run(guest=GUEST, hook="/bin/sh"),
+        Run(guest=GUEST, hook="page", fields={"a b": ""}),
+        Run(guest=GUEST, hook="page", fields={"name": "x" * 1025}),
+        Run(guest=GUEST, hook="page", fields={f"tags.{number}": "" for number in range(65)}),
+        Abort(guest="*"),
+    ],
+)
+def test_a_signed_command_that_makes_no_sense_is_refused(wanted: Action) -> None:
+    with pytest.raises(CommandRefused) as refused:
+        VERIFIER.open(SIGNER.seal(command(wanted)), START)
+    assert refused.value.guard == "value"
+
+
+@pytest.mark.parametrize("wanted", SOUND, ids=lambda one: type(one).__name__)
 def test_what_is_sealed_opens(wanted: Any) -> None:
     """Each action comes out as it went in."""
     sent = command(wanted)
