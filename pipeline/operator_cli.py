@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -13,10 +14,10 @@ import typer
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.errors import BusError
 from virtpilot.orders import Approvals, Emptying, Pending, Settled
-from virtpilot.pipeline import settings
-from virtpilot.pipeline.config import OperatorConfig
 from virtpilot.pipeline.output import print_json, quiet_logs
-from virtpilot.pipeline.trail import describe
+
+if TYPE_CHECKING:
+    from virtpilot.pipeline.operating import Operating
 
 app = typer.Typer(help="What waits for a person's approval.", no_args_is_help=True)
 
@@ -25,6 +26,15 @@ Reason = Annotated[str, typer.Option(help="Why; it is kept and shown.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Id = Annotated[str, typer.Argument(help="The id that `virtpilot approvals ls` shows.", show_default=False)]
 OPERATOR = Path("/etc/virtpilot/operator.toml")
+
+
+def _desk(config: Path) -> AbstractContextManager[Operating]:
+    # Not before now: the other commands wait for none of this.
+    from virtpilot.pipeline import settings
+    from virtpilot.pipeline.config import OperatorConfig
+    from virtpilot.pipeline.operating import operating
+
+    return operating(settings.load(config, OperatorConfig), SystemClock())
 
 
 class NotObeyed(BusError):
@@ -42,19 +52,15 @@ def stop(
     Needs no key. Leases run to their end and are given back then; migrations go on unless they are to be aborted. 1
     where a host that is there does not answer.
     """
-    from virtpilot.pipeline.operating import operating
-
     quiet_logs()
-    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+    with _desk(config) as desk:
         _tell_hosts(desk.stop(reason, abort_migrations=abort_migrations), json=json)
 
 
 def resume(reason: Reason = "", config: Config = OPERATOR, json: Json = False) -> None:
     """End a stop; signed with the operator's key. 1 where a host that is there does not answer."""
-    from virtpilot.pipeline.operating import operating
-
     quiet_logs()
-    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+    with _desk(config) as desk:
         _tell_hosts(desk.resume(reason), json=json)
 
 
@@ -86,10 +92,8 @@ def maintenance(
 
     Again with `on` it tells who is left. 1 where no controller answers.
     """
-    from virtpilot.pipeline.operating import operating
-
     quiet_logs()
-    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+    with _desk(config) as desk:
         told = desk.maintain(host, reason, on=way is Way.ON)
     if told is None:
         raise NotObeyed("no answer: the controller is not there, or does not know this key")
@@ -109,10 +113,8 @@ def _emptying(told: Emptying) -> list[str]:
 @app.command("ls")
 def approvals_ls(config: Config = OPERATOR, json: Json = False) -> None:
     """Show what waits, and what was settled last."""
-    from virtpilot.pipeline.operating import operating
-
     quiet_logs()
-    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+    with _desk(config) as desk:
         known = desk.approvals
     if known is None:
         raise BusError("no controller has said anything of approvals here")
@@ -130,6 +132,8 @@ def _lines(known: Approvals, now_ns: int) -> list[str]:
 def _pending(one: Pending, now_ns: int) -> str:
     left_s = max(one.until_ns - now_ns, 0) // SECOND
     who = one.subject.name or one.subject.id
+    from virtpilot.pipeline.trail import describe
+
     return f"{one.id}  {who}: {describe(one.action)}  (rule {one.rule}, {left_s} s left)  {one.reason}"
 
 
@@ -150,10 +154,8 @@ def approvals_reject(approval: Id, reason: Reason = "", config: Config = OPERATO
 
 
 def _decide(approval: str, reason: str, config: Path, *, accepted: bool, json: bool) -> None:
-    from virtpilot.pipeline.operating import operating
-
     quiet_logs()
-    with operating(settings.load(config, OperatorConfig), SystemClock()) as desk:
+    with _desk(config) as desk:
         settled = desk.decide(approval, reason, accepted=accepted)
     if settled is None:
         raise NotObeyed(f"no answer: the controller is not there, knows no {approval}, or not this key")

@@ -64,3 +64,16 @@ def test_warnings_are_told_and_are_no_mistakes_unless_asked(folder: Path) -> Non
     assert rules_check(folder, "good", "--strict") == (1, "1 rules: 1 warnings\n", told)
     (folder / "good" / "a.test.yaml").write_text(TEST)
     assert rules_check(folder, "good", "--strict") == (0, "1 rules: fine\n", "")
+
+
+def test_a_file_that_is_refused_as_yaml_waits_for_nothing_that_takes_long_to_load(folder: Path) -> None:
+    (folder / "bomb.yaml").write_text("a: &a [x, x]\nb: &b [*a, *a]\n")
+    code = (
+        "import sys; from pathlib import Path; import virtpilot.pipeline.cli\n"
+        "from virtpilot.rules.language import check\n"
+        "print(*check([Path('bomb.yaml')]), *sorted({'numpy', 'lark', 'structlog', 'paho'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=folder, check=False
+    )
+    assert done.stdout == "bomb.yaml:1:4: anchors and aliases are not used in rule files\n"
