@@ -93,18 +93,17 @@ class WindowFiles:
         self._writer.shutdown()
 
 
-def load(folder: Path) -> list[SavedHistory]:
-    """Return all histories; raises StateError for what cannot be read."""
-    found: list[SavedHistory] = []
+def load(folder: Path) -> Iterator[SavedHistory]:
+    """Yield all histories, slice by slice; raises StateError for what cannot be read."""
     for path in sorted(folder.glob("windows-*.jsonl")):
         try:
             with path.open("rb") as file:
-                found += [msgspec.json.decode(line, type=SavedHistory) for line in file]
+                for line in file:
+                    yield msgspec.json.decode(line, type=SavedHistory)
         except OSError as error:
             raise StateError(f"cannot read windows at {path}: {error}") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StateError(f"windows at {path} are damaged: {error}") from error
-    return found
 
 
 def _path(folder: Path, key: Key) -> Path:

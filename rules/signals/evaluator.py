@@ -311,19 +311,22 @@ class Evaluator:
         return Turn(signal=signal, digest=machine.rule.digest, time=time, since=since, seen=seen)
 
     def restore(self, snapshot: Mapping[str, Any], windows: Iterable[SavedHistory] = ()) -> None:
-        """Take up a former state, whole or not at all, and windows that were saved apart; raises StateError.
+        """Take up a former state, whole or not at all, and windows that were saved apart, up to damaged ones.
+
+        Raises StateError.
 
         A rule that has changed starts afresh. Its signals of before, and those of a rule that is no more, end: the
         next `feed` or `tick` says so.
         """
-        saved, apart = checked(snapshot), checked_histories(windows)
+        saved = checked(snapshot)
         for kind, table in self._tables.items():
             for part in saved.tables.get(kind, ()):
                 table.load(part)
             self._world.grow(table.kind)
         self._world.cluster = saved.cluster
         self._world.find_hosts()
-        self._world.windows.load([*saved.windows, *apart])
+        self._world.windows.load(saved.windows)
+        self._world.windows.load(checked_histories(windows))
         self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in saved.knobs}
         for rule in saved.rules:
             if not self._bank.load(rule):

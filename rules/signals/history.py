@@ -109,11 +109,18 @@ class History:
         """Take a sample of each row, newer than the one before it, with a value for each series: NaN where none is."""
         steps = times // self._step_ns
         first = int(steps[0])
-        same = self._step[where] == steps
-        joins = np.count_nonzero(same)
         units = times // UNIT_NS
-        if isinstance(where, slice) and joins in {0, len(steps)} and np.count_nonzero(steps == first) == len(steps):
-            self._put((first % PLACES, where), units, values, joins=bool(joins))
+        alike = isinstance(where, slice) and np.count_nonzero(steps == first) == len(steps)
+        places: int | NDArray[np.int64] = first % PLACES if alike else steps % PLACES
+        rows = np.arange(where.start, where.stop) if isinstance(where, slice) and not alike else where
+        low = self._time[places, rows]
+        same = (self._step[where] == steps) & (low != 0)
+        if not any(np.isfinite(one).any() for one in values):
+            # What has never had a value, such as a job's of guests without one, takes no memory.
+            if low.any():
+                self._time[places, rows] = np.where(same, _low(units), 0)
+        elif alike and (joins := np.count_nonzero(same)) in {0, len(steps)}:
+            self._put((places, rows), units, values, joins=bool(joins))
         else:
             rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
             for chosen, joined in ((~same, False), (same, True)):
@@ -130,8 +137,7 @@ class History:
         *,
         joins: bool,
     ) -> None:
-        # 0 stands for nothing.
-        self._time[at] = np.maximum(units & _MOST, 1).astype(np.uint32)
+        self._time[at] = _low(units)
         for series, (merge, value) in enumerate(zip(self._merges, values, strict=True)):
             weight = self._weight[series]
             if not joins:
@@ -208,13 +214,19 @@ class History:
         fresh = units > self.newest[rows]
         rows, units, steps = rows[fresh], units[fresh], steps[fresh]
         at = (steps % PLACES, rows)
-        self._time[at] = np.maximum(units & _MOST, 1).astype(np.uint32)
+        self._time[at] = _low(units)
         for own, weight, value, count in zip(self._value, self._weight, values, weights, strict=True):
             own[at] = value[fresh]
             if weight is not None and count is not None:
                 weight[at] = count[fresh]
         np.maximum.at(self.newest, rows, units)
         np.maximum.at(self._step, rows, steps)
+
+
+def _low(units: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the lower half of times; 0 stands for nothing."""
+    low: NDArray[np.uint32] = np.maximum(units & _MOST, 1).astype(np.uint32)
+    return low
 
 
 def _wider(array: NDArray[Any], capacity: int) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -113,16 +113,17 @@ def checked(snapshot: Mapping[str, Any]) -> Saved:
         for part in parts:
             if kind is not None and (problem := part.problem(kind)):
                 raise StateError(f"signals: {problem}")
-    checked_histories(saved.windows)
+    for _ in checked_histories(saved.windows):
+        pass
     return saved
 
 
-def checked_histories(histories: Iterable[SavedHistory]) -> list[SavedHistory]:
-    """Return windows' points; raises StateError where some are damaged."""
-    found = list(histories)
-    if not all(history.whole() for history in found):
-        raise StateError("signals: the points of a window are not whole")
-    return found
+def checked_histories(histories: Iterable[SavedHistory]) -> Iterator[SavedHistory]:
+    """Yield windows' points, one after the other: together they are large; raises StateError where some are damaged."""
+    for history in histories:
+        if not history.whole():
+            raise StateError("signals: the points of a window are not whole")
+        yield history
 
 
 def checked_turns(turns: Mapping[str, Any]) -> list[Turn]:

@@ -112,7 +112,7 @@ def test_damage_is_not_guessed_at(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(StateError, match="damaged"):
-        load(tmp_path)
+        list(load(tmp_path))
 
 
 def test_a_folder_that_takes_nothing_is_counted_and_harms_nothing(tmp_path: Path) -> None:
