@@ -31,7 +31,7 @@ MAX_VALUES: Final = 32
 MAX_CLOSELY: Final = 64
 # All rules are looked at once in so long, some of them at each tick.
 ROUND_S: Final = 30.0
-_AT_ONCE: Final = 500
+_AT_ONCE: Final = 200
 _TRUE, _FALSE = 1, 2
 _TRUTH: Final = (None, True, False)
 

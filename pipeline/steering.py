@@ -20,7 +20,7 @@ from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.nearness import near
 
 # So many guests, or hosts, are looked at in one go.
-_GUESTS_AT_ONCE: Final = 1000
+_GUESTS_AT_ONCE: Final = 800
 _HOSTS_AT_ONCE: Final = 50
 
 

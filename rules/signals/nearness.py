@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from virtpilot.model import Kind
 from virtpilot.rules.language.records import Rule
-from virtpilot.rules.language.typed import COMPARE, Columns, Masks, Part, Window
+from virtpilot.rules.language.typed import COMPARE, Aggregate, Columns, Masks, Part, Window
 from virtpilot.rules.signals.columns import masks
 from virtpilot.rules.signals.world import World
 
@@ -42,19 +42,20 @@ def near(world: World, rules: Iterable[Rule], margin: float, rows: NDArray[np.in
 
 
 def _close(part: Part, columns: Columns, margin: float) -> NDArray[np.bool_]:
-    """Return where a condition would hold; windows are worked out only where what else it asks leaves it open."""
+    """Return where a condition would hold; what is dear is worked out only where what else it asks leaves it open."""
     if part.sign != "and":
         return relaxed(part, columns, margin)[0]
     true: NDArray[np.bool_] = np.ones(1, np.bool_)
-    for one in sorted(part.parts, key=_reads_a_window):
+    for one in sorted(part.parts, key=_is_dear):
         true = true & relaxed(one, columns, margin)[0]
         if not true.any():
             break
     return true
 
 
-def _reads_a_window(part: Part) -> bool:
-    return isinstance(part.source, Window) or any(map(_reads_a_window, part.parts))
+def _is_dear(part: Part) -> bool:
+    """Tell whether a part reads a window, or devices and others."""
+    return isinstance(part.source, Window | Aggregate) or any(map(_is_dear, part.parts))
 
 
 def relaxed(part: Part, columns: Columns, margin: float) -> Masks:
