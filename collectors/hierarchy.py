@@ -1,7 +1,8 @@
 """Where the guests' control groups are: mounted hierarchies (cgroup v1, v2, both), and in them libvirt's groups by id.
 
 libvirt names a guest's group `machine-qemu\\x2d5\\x2dweb.scope` where systemd makes it, else `qemu-5-web.libvirt-qemu`;
-5 is the domain's id. All else in the name is the guest's own to choose and is not looked at.
+5 is the domain's id. All else in the name is the guest's own to choose and is not looked at. They are in machine.slice
+or machine, or in the partition that the guest's XML names: `web.partition`, `machine.slice/machine-web.slice`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from virtpilot.collectors.tree import Tree
 
 UNIFIED: Final = "unified"
 V1: Final = ("cpu", "memory", "blkio")
-_FOLDERS: Final = ("machine.slice", "machine")
+_MACHINE: Final = "machine"
+_PARTITIONS: Final = (".slice", ".partition")  # as systemd makes them, or libvirt itself
+_OTHERS: Final = frozenset({"system.slice", "user.slice"})
+_MAX_DEPTH: Final = 6
 _SCOPE: Final = re.compile(r"machine-(?:qemu|lxc)\\x2d([0-9]{1,10})(?:\\x2d.*)?\.scope", re.DOTALL)
 _PLAIN: Final = re.compile(r"(qemu|lxc)-([0-9]{1,10})(?:-.*)?\.libvirt-\1", re.DOTALL)
 
@@ -77,13 +81,15 @@ def find_groups(tree: Tree, mounts: Mapping[str, str]) -> dict[int, dict[str, st
     return {number: paths for number, paths in found.items() if number not in doubtful}
 
 
-def _groups_in(tree: Tree, mount: str) -> Iterator[tuple[int, str]]:
-    for folder in _FOLDERS:
-        try:
-            names = tree.names(f"{mount}/{folder}")
-        except OSError:  # this machine puts no guests there
-            continue
-        for name in names:
-            number = group_id(name)
-            if number is not None:
-                yield number, f"{mount}/{folder}/{name}"
+def _groups_in(tree: Tree, folder: str, depth: int = 0) -> Iterator[tuple[int, str]]:
+    """Yield the guests' groups below a folder, in libvirt's own partition and in those that guests' XML names."""
+    try:
+        names = tree.names(folder)
+    except OSError:  # this machine puts no guests there
+        return
+    for name in names:
+        number = group_id(name) if depth else None
+        if number is not None:
+            yield number, f"{folder}/{name}"
+        elif depth < _MAX_DEPTH and (name == _MACHINE or name.endswith(_PARTITIONS)) and name not in _OTHERS:
+            yield from _groups_in(tree, f"{folder}/{name}", depth + 1)

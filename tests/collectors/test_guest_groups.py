@@ -61,6 +61,29 @@ def test_a_container_that_has_the_hosts_root_mounted_finds_the_hosts_groups(tmp_
     assert GuestGroups(FileTree(tmp_path)).collect(1, START_NS) == {"cgroup_memory_bytes": 7}
 
 
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "web.partition/qemu-3-a.libvirt-qemu",
+        "web.partition/inner.partition/qemu-3-a.libvirt-qemu",
+        "machine/web.partition/qemu-3-a.libvirt-qemu",
+        "web.slice/machine-qemu\\x2d3\\x2da.scope",
+        "machine.slice/machine-web.slice/machine-qemu\\x2d3\\x2da.scope",
+    ],
+)
+def test_a_guest_in_a_partition_of_its_own_is_found(folder: str) -> None:
+    tree = TextTree({"proc/self/mountinfo": MOUNT, f"sys/fs/cgroup/{folder}/memory.current": "7"})
+    assert GuestGroups(tree).collect(3, START_NS) == {"cgroup_memory_bytes": 7}
+
+
+@pytest.mark.parametrize(
+    "folder", ["user.slice/user-1000.slice", "system.slice", "web.partition/qemu-5-b.libvirt-qemu", ""]
+)
+def test_a_group_of_that_name_where_no_guests_are_is_none(folder: str) -> None:
+    path = f"sys/fs/cgroup/{folder}/qemu-3-a.libvirt-qemu/memory.current".replace("//", "/")
+    assert GuestGroups(TextTree({"proc/self/mountinfo": MOUNT, path: "7"})).collect(3, START_NS) == {}
+
+
 def test_groups_are_looked_for_once_a_tick_and_only_while_one_is_unknown() -> None:
     tree = TextTree({"proc/self/mountinfo": MOUNT, f"{scope(1)}/memory.current": "1"})
     groups = GuestGroups(tree)
