@@ -90,6 +90,10 @@ class Domain:
         """Return that it runs."""
         return 1
 
+    def state(self, _flags: int = 0) -> list[int]:
+        """Return that it runs, and that it was booted."""
+        return [1, 1]
+
     def XMLDesc(self, _flags: int = 0) -> str:
         """Return its description."""
         return _XML.replace("@", str(self._number))
@@ -101,6 +105,10 @@ class Domain:
     def metadata(self, _kind: int, uri: str, _flags: int = 0) -> str:
         """Return its tags."""
         return f"<tags xmlns='{uri}' tier='batch'/>"
+
+    def jobInfo(self) -> list[int]:
+        """Return that it has no job."""
+        return [0] * 12
 
     def jobStats(self) -> dict[str, int]:
         """Return that it has no job."""
