@@ -29,6 +29,7 @@ from virtpilot.model import Bus, Delivery, HostStatus, Message, Outcome, Sample,
 from virtpilot.pipeline.cadence import Cadence, CadenceOptions
 from virtpilot.pipeline.command_desk import CommandDesk
 from virtpilot.pipeline.event_desk import EventDesk
+from virtpilot.pipeline.lines import is_subject
 from virtpilot.pipeline.uplink import Uplink
 from virtpilot.topics import Topics
 
@@ -172,8 +173,7 @@ class Agent:
     def _send(self, samples: list[Sample], now_ns: int) -> None:
         if samples:
             self.samples += len(samples)
-            # Rules look at devices with their guest's or host's own sample: those come first.
-            samples.sort(key=_is_subject)
+            samples.sort(key=is_subject)
             lines = encode_lines(samples)
             samples.clear()  # memory for the messages
             self.uplink.send(lines, now_ns)
@@ -305,7 +305,3 @@ def last_will(topics: Topics, host: str, boot: str, now_ns: int) -> Message:
     """Return what the broker says for a host whose agent vanished."""
     status = HostStatus(host=host, online=False, at_ns=now_ns, boot=boot)
     return Message(topics.status(host), msgspec.json.encode(status), retain=True)
-
-
-def _is_subject(sample: Sample) -> bool:
-    return sample.measurement in {"host", "vm"}

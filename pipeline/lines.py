@@ -1,8 +1,15 @@
-"""Line protocol as bytes: cut into parts without reading it."""
+"""What leaves as line protocol: in which order, and cut into parts without reading it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
+from virtpilot.model import Sample
+
+
+def is_subject(sample: Sample) -> bool:
+    """Tell whether a sample is a host's or guest's own: those go last, rules look at devices with their owner's."""
+    return sample.measurement in {"host", "vm"}
 
 
 def split(lines: bytes, max_bytes: int) -> Iterator[bytes]:

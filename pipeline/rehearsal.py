@@ -20,6 +20,7 @@ from virtpilot.pipeline import assembly
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
+from virtpilot.pipeline.lines import is_subject
 from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
@@ -83,7 +84,7 @@ class Rehearsal:
         self._announce(host)
         number = self._sequence[host] = self._sequence.get(host, 0) + 1
         properties = {BOOT_PROPERTY: CLUSTER, SEQUENCE_PROPERTY: str(number)}
-        self._bus.publish(Message(self.topics.metrics(host), encode_lines(samples), properties))
+        self._bus.publish(Message(self.topics.metrics(host), encode_lines(sorted(samples, key=is_subject)), properties))
         self.controller.step(0)
         self._settled = False
 
