@@ -29,6 +29,8 @@ BENCHES: Final[dict[str, str]] = {
     "sample_to_decision_p99_ms": "bench.rules_fleet",
     "alert_vs_prometheus": "bench.rules_alerting",
     "command_ms": "bench.guarding",
+    "command_to_effect_p99_ms": "bench.acting",
+    "commands_per_s": "bench.acting",
 }
 
 

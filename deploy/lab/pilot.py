@@ -21,7 +21,7 @@ state_folder = "{folder}/{host}-agent"
 tick_s = 2.0
 [hypervisor]
 migration_uri = "{uri}"
-tags = ["tier"]
+tags = ["tier", "virtpilot_weight"]
 [bus]
 host = "{broker}"
 port = {port}
@@ -39,6 +39,7 @@ state_folder = "{folder}/controller"
 paths = ["{rules}"]
 [guards]
 warm_up_s = 5.0
+{guards}
 [reserve]
 cpu_ratio = 0.0
 memory_bytes = 0
@@ -74,8 +75,10 @@ reconnect_max_s = 2.0
 class LabPilot:
     """Starts the processes in a lab that is up; they end with it."""
 
-    def __init__(self, lab: Lab, rules: Path = RULES) -> None:
+    def __init__(self, lab: Lab, rules: Path = RULES, guards: str = "") -> None:
+        """Take a lab, the controller's rules, and more lines for the options of its guards."""
         self._lab = lab
+        self._guards = guards
         self._rules = rules
         self.folder = lab.folder / "virtpilot"
 
@@ -92,7 +95,7 @@ class LabPilot:
         generate(folder / "keys", "operator")
         values = {
             "cluster": CLUSTER, "folder": folder, "broker": lab.broker_host, "port": lab.broker_port,
-            "store": lab.store_url, "rules": self._rules,
+            "store": lab.store_url, "rules": self._rules, "guards": self._guards,
         }  # fmt: skip
         self._write("operator", _OPERATOR.format(**values))
         for name, host in lab.hosts.items():
