@@ -136,7 +136,7 @@ class Agent:
         while delivery is not None:
             self._handle(delivery, self._clock.now_ns())
             delivery = self.bus.receive(0)
-        self.desk.own(self.commands.due(self.bus.generation), now_ns)
+        self.desk.own(self.commands.due(self.bus.generation), self._clock.now_ns())
         self._take_events(self._clock.now_ns())
         self._publish_outcomes()
 

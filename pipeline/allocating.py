@@ -26,8 +26,8 @@ _USUAL_PERIOD_US: Final = 100_000
 # A guest must stay able to answer, and must not be squeezed below what it works with.
 _FLOOR_CORES: Final = 0.05
 _FLOOR_BYTES: Final = 128 * MIB
-_WHOLE: Final = frozenset({"mode", "approval", "calendar", "budget", "breaker"})
-"""The guards that speak of the rule or the cluster: what they refuse is refused for all guests."""
+_WHOLE: Final = frozenset({"mode", "approval", "calendar", "budget", "breaker", "cooldown", "concurrency"})
+"""The guards that speak of the rule or the cluster, or of a moment: what they refuse is refused for all guests."""
 
 Check = Callable[[GuardRequest], Refusal | None]
 

@@ -55,8 +55,9 @@ class Own:
             elif outcome.guard != FOREIGN:  # there it tells what somebody else has set
                 for knob, value in outcome.after.items():
                     self._knobs[outcome.guest, knob, value] = (outcome.command, now_ns)
-        self._knobs = {key: one for key, one in self._knobs.items() if 0 <= now_ns - one[1] <= _ECHO_NS}
-        self._moves = {key: one for key, one in self._moves.items() if 0 <= now_ns - one[1] <= _ECHO_NS}
+        # A time before that of the last note is no reason to forget it: one step's parts have not all the same.
+        self._knobs = {key: one for key, one in self._knobs.items() if abs(now_ns - one[1]) <= _ECHO_NS}
+        self._moves = {key: one for key, one in self._moves.items() if abs(now_ns - one[1]) <= _ECHO_NS}
 
     def command(self, event: GuestEvent) -> str:
         """Return the id of the command that led to an event, empty where none of this host's did."""

@@ -109,6 +109,7 @@ class Site:
         )
         self.agent.start()
         self.agent.step(0)
+        self.clock.advance(1.0)  # on a new connection commands wait for a moment
         guest = fleet.hypervisor(self.host).guests()[0]
         self.guest, self.shares = guest.uuid, int(guest.knobs["cpu_shares"])
         self.knob: Callable[[], int] = lambda: int(fleet.hypervisor(self.host).get_knob(self.guest, "cpu_shares"))

@@ -115,6 +115,14 @@ def test_an_echo_that_comes_much_too_late_is_none(site: Site) -> None:
     assert site.event().by is By.OTHER
 
 
+def test_an_echo_is_known_also_when_an_earlier_time_was_given_in_between(site: Site) -> None:
+    """Parts of one step of the agent have the time of its beginning, others that of a message in it."""
+    site.desk.own([done("set cpu_shares", cpu_shares=2048)], NOW + SECOND)
+    site.desk.own([], NOW)
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", cpu_shares=2048))
+    assert site.event().by is By.VIRTPILOT
+
+
 def test_a_lease_that_yielded_makes_nobody_elses_change_our_own(site: Site) -> None:
     """The outcome tells the value that somebody set: an event that comes after it is still theirs."""
     yielded = done("release cpu_shares", Result.REVERTED, cpu_shares=512)

@@ -38,6 +38,8 @@ rules:
       - allocate: {{policy: {policy}, resource: cpu}}
         lease: 10m
 """
+# One policy after the other within a minute is what these guards are against.
+GUARDS: Final = "guest_cooldown_s = 0.0\nguest_cooldown_down_s = 0.0\noscillation_window_s = 0.0"
 # What each policy makes of them; by utilisation they stay as the one before has put them.
 PARTS: Final = {
     "max-min": {"d-1": 1 / 7, "d-2": 2 / 7, "d-3": 4 / 7},
@@ -58,7 +60,7 @@ class Division:
         self._write("max-min")
         for name in GUESTS:
             lab.guest(name).set_load(100)
-        self.pilot = LabPilot(lab, self._rules, guards="guest_cooldown_s = 0.0\nguest_cooldown_down_s = 0.0")
+        self.pilot = LabPilot(lab, self._rules, guards=GUARDS)
         self.pilot.start()
 
     def _write(self, policy: str) -> None:
@@ -75,7 +77,7 @@ class Division:
             parts = self.shares()
             return all(parts[name] == pytest.approx(part, rel=0.1) for name, part in wanted.items())
 
-        assert until(divided, 90, 1.0), (policy, self.shares(), self.told())
+        assert until(divided, 90, 1.0), "\n".join([policy, str(self.shares()), *self.told()])
         return self.shares()
 
     def shares(self) -> dict[str, float]:
