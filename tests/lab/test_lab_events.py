@@ -163,9 +163,9 @@ def test_what_a_command_did_is_told_as_virtpilots_own(heard: Heard) -> None:
     own = [event for _at, event in heard.all[since:] if event.host == host and event.guest == uuid]
     assert {event.by for event in own} == {By.VIRTPILOT}
     knobs = [(event.numbers, event.cause) for event in own if event.kind == "knob_changed"]
-    # Raised, and given back before the guest leaves.
-    assert knobs == [({"cpu_shares": 1500}, raised), ({"cpu_shares": 1024}, raised)]
-    assert {event.cause for event in own if event.kind != "knob_changed"} == {moved}
+    # The lease goes with the guest: nothing is given back here.
+    assert knobs == [({"cpu_shares": 1500}, raised)]
+    assert {event.cause for event in own if event.kind not in {"knob_changed", "lease_left"}} == {moved}
     assert {"job_progress", "job_completed", "suspended", "stopped"} <= {event.kind for event in own}
 
 
