@@ -22,6 +22,8 @@ done
 
 busybox mkfifo /run/orders
 exec 3<>/run/orders
+busybox mkfifo /run/dirt
+exec 7<>/run/dirt
 busybox mkfifo /run/never
 exec 5<>/run/never
 
@@ -55,12 +57,17 @@ online_cpus() {
   done
 }
 
-# Memory changed as fast as the emulated CPU can: so many MiB of noise are copied over and over.
+# Memory changed as fast as the emulated CPU can: so many MiB of noise are copied over and over. Without an order it
+# sleeps, and begins no process: a guest that idles must leave its host alone.
 scribble() {
+  size=0
   while :; do
-    size=0; [ -e /run/dirty ] && read -r size </run/dirty
-    if [ "$size" -le 0 ]; then busybox rm -f /run/noise /run/page; nap 0.2; continue; fi
-    [ -e /run/noise ] || busybox dd if=/dev/urandom of=/run/noise bs=1M count="$size" 2>/dev/null
+    if [ "$size" -le 0 ] || read -r -t 0 _ <&7; then
+      busybox rm -f /run/noise /run/page
+      read -r size <&7
+      [ "$size" -le 0 ] || busybox dd if=/dev/urandom of=/run/noise bs=1M count="$size" 2>/dev/null
+      continue
+    fi
     busybox dd if=/run/noise of=/run/page bs=1M conv=notrunc 2>/dev/null
   done
 }
@@ -77,7 +84,12 @@ listen() {
             *) echo "$value" >&3; echo "load $value $id" >&4 ;;
           esac
           ;;
-        dirty) echo "$value" >/run/dirty; echo "dirty $value $id" >&4 ;;
+        dirty)
+          case $value in
+            '' | *[!0-9]*) ;;
+            *) echo "$value" >&7; echo "dirty $value $id" >&4 ;;
+          esac
+          ;;
         deaf) if [ "$value" = 1 ]; then echo >/run/deaf; else busybox rm -f /run/deaf; fi; echo "deaf $value $id" >&4 ;;
         see)
           read -r cpus </sys/devices/system/cpu/online
