@@ -218,17 +218,20 @@ def _numbers(path: Path) -> list[int]:
 def replace_file(path: Path, raw: bytes) -> None:
     """Replace a file: whole and on disk, or not at all; raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
+    with contextlib.ExitStack() as undone:
+        undone.callback(_remove, temporary)
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+        undone.pop_all()
     sync_folder(path.parent)
+
+
+def _remove(temporary: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(temporary).unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -243,16 +243,15 @@ def bring_up(
     booted = image.build(cache, agent=any(plan.agent for plan in plans))
     network = network or free_network(routed_networks())
     lab = Lab(name, network, plans, state.claim(name, str(network)))
-    try:
+    with ExitStack() as taken_down:
+        taken_down.callback(lab.down)
         lab.raise_hosts()
         say(f"hosts up: {', '.join(f'{host.name} {host.uri} on CPU {host.cpu}' for host in lab.hosts.values())}")
         lab.start_servers()
         say(f"broker {lab.broker_host}:{lab.broker_port}, store {lab.store_url}")
         lab.start_guests(booted)
         say(f"guests up: {', '.join(f'{one.name} on {one.plan.host}' for one in lab.guests.values())}")
-    except BaseException:
-        lab.down()
-        raise
+        taken_down.pop_all()  # it is up: from here on whoever asked for it ends it
     return lab
 
 
