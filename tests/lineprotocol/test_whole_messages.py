@@ -31,6 +31,7 @@ shapes = st.lists(
     ),
     max_size=5,
 )
+# A field that stands twice in a line is not among them: see the last test.
 odd = st.sampled_from(
     [
         b"vm,vm=g a=1_0 5\n", b"vm,vm=g a=1i2 1790000000000000000\n", b"  vm,vm=g a=7 8\n", b"# a comment\n", b"\n",
@@ -125,3 +126,13 @@ def test_the_next_message_of_one_layout_is_read_without_a_look_at_its_measuremen
     first = reader.read(payload)
     monkeypatch.setattr(lineblocks, "_blocks", lambda *_given: pytest.fail("looked at again"))
     assert reader.read(payload).samples() == first.samples()
+
+
+def test_of_a_field_that_stands_twice_no_other_number_is_made() -> None:
+    """By the full parser the line is refused; names that nobody wants are passed over unread, and one may be this."""
+    twice = b"vm,vm=g a=1,a=2 1790000000000000000\n"
+    assert parse(twice).samples == []
+    for before in (b"", b"vm,vm=h a=5,x=6 1790000000000000000\n", b"vm,vm=h x=6,a=5 1790000000000000000\n"):
+        found = LineReader(WANTED).read(before + twice).samples()
+        assert [sample.fields["a"] for sample in found if sample.tags["vm"] == "g"] in ([], [1.0], [2.0])
+        assert [sample.fields["a"] for sample in found if sample.tags["vm"] == "h"] == [5.0] * bool(before)

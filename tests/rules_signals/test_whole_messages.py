@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from typing import Any
 
@@ -65,21 +66,28 @@ def tick(chance: random.Random, number: int, homes: dict[str, str], host: str) -
     return found
 
 
-def state(evaluator: Evaluator, *, ordered: bool) -> dict[str, Any]:
-    """Return all that is saved; without an order, of devices only which there are.
+def state(evaluator: Evaluator) -> dict[str, Any]:
+    """Return all that is saved, with devices and their pasts by name.
 
     Of several messages taken together, those that are taken whole come first: devices that are new in them have other
-    rows than they would have one message after the other, which nobody can tell but by the saved state.
+    rows than they would have one message after the other. Which row a device has is all that may differ.
     """
     document = evaluator.snapshot()
-    if not ordered:
-        (devices,) = document["tables"].pop("vm_filesystem", None) or [{"subjects": []}]
-        document["devices"] = sorted(subject["id"] + subject["host"] for subject in devices["subjects"])
-        document["windows"] = [
-            sorted(window["subjects"]) if any("/" in subject for subject in window["subjects"]) else window
-            for window in document["windows"]
-        ]
+    document["tables"]["vm_filesystem"] = list(map(by_device, document["tables"].get("vm_filesystem", [])))
+    document["windows"] = [by_device(one) if one["kind"] == "vm_filesystem" else one for one in document["windows"]]
     return document
+
+
+def by_device(rows: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return saved rows, or a window's pasts, as what each device has in each of their columns."""
+    counts = rows.get("counts") or [1] * len(rows["subjects"])
+    columns = {name: rows[name] for name in ("time", "since", "interval", "times") if name in rows}
+    columns |= rows.get("values", {}) | {one["text"]: one["values"] for one in rows.get("series", [])}
+    parts = {name: iter(memoryview(base64.b64decode(column)).cast("q")) for name, column in columns.items()}
+    return sorted(
+        (str(subject), (cause, {name: [next(part) for _ in range(count)] for name, part in parts.items()}))
+        for subject, cause, count in zip(rows["subjects"], rows.get("causes", rows["subjects"]), counts, strict=True)
+    )
 
 
 @REPEATABLE
@@ -94,7 +102,7 @@ def test_the_same_signals_and_the_same_state(chance: random.Random, together: bo
         assert fed == [signal for lines, cause in messages for signal in single.feed(lines.samples(), cause)]
         now_ns = START_NS + seconds(10 * number + 1)
         assert whole.tick(now_ns) == single.tick(now_ns)
-    assert state(whole, ordered=not together) == state(single, ordered=not together)
+    assert state(whole) == state(single)
     assert (whole.late, whole.ahead) == (single.late, single.ahead)
     assert all(whole.knob(guest, "cpu_shares") == single.knob(guest, "cpu_shares") for guest in GUESTS)
 
