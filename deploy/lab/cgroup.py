@@ -116,6 +116,10 @@ class Group:
                     found.update(dict.fromkeys(_procs(folder)))
         return [pid for pid in found if pid > 0 and not is_zombie(pid)]
 
+    def busy(self) -> bool:
+        """Tell whether any process is in it, one of another pid namespace included (the kernel lists that as 0)."""
+        return any(_procs(folder) for one in self._mounted for folder in _deepest_first(one.path / self.name))
+
     def kill(self, grace_s: float = 3.0, *, guests_only: bool = False) -> None:
         """End the group's processes: by SIGTERM, after `grace_s` by SIGKILL; raises LabError if some survive."""
         _signal_all(self.pids(guests_only=guests_only), signal.SIGTERM)

@@ -236,8 +236,7 @@ def bring_up(
     lacking = missing()
     if lacking:
         raise LabMissing(f"the lab needs {', '.join(lacking)}")
-    found = state.load(name)
-    if found is not None and not found.in_use:
+    if state.abandoned(name):
         say(f"removing what a killed lab {name!r} left")
         state.tear_down(name)
     booted = image.build(cache, agent=any(plan.agent for plan in plans))

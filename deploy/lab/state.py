@@ -83,6 +83,17 @@ def load(name: str) -> State | None:
         return None
 
 
+def abandoned(name: str) -> bool:
+    """Tell whether what is left of a lab is nobody's: its owner was killed, or it is empty and no file tells of it.
+
+    The latter is a lab that was killed where another /run was mounted.
+    """
+    found = load(name)
+    if found is not None:
+        return not found.in_use
+    return not folder_of(name).exists() and bool(leftovers(name)) and not any(one.busy() for one in _groups(name))
+
+
 def claim(name: str, network: str) -> State:
     """Make the lab's folder ours; raises LabBusy when a lab of this name is up or something of one is left."""
     RUN.mkdir(mode=0o755, exist_ok=True)

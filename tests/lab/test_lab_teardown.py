@@ -11,6 +11,8 @@ from typing import Protocol
 import pytest
 
 from deploy import lab as lab_module
+from deploy.lab import LabBusy, state
+from deploy.lab.cgroup import Group, hierarchies
 from deploy.lab.pilot import RULES
 from tests.lab.lab_process import ENVIRONMENT, ROOT, command, need_a_lab, ran
 
@@ -72,6 +74,26 @@ def test_down_removes_what_a_killed_lab_left(bring_up_until: Start, text: str) -
         assert kind in left
     assert ran(KILLED, "down").returncode == 0
     assert lab_module.leftovers(KILLED) == []
+
+
+def test_empty_groups_that_no_file_tells_of_are_nobodys_until_a_process_is_in_them() -> None:
+    """So a lab looks that was killed where another /run was mounted, in a root of its own."""
+    need_a_lab()
+    group = Group(f"virtpilot-{KILLED}-control", hierarchies())
+    group.create()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert state.abandoned(KILLED)
+        for door in group.doors():
+            door.write_text(str(child.pid))
+        assert not state.abandoned(KILLED)
+        with pytest.raises(LabBusy, match=f"--name {KILLED} down"):
+            state.claim(KILLED, "10.77.0.0/24")
+    finally:
+        child.kill()
+        child.wait(10)
+        lab_module.tear_down(KILLED)
+    assert not state.abandoned(KILLED)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
