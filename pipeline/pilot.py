@@ -79,7 +79,6 @@ class Pilot:
         self._ttl_ns = seconds(options.command_ttl_s)
         self.epoch = epoch
         self._allocator = Allocator(fleet, self._ask_to_set, decider.holder)
-        self._stopped: set[str] = set()
         self._landed: dict[str, tuple[str, int]] = {}
         self._hosts: list[HostLoad] | None = None
 
@@ -93,6 +92,8 @@ class Pilot:
         """Move all that is remembered to another time: the clocks were set."""
         self.decider.restore(moved(self.decider.snapshot(), by_ns))
         self.guards.restore(moved(msgspec.to_builtins(self.guards.saved()), by_ns))
+        self.approvals.restore(moved(msgspec.to_builtins(self.approvals.saved()), by_ns))
+        self.desk.move(by_ns)
         self._landed = {guest: (target, until_ns + by_ns) for guest, (target, until_ns) in self._landed.items()}
 
     def decide(self, now_ns: int, about: Collection[str] | None = None) -> list[Decision | Command]:
@@ -152,9 +153,9 @@ class Pilot:
     def _stop(self, command: str, newcomer: Planned, now_ns: int) -> list[Decision | Command]:
         """Abort a migration for one that is much shorter; it is wanted again when it has ended."""
         flight = self.guards.flight(command)
-        if flight is None or command in self._stopped:
+        if flight is None or self.desk.was_stopped(command):
             return []
-        self._stopped.add(command)
+        self.desk.stopping(command)
         action = Abort(guest=flight.guest)
         decision = Decision(
             id=record_id("dc", command, "stop", now_ns),
@@ -296,7 +297,8 @@ class Pilot:
         reason: str = "",
     ) -> Decision:
         return Decision(
-            id=record_id("dc", want.cause, want.rung, accepted, guard, now_ns),
+            # The guests that are to leave a host have one cause.
+            id=record_id("dc", want.rule, want.subject.id, want.cause, want.rung, accepted, guard, now_ns),
             cause=want.cause,
             rule=want.rule,
             subject=want.subject,
@@ -346,9 +348,8 @@ class Pilot:
         if outcome.result in {Result.DONE, Result.REFUSED, Result.FAILED, Result.REVERTED}:
             flying = dict(self.guards.incoming())
             # Nothing is wrong with a rule or a host whose migration was stopped by us.
-            stopped = outcome.command in self._stopped and outcome.result is Result.FAILED
+            stopped = self.desk.was_stopped(outcome.command) and outcome.result is Result.FAILED
             self.guards.finished(outcome.command, now_ns, Result.REFUSED if stopped else outcome.result)
-            self._stopped.discard(outcome.command)
             landed = outcome.guest in flying and outcome.guest not in dict(self.guards.incoming())
             if landed and outcome.result is Result.DONE:
                 self._landed[outcome.guest] = (flying[outcome.guest], now_ns + _MEASURED_BY_NS)

@@ -62,6 +62,24 @@ class Announced(msgspec.Struct, frozen=True, kw_only=True):
         running_ns = now_ns - self.since_ns if self.standing is Standing.RUNNING else 0
         return (self.done_ns + max(running_ns, 0)) / SECOND
 
+    @property
+    def silent_ns(self) -> int:
+        """Since when one might ask why nobody asks: it was heard of last, and what runs has had its time."""
+        if self.standing is not Standing.RUNNING:
+            return self.heard_ns
+        # Whose clock was set back has not begun in the future.
+        begun_ns = min(self.since_ns, self.heard_ns)
+        return max(self.heard_ns, begun_ns + max(seconds(self.work.takes_s) - self.done_ns, 0))
+
+    def moved(self, by_ns: int) -> Announced:
+        """Return it at another time: the clocks were set."""
+        return msgspec.structs.replace(
+            self,
+            announced_ns=self.announced_ns + by_ns,
+            since_ns=self.since_ns + by_ns,
+            heard_ns=self.heard_ns + by_ns,
+        )
+
     def became(self, standing: Standing, now_ns: int) -> Announced:
         """Return it in another standing."""
         return msgspec.structs.replace(

@@ -55,7 +55,12 @@ class SchedulingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     ] = 1
     silent_s: Annotated[
         float,
-        Meta(description="Announced work that nobody has asked about for so long is taken for over.", ge=10, le=86400),
+        Meta(
+            description="Announced work that nobody has asked about for so long is taken for over; what runs, so long"
+            " after the end of its time.",
+            ge=10,
+            le=86400,
+        ),
     ] = 600.0
 
 
@@ -65,6 +70,7 @@ class Kept(msgspec.Struct, frozen=True):
     announced: dict[str, Announced] = {}
     moves: dict[str, Operation] = {}
     policy: SchedulingPolicy | None = None
+    stopped: dict[str, bool] = {}
 
 
 class Desk:
@@ -76,6 +82,8 @@ class Desk:
         self._places = {**moves, "memory": options.memory_changes_per_host, "work": options.works_per_host}
         self._announced: Tracked[str, Announced] = Tracked()
         self._moves: Tracked[str, Operation] = Tracked()
+        self._stopped: Tracked[str, bool] = Tracked()
+        self._restored = False
         self._chosen: SchedulingPolicy | None = None
         self._told: SchedulingPolicy | None = None
         self._waiting: tuple[Operation, ...] = ()
@@ -105,24 +113,24 @@ class Desk:
         return self._announced.values()
 
     def announce(self, work: Announcement, host: str, guest: str, now_ns: int) -> Announced | None:
-        """Take an announcement, on a guest's UUID or a whole host; the same again changes nothing.
+        """Take an announcement, on a guest's UUID or a whole host; the same again only tells that somebody cares.
 
         None where too many wait already.
         """
         known = self._announced.get(work.id)
-        if known is None:
-            if len(self._announced) >= MAX_ANNOUNCED:
-                return None
-            known = Announced(
-                work=work,
-                host=host,
-                guest=guest,
-                standing=Standing.WAITING,
-                announced_ns=now_ns,
-                since_ns=now_ns,
-                heard_ns=now_ns,
-            )
-            self._announced[work.id] = known
+        if known is not None:
+            return self.heard(work.id, now_ns) if known.work == work else known
+        if len(self._announced) >= MAX_ANNOUNCED:
+            return None
+        known = self._announced[work.id] = Announced(
+            work=work,
+            host=host,
+            guest=guest,
+            standing=Standing.WAITING,
+            announced_ns=now_ns,
+            since_ns=now_ns,
+            heard_ns=now_ns,
+        )
         return known
 
     def heard(self, work: str, now_ns: int) -> Announced | None:
@@ -140,11 +148,31 @@ class Desk:
         """Note that a move is under way: its operation bears the id of its command from now on."""
         self._moves[command] = msgspec.structs.replace(operation, id=command, arrived_s=now_ns / SECOND)
 
+    def stopping(self, command: str) -> None:
+        """Note that a migration is being aborted for a shorter one."""
+        self._stopped[command] = True
+
+    def was_stopped(self, command: str) -> bool:
+        """Tell whether a migration, which is under way or has just ended, was aborted for a shorter one."""
+        return command in self._stopped
+
+    def move(self, by_ns: int) -> None:
+        """Move all that is remembered to another time: the clocks were set."""
+        for work, one in self._announced.items():
+            self._announced[work] = one.moved(by_ns)
+        for command, move in self._moves.items():
+            self._moves[command] = msgspec.structs.replace(move, arrived_s=move.arrived_s + by_ns / SECOND)
+
     def turn(self, moves: Iterable[Operation], flying: Collection[str], now_ns: int) -> Turn:
         """Return which moves are to begin, stop and wait; announced work is begun and paused here.
 
         `flying` are the commands under way: moves that are not among them have ended.
         """
+        if self._restored:
+            # Nobody could ask while nobody was here to answer.
+            self._restored = False
+            for work in self._announced:
+                self.heard(work, now_ns)
         self._forget(flying, now_ns)
         waiting = [*moves, *(one.operation(now_ns) for one in self._standing(Standing.WAITING, Standing.PAUSED))]
         turn = self.schedule.turn(waiting, self._running(now_ns))
@@ -186,24 +214,28 @@ class Desk:
             self._announced[work] = self._announced[work].became(standing, now_ns)
 
     def _forget(self, flying: Collection[str], now_ns: int) -> None:
-        for command in [command for command in self._moves if command not in flying]:
-            del self._moves[command]
+        for table in (self._moves, self._stopped):
+            for command in [command for command in table if command not in flying]:
+                del table[command]
         silent_ns = seconds(self._options.silent_s)
         for work, one in list(self._announced.items()):
             # In the future: the clock was set back, and it would be waited for without end.
-            if not -silent_ns <= now_ns - one.heard_ns <= silent_ns:
+            if now_ns - one.heard_ns < -silent_ns or now_ns - one.silent_ns > silent_ns:
                 del self._announced[work]
                 log.warning("announced work that nobody asks about is taken for over", work=work)
 
     def saved(self) -> object:
         """Return what survives a restart; `changes` counts from here."""
         list(self.changes())
-        return Kept(dict(self._announced), dict(self._moves), self._chosen)
+        return Kept(policy=self._chosen, **{name: dict(table) for name, table in self._tables().items()})
+
+    def _tables(self) -> Mapping[str, Tracked[str, Any]]:
+        return {"announced": self._announced, "moves": self._moves, "stopped": self._stopped}
 
     def changes(self) -> Iterator[tuple[tuple[str, ...], object]]:
         """Return what has changed since the last call, by its place in what `saved` gives."""
-        for name, items in (("announced", self._announced.changes()), ("moves", self._moves.changes())):
-            for key, value in items.items():
+        for name, items in self._tables().items():
+            for key, value in items.changes().items():
                 yield (name, key), value
         if self._told is not self._chosen:
             self._told = self._chosen
@@ -215,8 +247,6 @@ class Desk:
             kept = msgspec.convert(document, Kept)
         except msgspec.ValidationError as error:
             raise StateError(f"the saved queue of operations is not readable: {error}") from error
-        for work, one in kept.announced.items():
-            self._announced[work] = one
-        for command, move in kept.moves.items():
-            self._moves[command] = move
-        self._chosen = kept.policy
+        for name, table in self._tables().items():
+            table.update(getattr(kept, name))
+        self._chosen, self._restored = kept.policy, True

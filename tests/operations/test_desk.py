@@ -78,7 +78,17 @@ def test_the_same_announcement_again_is_only_asked_about() -> None:
     made.turn([], [], NOW)
     known = made.announce(backup("x", 60.0), "a", "x", NOW + SECOND)
     assert known is not None
-    assert (known.standing, known.announced_ns) == (Standing.RUNNING, NOW)
+    assert (known.standing, known.announced_ns, known.heard_ns) == (Standing.RUNNING, NOW, NOW + SECOND)
+
+
+def test_who_only_announces_again_and_again_is_not_taken_for_gone() -> None:
+    made = desk(silent_s=60.0)
+    for name in ("x", "y"):
+        made.announce(backup(name, 50.0), "a", name, NOW)
+    for second in range(0, 200, 40):
+        made.turn([], [], NOW + second * SECOND)
+        made.announce(backup("y", 50.0), "a", "y", NOW + second * SECOND)
+    assert standings(made) == {"y": "running"}
 
 
 def test_pausable_work_is_paused_for_a_shorter_one_and_goes_on_where_it_was() -> None:
@@ -99,13 +109,63 @@ def test_pausable_work_is_paused_for_a_shorter_one_and_goes_on_where_it_was() ->
 
 def test_work_that_nobody_asks_about_ends_by_itself_and_other_goes_on() -> None:
     made = desk(silent_s=60.0)
-    for name in ("gone", "next"):
-        made.announce(backup(name, 6000.0), "a", name, NOW)
+    for name in ("gone", "next", "nobody"):
+        made.announce(backup(name, 50.0), "a", name, NOW)
     made.turn([], [], NOW)
-    assert standings(made) == {"gone": "running", "next": "waiting"}
+    assert standings(made) == {"gone": "running", "next": "waiting", "nobody": "waiting"}
     made.heard("next", NOW + 50 * SECOND)
     made.turn([], [], NOW + 70 * SECOND)
+    assert standings(made) == {"gone": "running", "next": "waiting"}
+    made.heard("next", NOW + 100 * SECOND)
+    made.turn([], [], NOW + 111 * SECOND)
     assert standings(made) == {"next": "running"}
+
+
+def test_a_long_backup_whose_script_asks_nothing_while_it_runs_keeps_its_guest() -> None:
+    made = desk(REMAINING, silent_s=60.0)
+    made.announce(backup("x", 6000.0, pausable=True), "a", "x", NOW)
+    made.turn([], [], NOW)
+    made.announce(backup("y", 50.0), "a", "y", NOW + 2000 * SECOND)
+    made.turn([], [], NOW + 2000 * SECOND)
+    made.turn([], [], NOW + 2001 * SECOND)
+    made.heard("x", NOW + 2050 * SECOND)
+    made.ended("y")
+    # 4000 s are left of it.
+    for second, there in ((2051, True), (6000, True), (6110, True), (6112, False)):
+        made.turn([], [], NOW + second * SECOND)
+        assert standings(made) == ({"x": "running"} if there else {}), second
+
+
+def test_the_time_in_which_there_was_no_controller_makes_nobody_silent() -> None:
+    made = desk(silent_s=60.0)
+    for name in ("x", "y"):
+        made.announce(backup(name, 50.0), "a", name, NOW)
+    made.turn([], [], NOW)
+    late = Desk(SchedulingOptions(policy=SHORTEST, silent_s=60.0), PLACES)
+    late.restore(msgspec.json.decode(msgspec.json.encode(made.saved())))
+    late.turn([], [], NOW + 3600 * SECOND)
+    assert standings(late) == standings(made)
+    late.turn([], [], NOW + 3661 * SECOND)
+    assert standings(late) == {}
+
+
+@pytest.mark.parametrize("by_s", [3600, -3600])
+def test_clocks_that_are_set_end_no_work_and_no_move(by_s: int) -> None:
+    made = desk(silent_s=60.0)
+    for name, takes_s in (("x", 500.0), ("y", 50.0)):
+        made.announce(backup(name, takes_s), "a", name, NOW)
+        made.turn([], [], NOW)
+    made.began("cm-1", move("z", 100), NOW)
+    made.turn([], ["cm-1"], NOW)
+    before = made.foresee(NOW)
+    made.move(by_s * SECOND)
+    now_ns = NOW + by_s * SECOND
+    made.turn([], ["cm-1"], now_ns)
+    after = made.foresee(now_ns)
+    assert {name: run.ended_s - by_s for name, run in after.items()} == {
+        name: run.ended_s for name, run in before.items()
+    }
+    assert standings(made) == {"x": "running", "y": "waiting"}
 
 
 def test_a_clock_that_was_set_back_holds_no_work_for_ever() -> None:
@@ -133,11 +193,14 @@ def test_a_restart_keeps_what_runs_what_waits_and_what_moves() -> None:
     made.announce(backup("y", 700.0), "a", "y", NOW)
     made.turn([], [], NOW)
     made.began("cm-1", move("z", 100), NOW)
+    made.stopping("cm-1")
     other = again(made)
+    assert (other.was_stopped("cm-1"), other.was_stopped("cm-2")) == (True, False)
     assert standings(other) == standings(made) == {"x": "running", "y": "waiting"}
     turn = other.turn([move("w", 1, "c")], ["cm-1"], NOW + SECOND)
     assert turn.waiting == {"want r w": "in b"}
     assert other.turn([move("w", 1, "c")], [], NOW + SECOND).begin == ("want r w",)
+    assert not other.was_stopped("cm-1"), "it has ended"
 
 
 def test_changes_tell_what_saved_would() -> None:
@@ -146,7 +209,13 @@ def test_changes_tell_what_saved_would() -> None:
     made.announce(backup("x", 600.0), "a", "x", NOW)
     made.choose(REMAINING)
     made.began("cm-1", move("z", 100), NOW)
-    assert [place for place, _value in made.changes()] == [("announced", "x"), ("moves", "cm-1"), ("policy",)]
+    made.stopping("cm-1")
+    assert [place for place, _value in made.changes()] == [
+        ("announced", "x"),
+        ("moves", "cm-1"),
+        ("stopped", "cm-1"),
+        ("policy",),
+    ]
     assert list(made.changes()) == []
     made.ended("x")
     assert list(made.changes()) == [(("announced", "x"), None)]

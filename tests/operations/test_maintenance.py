@@ -88,10 +88,22 @@ def test_a_host_is_emptied_and_takes_guests_again(site: Site) -> None:
     for host in site.demo.fleet.view().hosts:
         assert host.memory_used_bytes < 0.9 * host.memory_bytes
     # Nobody goes there, and nobody is moved without need.
-    assert len(site.records(Command)) == 4
+    commands = site.records(Command)
+    assert len(commands) == 4
+    moved = {one.id: one.subject.id for one in site.records(Decision) if isinstance(one, Decision) and one.accepted}
+    assert [moved.get(one.cause) for one in commands] == [one.action.guest for one in commands], "each by its own"  # type: ignore[union-attr]
     site.order("host-1", on=False)
     site.run(5)
     assert (site.told["host-1"].on, site.demo.controller.pilot.maintenance.closed()) == (False, {})
+
+
+def test_of_each_guest_it_is_said_why_it_stays(site: Site) -> None:
+    """All are refused by one guard, at one time, with one cause."""
+    site.demo.controller.pilot.guards.stopped.why = "stopped by ann"
+    site.order("host-1", on=True)
+    site.run(2)
+    said = {one.subject.name for one in site.records(Decision) if isinstance(one, Decision) and not one.accepted}
+    assert said == {"big", "middle", "small-1", "small-2"}
 
 
 def test_nobody_is_sent_to_a_host_in_maintenance(site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from virtpilot.action import Abort, Migrate
@@ -12,7 +13,7 @@ from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SECOND
 from virtpilot.model import Command, Decision, Outcome, Result, Sample
 from virtpilot.pipeline.operations.announced import Announcement
-from virtpilot.pipeline.operations.desk import SchedulingOptions
+from virtpilot.pipeline.operations.desk import Desk, SchedulingOptions
 from virtpilot.pipeline.rehearsal import Rehearsal
 from virtpilot.pipeline.standin import Reply
 from virtpilot.planner.scheduling import SchedulingPolicy
@@ -45,7 +46,7 @@ class Site:
     def __init__(
         self, folder: Path, policy: SchedulingPolicy, starving: Collection[str] = tuple(GUESTS), takes_s: int = 20
     ) -> None:
-        self.starving = set(starving)
+        self.starving, self.abort_s = set(starving), 1
         path = folder / "rules.yaml"
         path.write_text(
             RULES.format("".join(ONE.format(name=name, priority=priority) for name, (_, priority) in GUESTS.items()))
@@ -53,7 +54,7 @@ class Site:
         self.site = Rehearsal(
             load([path]),
             START,
-            lambda command: Reply(after_ns=(1 if isinstance(command.action, Abort) else takes_s) * SECOND),
+            lambda command: Reply(after_ns=(self.abort_s if isinstance(command.action, Abort) else takes_s) * SECOND),
             guards=GuardOptions(migrations_cluster=1, warm_up_s=0, guest_cooldown_s=3600),
             scheduling=SchedulingOptions(policy=policy),
         )
@@ -136,6 +137,21 @@ def test_a_long_move_is_stopped_for_a_much_shorter_one_and_done_afterwards(tmp_p
     assert results.count(Result.FAILED) == 1
     assert results[-1] is Result.DONE
     assert site.site.agents.places == {f"uuid-{name}": "host-2" for name in GUESTS}
+
+
+def test_a_restart_while_a_move_is_being_stopped_holds_it_against_nobody(tmp_path: Path) -> None:
+    site = Site(tmp_path, SchedulingPolicy.SHORTEST_REMAINING, starving={"large"})
+    site.abort_s, pilot = 10, site.site.controller.pilot
+    for second in site.play(40):
+        if second == 5:
+            site.starving = set(GUESTS)
+        stopped = any(isinstance(getattr(one, "action", None), Abort) for one in site.site.records())
+        if stopped and not any(isinstance(one, Outcome) for one in site.site.records()):
+            saved, pilot.desk = pilot.desk.saved(), Desk(SchedulingOptions(), {"out": 1, "in": 1, "cluster": 1})
+            pilot.desk.restore(msgspec.json.decode(msgspec.json.encode(saved)))
+    results = [one.result for one in site.site.records() if isinstance(one, Outcome) and one.guest == "uuid-large"]
+    assert Result.FAILED in results
+    assert pilot.guards.saved()["circuits"] == {}
 
 
 def test_a_move_that_is_nearly_done_is_left_alone(tmp_path: Path) -> None:
