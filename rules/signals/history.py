@@ -2,8 +2,8 @@
 
 Samples that fall into one step of a window (1/120 of its span) become one point: their mean, least, greatest or last
 value at the time of its last sample. A window of 20 minutes keeps every sample of an interval of 10 s; a longer
-one is thinned. Times are kept to a tenth of a millisecond; numbers of windows over 20 minutes to 24 bits (7 digits),
-but for counters, whose differences need all digits.
+one is thinned. Times are kept to a tenth of a millisecond, their lower 32 bits (of 5 days); numbers of windows over 20
+minutes to 24 bits (7 digits; what is greater than those hold is absent), but for counters, whose differences need all.
 
 A step has its place in the ring by its number, the same on all subjects, so that what one message brings lies side by
 side, and so does each point of all subjects. Places that were never taken cost no memory.
@@ -26,6 +26,8 @@ LONG_NS: Final = 1200 * SECOND
 # A window touches one step more than it is long; one place more is for the point that has just left it.
 PLACES: Final = STEPS + 2
 _MOST: Final = np.iinfo(np.uint32).max
+# Whenever so many units are over, what is older than the window is forgotten, before its time could be a new one's.
+_TURN_BITS: Final = 31
 _MOST_WEIGHT: Final = np.iinfo(np.uint16).max
 _Value = NDArray[Any]
 _Weight = NDArray[np.uint16]
@@ -93,6 +95,7 @@ class History:
         """Move the times of all points, by whole steps: each keeps its place among the others."""
         steps = by_ns // self._step_ns
         units = steps * self._step_ns // UNIT_NS
+        self._forget_old(np.flatnonzero(self.newest), self.newest[self.newest > 0])
         self.newest[self.newest > 0] += units
         self._step[self._step >= 0] += steps
         times = np.maximum((self._time.astype(np.int64) + units) & _MOST, 1).astype(np.uint32)
@@ -110,6 +113,10 @@ class History:
         steps = times // self._step_ns
         first = int(steps[0])
         units = times // UNIT_NS
+        newest = self.newest[where]
+        turns = (newest ^ units) >> _TURN_BITS
+        if np.count_nonzero(turns) and newest.any():
+            self._forget_old(np.arange(self.slots)[where], units)
         alike = isinstance(where, slice) and np.count_nonzero(steps == first) == len(steps)
         places: int | NDArray[np.int64] = first % PLACES if alike else steps % PLACES
         rows = np.arange(where.start, where.stop) if isinstance(where, slice) and not alike else where
@@ -128,6 +135,14 @@ class History:
                     at = (steps[chosen] % PLACES, rows[chosen])
                     self._put(at, units[chosen], [one[chosen] for one in values], joins=joined)
         self.newest[where], self._step[where] = units, steps
+
+    def _forget_old(self, rows: NDArray[np.int64], units: NDArray[np.int64]) -> None:
+        """Empty the places of rows that are older than the window that ends, for each row, at its time in units."""
+        low = self._time[:, rows]
+        newest = self.newest[rows]
+        old = (low != 0) & ((newest - _ages(newest, low)) * UNIT_NS <= units * UNIT_NS - self.span_ns)
+        place, position = np.nonzero(old)
+        self._time[place, rows[position]] = 0
 
     def _put(
         self,
@@ -179,8 +194,7 @@ class History:
         # Most places of a short window are empty.
         order = order[np.asarray(low.any(axis=1))[order]]
         low, newest = low[order], self.newest[where]
-        age = ((newest & _MOST).astype(np.uint32) - low).astype(np.int64)
-        time = (newest - age) * UNIT_NS
+        time = (newest - _ages(newest, low)) * UNIT_NS
         there = (low != 0) & (time > times - self.span_ns)
         value, weight = self._value[series][:, where][order].astype(np.float64), self._weight[series]
         return Points(time, value, None if weight is None else weight[:, where][order], there & np.isfinite(value))
@@ -190,13 +204,16 @@ class History:
         low = self._time[:, rows].T
         position, place = np.nonzero(low)
         newest = self.newest[rows][position]
-        age = ((newest & _MOST).astype(np.uint32) - low[position, place]).astype(np.int64)
+        age = _ages(newest, low[position, place])
         within = age * UNIT_NS < self.span_ns
         return position[within], place[within], (newest - age)[within]
 
     def values(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[NDArray[np.float64]]:
-        """Return each series' values at places of rows."""
-        return [one[at].astype(np.float64) for one in self._value]
+        """Return each series' values at places of rows, NaN for what is infinite: that is as good as absent."""
+        found = [one[at].astype(np.float64) for one in self._value]
+        for one in found:
+            one[np.isinf(one)] = np.nan
+        return found
 
     def weights(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[_Weight | None]:
         """Return each series' weights at places of rows, None where it keeps none."""
@@ -229,6 +246,12 @@ def _low(units: NDArray[np.int64]) -> NDArray[np.uint32]:
     return low
 
 
+def _ages(newest: NDArray[np.int64], low: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return how many units before their rows' newest samples points are."""
+    ages: NDArray[np.int64] = ((newest & _MOST).astype(np.uint32) - low).astype(np.int64)
+    return ages
+
+
 def _wider(array: NDArray[Any], capacity: int) -> NDArray[Any]:
     """Return an array with more columns; the new ones are not touched, so that they cost nothing yet."""
     found: NDArray[Any] = np.zeros((len(array), capacity), array.dtype)
@@ -238,10 +261,11 @@ def _wider(array: NDArray[Any], capacity: int) -> NDArray[Any]:
 
 
 def _merged(merge: str, old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the least, greatest or last of two values, the other one where one is missing."""
+    """Return the least, greatest or last of two values, the other one where one is missing or infinite."""
+    known, both = np.isfinite(new), np.isfinite(old) & np.isfinite(new)
     match merge:
         case "min":
-            return np.fmin(old, new)
+            new = np.where(both, np.minimum(old, new), new)
         case "max":
-            return np.fmax(old, new)
-    return np.where(np.isfinite(new), new, old)
+            new = np.where(both, np.maximum(old, new), new)
+    return np.where(known, new, old)

@@ -19,7 +19,7 @@ from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import Condition, condition
 from virtpilot.rules.signals.evaluator import Evaluator
-from virtpilot.rules.signals.history import STEPS, History, Series
+from virtpilot.rules.signals.history import STEPS, UNIT_NS, History, Series
 from virtpilot.rules.signals.table import Where
 
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
@@ -179,6 +179,35 @@ def test_memory_is_bounded_however_many_samples_come() -> None:
     assert where == slice(0, 4)
     assert points.weight is not None
     assert int(points.weight[points.valid].sum()) in range(4 * 3570, 4 * 3631)
+
+
+def _pushed(history: History, time_ns: int, value: float) -> None:
+    history.push(slice(0, 1), np.array([time_ns]), [np.array([value])])
+
+
+def _seen(history: History, time_ns: int) -> list[float]:
+    ((_where, _times, points),) = history.points(slice(0, 1), np.array([time_ns]), 0)
+    return [float(one) for one in points.value[points.valid]]
+
+
+@pytest.mark.parametrize("pause_s", [61, 400_000])
+@pytest.mark.parametrize("set_back", [False, True])
+def test_a_point_of_five_days_ago_is_none_of_today(pause_s: int, set_back: bool) -> None:
+    """The place that it took is not taken again: all later samples fall into others, whatever the clock is set to."""
+    history, wraps_ns, at_ns = History(seconds(60), [Series("max")], 1), 2**32 * UNIT_NS, START_NS
+    _pushed(history, at_ns, 7.0)
+    passed_ns = seconds(5.5)
+    while passed_ns < wraps_ns:
+        at_ns = START_NS + (seconds(5.5) if set_back else passed_ns)
+        _pushed(history, at_ns, 1.0)
+        passed_ns += seconds(pause_s)
+        if set_back:
+            history.move(-seconds(pause_s))
+    at_ns += wraps_ns + seconds(10) - (passed_ns - seconds(pause_s))
+    _pushed(history, at_ns, 2.0)
+    assert _seen(history, at_ns)[-1] == 2.0
+    assert 7.0 not in _seen(history, at_ns)
+    assert 7.0 not in history.values(history.taken(np.array([0]))[1::-1])[0]
 
 
 @REPEATABLE
