@@ -151,7 +151,8 @@ class Knobs:
         """Bring an intended lease's knob to where it was before; raises HypervisorError to be tried again.
 
         The value is set whatever it reads. If right: a call left hanging may still be under way, and this one queues
-        behind it. If unknown: it was right just before the change, so it is the change, rounded.
+        behind it (what gets no turn is no refusal but a timeout). If unknown: it was right just before the change, so
+        it is the change, rounded.
         """
         before = _before(lease)
         returned = self._return(lease, before, ours=None)
@@ -267,8 +268,7 @@ class Knobs:
             if ours is not None and live not in ours:
                 return Returned(False, live, f"{lease.knob} was changed by someone else to {live} and stays")
             if ours is None or live != target:
-                self._hypervisor.set_knob(lease.guest, lease.knob, target)
-                live = self._hypervisor.get_knob(lease.guest, lease.knob)
+                live = self._set_back(lease, target, sure=ours is not None)
         except GuestNotFound:
             why = f"the guest is not on {self._site.host} any more: what it has of {lease.knob} went with it"
             return Returned(False, None, why, gone=True)
@@ -277,6 +277,24 @@ class Knobs:
         if live != target:
             raise HypervisorError(f"{lease.knob} of guest {lease.guest} was set back to {target} and reads {live}")
         return Returned(True, live)
+
+    def _set_back(self, lease: Lease, target: int, *, sure: bool) -> int:
+        """Set a knob to `target` and return what it reads; a refusal is none where that is what it reads anyway.
+
+        `sure`: the change is known to have been made, so that it is there to be taken back whatever is said of it.
+        """
+        try:
+            self._hypervisor.set_knob(lease.guest, lease.knob, target)
+        except HypervisorError as error:
+            if isinstance(error, GuestNotFound) or _lost(error):
+                raise
+            live = self._hypervisor.get_knob(lease.guest, lease.knob)
+            if live == target:
+                return live
+            if isinstance(error, KnobUnsupported) and not sure:
+                raise
+            raise HypervisorError(f"{lease.knob} of guest {lease.guest} reads {live}: {error}") from error
+        return self._hypervisor.get_knob(lease.guest, lease.knob)
 
     def _outcome(
         self,

@@ -14,7 +14,7 @@ import structlog
 
 from virtpilot.action import Verb, Way
 from virtpilot.clock import SECOND, Clock
-from virtpilot.errors import HypervisorError, KnobUnsupported, Unsupported
+from virtpilot.errors import HypervisorError, HypervisorTimeout, KnobUnsupported, Unsupported
 from virtpilot.events import EventKind
 from virtpilot.hypervisor import Footprint, GuestDetails, GuestEvent, GuestState, GuestStats, HostFacts, Job, Move
 from virtpilot.knobs import Knob, find
@@ -165,10 +165,9 @@ class LibvirtHypervisor:
     def set_knob(self, guest: str, knob: str, value: int) -> None:
         """Set a knob's live value and wait while the guest follows; raises GuestNotFound or KnobUnsupported."""
         wanted = self._known_knob(knob)
-        without = {self._link.binding.VIR_ERR_NO_SUPPORT: KnobUnsupported}
         try:
             self._link.call(
-                Lane.COMMAND, lambda connection: self._access.write(connection, guest, wanted, value), without
+                Lane.COMMAND, lambda connection: self._access.write(connection, guest, wanted, value), self._unsupported
             )
         finally:
             self._details.forget(guest)
@@ -263,15 +262,18 @@ def _check_migrates(connection: Any) -> None:
 
 
 def _unsupported(binding: Any) -> Meaning:
-    """Return the errors by which libvirt says that there is no such knob, where it is read."""
+    """Return the errors by which libvirt says that there is no such knob, or that it waited for the guest in vain.
+
+    A guest held by another call, or with an agent that is silent, is asked again: a call may still be under way.
+    """
     codes = (
         binding.VIR_ERR_NO_SUPPORT,
         binding.VIR_ERR_OPERATION_UNSUPPORTED,
         binding.VIR_ERR_CONFIG_UNSUPPORTED,
         binding.VIR_ERR_ARGUMENT_UNSUPPORTED,
-        binding.VIR_ERR_AGENT_UNRESPONSIVE,
     )
-    return dict.fromkeys(codes, KnobUnsupported)
+    vain = (binding.VIR_ERR_OPERATION_TIMEOUT, binding.VIR_ERR_AGENT_UNRESPONSIVE)
+    return dict.fromkeys(codes, KnobUnsupported) | dict.fromkeys(vain, HypervisorTimeout)
 
 
 def _version(number: int) -> str:

@@ -238,7 +238,7 @@ def test_a_hypervisor_that_does_not_answer_the_pre_check(
     assert (failed.result, failed.reason, made.leases(), host.sets) == (Result.FAILED, str(error), [], [])
 
 
-@pytest.mark.parametrize("error", [HypervisorUnavailable("gone"), HypervisorTimeout("slow"), HypervisorError("no")])
+@pytest.mark.parametrize("error", [HypervisorUnavailable("gone"), HypervisorTimeout("slow")])
 def test_a_set_that_fails_is_taken_back_as_soon_as_possible(
     host: OneHost, tmp_path: Path, error: HypervisorError
 ) -> None:

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 import pytest
 
-from tests.hypervisor.fake_libvirt import FakeLibvirt, FakeLibvirtError
-from virtpilot.errors import HypervisorError, KnobUnsupported
+from tests.hypervisor.fake_libvirt import WEB, FakeLibvirt, FakeLibvirtError, fail
+from virtpilot.clock import VirtualClock
+from virtpilot.errors import HypervisorError, HypervisorTimeout, KnobUnsupported
 from virtpilot.hypervisor import Footprint
 from virtpilot.knobs import find
+from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.libvirt_knobs import KnobAccess, read_footprint
 
 GUEST: Final = "00000000-0000-4000-8000-000000000001"
@@ -230,3 +232,29 @@ def test_the_hosts_page_merging(access: KnobAccess, guest: Guest, tmp_path: Path
     assert write(access, guest, "ksm_pages_to_scan", 200) == [("node", {"shm_pages_to_scan": 200})]
     with pytest.raises(KnobUnsupported):
         read(access, guest, "ksm_sleep_millisecs")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (FakeLibvirt.VIR_ERR_NO_SUPPORT, KnobUnsupported),
+        (FakeLibvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, KnobUnsupported),
+        (FakeLibvirt.VIR_ERR_OPERATION_UNSUPPORTED, KnobUnsupported),
+        (FakeLibvirt.VIR_ERR_CONFIG_UNSUPPORTED, KnobUnsupported),
+        (FakeLibvirt.VIR_ERR_OPERATION_TIMEOUT, HypervisorTimeout),
+        (FakeLibvirt.VIR_ERR_AGENT_UNRESPONSIVE, HypervisorTimeout),
+        (9, HypervisorError),
+    ],
+)
+def test_an_error_means_the_same_whether_a_knob_is_set_or_read(code: int, kind: type[HypervisorError]) -> None:
+    """A guest that is held by another call, or whose agent is silent, has the knob all the same."""
+    libvirt = FakeLibvirt()
+    hypervisor = LibvirtHypervisor("fake:///system", clock=VirtualClock(), binding=libvirt)
+    libvirt.on |= dict.fromkeys(("setSchedulerParametersFlags", "lookupByUUIDString"), fail("no", code))
+    with pytest.raises(HypervisorError) as read:
+        hypervisor.get_knob(WEB, "cpu_shares")
+    libvirt.on.pop("lookupByUUIDString")
+    with pytest.raises(HypervisorError) as written:
+        hypervisor.set_knob(WEB, "cpu_shares", 2048)
+    assert (type(read.value), type(written.value)) == (kind, kind)
+    hypervisor.close()
