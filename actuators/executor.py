@@ -216,7 +216,7 @@ class Executor:
             self._next_look_ns = now_ns + LOOK_EVERY_NS
         for lease in self._journal.leases():
             # Of a guest on its way nothing can be changed: whoever has it in the end ends the lease.
-            if self.moving(lease.guest):
+            if self._site.move_of(lease.guest) is not None:
                 continue
             if self._over(lease, now_ns):
                 self._attempt(lease.key, partial(self._end, lease, now_ns), now_ns, outcomes)
@@ -316,8 +316,9 @@ class Executor:
         return guest in {*moving, *unsettled}
 
     def moving(self, guest: str) -> str:
-        """Return the id of the command that a long operation on a guest carries out, empty where there is none."""
-        return next((one.command.id for one in self._journal.operations() if one.guest == guest), "")
+        """Return the id of the command by which a guest is moved to another host, empty where it stays."""
+        move = self._site.move_of(guest)
+        return move.command.id if move is not None else ""
 
     def leases(self) -> Sequence[Lease]:
         """Return all leases, those being given back too."""

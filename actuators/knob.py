@@ -176,7 +176,7 @@ class Knobs:
             return [self._nothing_leased(command, action, now_ns)]
         if lease.state is LeaseState.INTENDED or lease.release:
             raise CommandRefused("busy", f"{lease.knob} of guest {lease.guest} is being given back just now")
-        self._site.check_idle(lease.guest)
+        self._site.check_stays(lease.guest)
         self._site.reached(Point.BEFORE_RELEASE)
         releasing = replace(lease, state=LeaseState.RELEASING, release=command.id, why="released")
         self._journal.note(*seen(command), LeaseKept(releasing))

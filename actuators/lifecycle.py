@@ -122,7 +122,17 @@ class Site:
         """Refuse a guest on which a long operation is under way; raises CommandRefused."""
         for operation in self.journal.operations():
             if operation.guest == guest:
-                raise CommandRefused("busy", f"guest {guest} {_doing(operation)} ({operation.command.id})")
+                raise _busy(operation)
+
+    def move_of(self, guest: str) -> Operation | None:
+        """Return the migration by which a guest leaves, None where it stays; nothing else holds up its knobs."""
+        moves = (one for one in self.journal.operations() if isinstance(one.command.action, Migrate))
+        return next((one for one in moves if one.guest == guest), None)
+
+    def check_stays(self, guest: str) -> None:
+        """Refuse a guest that is on its way to another host; raises CommandRefused."""
+        if (move := self.move_of(guest)) is not None:
+            raise _busy(move)
 
     def commit(self, *entries: Entry) -> None:
         """Write what must be on disk before a change; raises CommandRefused with guard "journal"."""
@@ -130,6 +140,10 @@ class Site:
             self.journal.commit(*entries)
         except StateError as error:
             raise CommandRefused("journal", f"nothing is changed that cannot be written down first: {error}") from error
+
+
+def _busy(operation: Operation) -> CommandRefused:
+    return CommandRefused("busy", f"guest {operation.guest} {_doing(operation)} ({operation.command.id})")
 
 
 def _doing(operation: Operation) -> str:

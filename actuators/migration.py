@@ -232,7 +232,7 @@ class Migrations:
 
     def abort(self, command: Command, action: Abort, now_ns: int) -> list[Outcome]:
         """Abort a guest's migration by command; `poll_abort` verifies. Raises CommandRefused, HypervisorError."""
-        under_way = self._of(action.guest)
+        under_way = self._site.move_of(action.guest)
         operation = Operation(
             command=command,
             started_ns=now_ns,
@@ -253,19 +253,15 @@ class Migrations:
 
     def poll_abort(self, operation: Operation, now_ns: int) -> list[Outcome]:
         """Look whether an aborted migration is over, and where the guest is then; raises HypervisorError."""
-        if self._of(operation.guest) is not None and now_ns < operation.deadline_ns:
+        if self._site.move_of(operation.guest) is not None and now_ns < operation.deadline_ns:
             return []
         return [self._aborted(operation, now_ns)]
 
-    def _of(self, guest: str) -> Operation | None:
-        moves = (one for one in self._journal.operations() if isinstance(one.command.action, Migrate))
-        return next((one for one in moves if one.guest == guest), None)
-
     def _aborted(self, operation: Operation, now_ns: int) -> Outcome:
         place = self._place(operation.guest)
-        stays = place is not None and place is not GuestState.SHUTOFF and self._of(operation.guest) is None
+        stays = place is not None and place is not GuestState.SHUTOFF and self._site.move_of(operation.guest) is None
         told = f"no migration of it is under way; {self._whereabouts(place)}"
-        if self._of(operation.guest) is not None:
+        if self._site.move_of(operation.guest) is not None:
             told = f"its migration does not end; {self._whereabouts(place)}"
         self._journal.note(*seen(operation.command))
         return self._end(operation, Result.DONE if stays else Result.FAILED, told, now_ns)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import structlog
 from msgspec.structs import replace
 
-from virtpilot.action import Migrate
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.knob import Knobs, held_values
 from virtpilot.actuators.ledger import Lease, LeaseKept, LeaseState
@@ -89,9 +88,8 @@ class Travel:
         return outcomes
 
     def _settle(self, guest: str, held: Sequence[Lease], now_ns: int) -> list[Outcome]:
-        for operation in self._journal.operations():
-            if operation.guest == guest and isinstance(operation.command.action, Migrate):
-                return []  # its end has the guest looked at again
+        if self._site.move_of(guest) is not None:
+            return []  # its end has the guest looked at again
         carried = self._carried(guest)
         outcomes = []
         for lease in held:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from tests.actuators.one_host import GUEST, OneHost, OneJob, abort, at, command, executor, move, power, set_to
-from virtpilot.action import Action, Stuck, Verb, Way
+from tests.actuators.one_host import (
+    GUEST,
+    HOST,
+    OneHost,
+    OneJob,
+    abort,
+    at,
+    command,
+    executor,
+    move,
+    power,
+    release,
+    set_to,
+)
+from virtpilot.action import Action, Run, Stuck, Verb, Way
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.convergence import Convergence
+from virtpilot.actuators.executor import Executor
+from virtpilot.actuators.hooks.hook import Hook, HookOptions
+from virtpilot.actuators.journal import Journal
+from virtpilot.actuators.ledger import Lease, LeaseKept, LeaseState
 from virtpilot.clock import SECOND
 from virtpilot.errors import HypervisorError
-from virtpilot.hypervisor import GuestState, JobState, JobStatus
+from virtpilot.hypervisor import Footprint, GuestState, JobState, JobStatus
 from virtpilot.model import Outcome, Result
 
 STUBBORN = Way(when_stuck=Stuck.POST_COPY, stall_s=20)
@@ -194,3 +213,41 @@ def test_while_an_abort_is_under_way_the_guest_is_left_alone(host: OneHost, tmp_
     others: list[Action] = [set_to(2048), power(Verb.SUSPEND), move(target="host-3")]
     for number, action in enumerate(others, 3):
         assert only(made.submit(command(action, f"cm-{number}"), at(2))).guard == "busy"
+
+
+LONG: Final = [power(Verb.SHUTDOWN, within_s=600), power(Verb.REBOOT, within_s=600), Run(guest=GUEST, hook="slow")]
+SLOW: Final = HookOptions(allowed=[Hook(name="slow", command=["/bin/sleep", "600"], deadline_s=600)])
+
+
+@pytest.fixture(params=LONG, ids=["shutdown", "reboot", "hook"])
+def occupied(request: pytest.FixtureRequest, host: OneHost, tmp_path: Path) -> Iterator[Executor]:
+    """An executor that holds a lease until second 60 on a guest with which something else takes very long."""
+    host.obeys = False
+    made = Executor(host, Journal(tmp_path / "journal.jsonl"), host=HOST, hooks=SLOW)
+    made.submit(command(set_to(256)), at(0))
+    assert made.submit(command(request.param, "cm-2"), at(1)) == []
+    yield made
+    assert made.busy(GUEST)
+    made.close()
+
+
+def test_only_a_move_holds_back_the_end_of_a_lease(occupied: Executor, host: OneHost) -> None:
+    assert only(occupied.poll(at(60))).command == "cm-1"
+    assert (host.shares, occupied.leases()) == (1024, [])
+
+
+def test_only_a_move_holds_back_a_release(occupied: Executor, host: OneHost) -> None:
+    assert only(occupied.submit(command(release(), "cm-3"), at(5))).result is Result.REVERTED
+    assert (host.shares, occupied.leases()) == (1024, [])
+
+
+def test_only_a_move_holds_back_what_the_guest_cannot_do_without(occupied: Executor, host: OneHost) -> None:
+    """Its balloon is given back as soon as it falls short, whatever else is under way."""
+    balloon, full = "memory_balloon", 2**30
+    host.knobs[GUEST, balloon] = full - 2**26
+    held = Lease(guest=GUEST, knob=balloon, baseline=full, value=full - 2**26, rule="r", command="cm-0", end_ns=at(600),
+                 state=LeaseState.HELD)  # fmt: skip
+    occupied._journal.note(LeaseKept(held))
+    host.footprints[GUEST] = Footprint(vcpus=1, memory_bytes=full, usable_bytes=2**20, told_s=1)
+    (given_back,) = occupied.poll(at(10))
+    assert (given_back.command, host.knobs[GUEST, balloon]) == ("cm-0", full)
