@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from virtpilot.clock import seconds
-from virtpilot.errors import RuleError
+from virtpilot.errors import RuleError, StateError
 from virtpilot.lineblocks import LineReader
 from virtpilot.model import Kind, Mode, Signal, SignalState, Subject, record_id
 from virtpilot.pipeline.measured_fleet import ALSO
@@ -141,7 +141,7 @@ class Rulebook:
                 state=state if refused else previous,
                 at_ns=now_ns,
                 severity=Severity.CRITICAL,
-                about="Rule files have mistakes; the last good ones stay in force.",
+                about="The rule files are not taken; the last good rules stay in force.",
                 annotations={"problems": "\n".join(self.problems[:_TOLD])} if refused else {},
             )
         ]
@@ -150,18 +150,24 @@ class Rulebook:
         """Load again; the signals of unchanged rules keep their state."""
         try:
             ruleset = self._load()
+            evaluator = Evaluator(ruleset, also=ALSO)
+            evaluator.restore(self.evaluator.snapshot())
         except RuleError as error:
-            self.refusals += 1
-            self.problems = tuple(map(str, error.problems))
-            log.error("rules refused, the last good ones stay", problems=self.problems)
-            self.on_look(self.looked())
+            self._refuse(map(str, error.problems))
+            return
+        except StateError as error:
+            self._refuse([f"the state of the rules in force cannot be taken over: {error}"])
             return
         self.problems = ()
-        evaluator = Evaluator(ruleset, also=ALSO)
-        evaluator.restore(self.evaluator.snapshot())
         self.ruleset, self.evaluator = ruleset, evaluator
         self.wanted = self._wanted()
         self.reader = LineReader(self.wanted)
         self.on_reload(ruleset, evaluator)
         self.on_look(self.looked())
         log.info("rules loaded", rules=len(ruleset.rules))
+
+    def _refuse(self, problems: Iterable[str]) -> None:
+        self.refusals += 1
+        self.problems = tuple(problems)
+        log.error("rules refused, the last good ones stay", problems=self.problems)
+        self.on_look(self.looked())

@@ -153,21 +153,21 @@ class History:
         joins: bool,
     ) -> None:
         self._time[at] = _low(units)
-        for series, (merge, value) in enumerate(zip(self._merges, values, strict=True)):
-            weight = self._weight[series]
+        for merge, own, weight, told in zip(self._merges, self._value, self._weight, values, strict=True):
+            known = _holds(own, told)
+            value = np.where(known, told, np.nan)
             if not joins:
-                self._value[series][at] = value
+                own[at] = value
                 if weight is not None:
-                    weight[at] = np.isfinite(value)
+                    weight[at] = known
                 continue
-            old = self._value[series][at].astype(np.float64)
+            old = own[at].astype(np.float64)
             if weight is not None:
-                known = np.isfinite(value)
                 count = weight[at] + known.astype(np.int64)
                 mean = np.where(np.isfinite(old), old + (value - old) / count, value)
-                self._value[series][at], weight[at] = np.where(known, mean, old), np.minimum(count, _MOST_WEIGHT)
+                own[at], weight[at] = np.where(known, mean, old), np.minimum(count, _MOST_WEIGHT)
             else:
-                self._value[series][at] = _merged(merge, old, value)
+                own[at] = _merged(merge, old, value)
 
     def points(
         self, where: Where, times: NDArray[np.int64], series: int
@@ -209,11 +209,8 @@ class History:
         return position[within], place[within], (newest - age)[within]
 
     def values(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[NDArray[np.float64]]:
-        """Return each series' values at places of rows, NaN for what is infinite: that is as good as absent."""
-        found = [one[at].astype(np.float64) for one in self._value]
-        for one in found:
-            one[np.isinf(one)] = np.nan
-        return found
+        """Return each series' values at places of rows."""
+        return [one[at].astype(np.float64) for one in self._value]
 
     def weights(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[_Weight | None]:
         """Return each series' weights at places of rows, None where it keeps none."""
@@ -233,7 +230,7 @@ class History:
         at = (steps % PLACES, rows)
         self._time[at] = _low(units)
         for own, weight, value, count in zip(self._value, self._weight, values, weights, strict=True):
-            own[at] = value[fresh]
+            own[at] = np.where(_holds(own, value[fresh]), value[fresh], np.nan)
             if weight is not None and count is not None:
                 weight[at] = count[fresh]
         np.maximum.at(self.newest, rows, units)
@@ -244,6 +241,12 @@ def _low(units: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Return the lower half of times; 0 stands for nothing."""
     low: NDArray[np.uint32] = np.maximum(units & _MOST, 1).astype(np.uint32)
     return low
+
+
+def _holds(array: _Value, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which values are finite, also as an array keeps them."""
+    found: NDArray[np.bool_] = np.isfinite(values.astype(array.dtype, copy=False))
+    return found
 
 
 def _ages(newest: NDArray[np.int64], low: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -261,11 +264,10 @@ def _wider(array: NDArray[Any], capacity: int) -> NDArray[Any]:
 
 
 def _merged(merge: str, old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the least, greatest or last of two values, the other one where one is missing or infinite."""
-    known, both = np.isfinite(new), np.isfinite(old) & np.isfinite(new)
+    """Return the least, greatest or last of two values, the other one where one is missing."""
     match merge:
         case "min":
-            new = np.where(both, np.minimum(old, new), new)
+            return np.fmin(old, new)
         case "max":
-            new = np.where(both, np.maximum(old, new), new)
-    return np.where(known, new, old)
+            return np.fmax(old, new)
+    return np.where(np.isfinite(new), new, old)

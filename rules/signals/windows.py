@@ -183,7 +183,8 @@ class Windows:
             kind = kind_of(one.kind)
             track = None if kind is None else self._tracks.get((kind, one.span_ns))
             if kind is not None and track is not None:
-                self._load(one, track, self._tables[kind])
+                with np.errstate(all="ignore"):
+                    self._load(one, track, self._tables[kind])
 
     def _load(self, saved: SavedHistory, track: _Track, table: Table) -> None:
         known = np.array([table.row_of.get(one, -1) for one in saved.subjects], np.int64)

@@ -210,6 +210,22 @@ def test_a_point_of_five_days_ago_is_none_of_today(pause_s: int, set_back: bool)
     assert 7.0 not in history.values(history.taken(np.array([0]))[1::-1])[0]
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("span", "much"), [("1m", math.inf), ("1m", -math.inf), ("30m", 1e300), ("30m", -1e300)])
+def test_what_is_too_much_for_a_window_is_absent(span: str, much: float, together: bool) -> None:
+    """Alone in its step or with others, and after a restart."""
+    evaluator, again = Evaluator(RULES), Evaluator(RULES)
+    span_s = {"1m": 60, "30m": 1800}[span]
+    first_s, apart_s = 0.6 * span_s, 0.1 if together else span_s / 90
+    for at_s, level in ((0, 0.5), (first_s, 0.25), (first_s + apart_s, much), (first_s + 2 * apart_s, 0.25)):
+        evaluator.feed([vm("g", at_s, level)], "m")
+    again.restore(json.loads(json.dumps(evaluator.snapshot())))
+    for name, known in (("max", 0.5), ("min", 0.25), ("avg", 1 / 3), ("p50", 0.25)):
+        asked = condition(f"{name}(cpu_steal_ratio, {span}) >= 0", Kind.VM)
+        for one in (evaluator, again):
+            assert said(one, asked, "g") == pytest.approx(known), (name, one is again)
+
+
 @REPEATABLE
 @given(st.randoms(use_true_random=False))
 def test_rows_side_by_side_are_no_others_than_rows_apart(chance: random.Random) -> None:
