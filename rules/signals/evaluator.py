@@ -11,7 +11,7 @@ import structlog
 
 from virtpilot.clock import seconds
 from virtpilot.lineblocks import Lines
-from virtpilot.linecolumns import tags_of
+from virtpilot.linecolumns import heads_of
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
@@ -87,7 +87,7 @@ class Evaluator:
         for block in lines.blocks:
             if block.measurement == "knob":
                 values, times = block.values[block.names.index("value_count")].tolist(), block.times.tolist()
-                for tags, value, time_ns in zip(tags_of(block.heads), values, times, strict=True):
+                for tags, value, time_ns in zip(heads_of(block.heads).tags, values, times, strict=True):
                     self._set_knob(tags, value, time_ns)
 
     def _knob(self, sample: Sample) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.lineblocks import Block, Lines
-from virtpilot.linecolumns import tags_of
+from virtpilot.linecolumns import heads_of
 from virtpilot.model import Kind, Sample
+from virtpilot.remembered import Remembered
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.table import Where, whereabouts
 from virtpilot.rules.signals.world import World
 
 _KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
-_REMEMBERED: Final = 4096
 _MOST_LINES: Final = 1 << 32
 
 
@@ -59,7 +59,7 @@ class Quick:
         self._tables = world.tables
         self._devices = {device.value: table for device, table in world.devices.items()}
         self._intake = intake
-        self._groups: dict[bytes, _Group] = {}
+        self._groups: Remembered[_Group] = Remembered()
 
     def take(self, messages: Sequence[tuple[Lines, str]]) -> Taken | None:
         """Put messages (each with its id) into the tables; None, and nothing is done, where it is not so simple."""
@@ -115,12 +115,10 @@ class Quick:
     def _group(self, block: Block, kind: Kind) -> _Group | None:
         known = self._groups.get(block.heads)
         if known is None or known.state != self._state(kind):
-            known = self._find(kind, tags_of(block.heads))
+            known = self._find(kind, heads_of(block.heads).tags)
             if known is None:
                 return None
-            if len(self._groups) >= _REMEMBERED:
-                self._groups.clear()
-            self._groups[block.heads] = known
+            self._groups.put(block.heads, known)
         return known
 
     def _state(self, kind: Kind) -> tuple[int, int]:

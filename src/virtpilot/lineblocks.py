@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from array import array
-from functools import lru_cache
 from io import BytesIO
 from typing import Final, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.errors import LineProtocolError
-from virtpilot.linecolumns import MAX_LAYOUTS, Columns, Reader, Wanted, is_plain, parse_wanted, tags_of, to_times
+from virtpilot.linecolumns import MAX_LAYOUTS, Columns, Reader, Wanted, heads_of, is_plain, parse_wanted, to_times
 from virtpilot.lineparsing import BadLine, Parsed
 from virtpilot.model import Sample
 
@@ -41,7 +40,7 @@ class Block(NamedTuple):
 
     def samples(self) -> list[Sample]:
         """Return its lines as samples."""
-        rows = zip(tags_of(self.heads), self.values.T.tolist(), self.times.tolist(), strict=True)
+        rows = zip(heads_of(self.heads).tags, self.values.T.tolist(), self.times.tolist(), strict=True)
         return [Sample(self.measurement, one, dict(zip(self.names, row, strict=True)), at) for one, row, at in rows]
 
 
@@ -60,7 +59,7 @@ class Lines(NamedTuple):
     def hosts(self) -> frozenset[str]:
         """Return the hosts of which it tells, "" for lines that name none."""
         others = [sample.tags.get("host", "") for sample in self.others.values()]
-        return frozenset(others).union(*[hosts_of(block.heads) for block in self.blocks])
+        return frozenset(others).union(*[heads_of(block.heads).hosts for block in self.blocks])
 
     def __len__(self) -> int:
         return len(self.others) + sum(len(block.places) for block in self.blocks)
@@ -75,12 +74,6 @@ class Lines(NamedTuple):
         for block in self.blocks:
             found.update(zip(block.places, block.samples(), strict=True))
         return [found[place] for place in sorted(found)]
-
-
-@lru_cache(maxsize=1024)
-def hosts_of(heads: bytes) -> frozenset[str]:
-    """Return the hosts that heads name."""
-    return frozenset([tags.get("host", "") for tags in tags_of(heads)])
 
 
 class LineReader:
@@ -199,7 +192,7 @@ def _block(
     if b" " in text:
         raise LineProtocolError("a space in a number")
     joined = b"\n".join(heads)
-    tags_of(joined)
+    heads_of(joined)
     numbers = np.frombuffer(array("d", _to_floats(b"[%b]" % text)), np.float64)
     moments = to_times(b"[%b]" % b",".join(times)) if times.count(times[0]) < len(times) else int(times[0])
     return Block(

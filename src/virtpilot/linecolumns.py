@@ -21,6 +21,7 @@ import msgspec
 from virtpilot.errors import LineProtocolError
 from virtpilot.lineparsing import BadLine, Parsed, bad_line, parse_head, parse_lines, parse_whole
 from virtpilot.model import Sample
+from virtpilot.remembered import Remembered
 
 Wanted = Mapping[str, Collection[str]]
 
@@ -248,10 +249,24 @@ def _measurement(line: bytes) -> str:
     return _head(line[: line.index(b" ", 0, _MAX_HEAD_BYTES)])[0]
 
 
-@lru_cache(maxsize=1024)
-def tags_of(heads: bytes) -> tuple[dict[str, str], ...]:
-    """Return the tags of each of several heads, a line each; raises LineProtocolError."""
-    return tuple([_head(head)[1] for head in heads.split(b"\n")])
+class Heads(NamedTuple):
+    """What several heads tell, a line each: the tags of each, and the hosts, "" for those that name none."""
+
+    tags: tuple[dict[str, str], ...]
+    hosts: frozenset[str]
+
+
+def heads_of(heads: bytes) -> Heads:
+    """Return what heads tell; raises LineProtocolError."""
+    known = _known_heads.get(heads)
+    if known is None:
+        tags = tuple([_head(head)[1] for head in heads.split(b"\n")])
+        known = Heads(tags, frozenset([one.get("host", "") for one in tags]))
+        _known_heads.put(heads, known)
+    return known
+
+
+_known_heads: Final[Remembered[Heads]] = Remembered()
 
 
 @lru_cache(maxsize=65_536)

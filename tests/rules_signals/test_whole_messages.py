@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import START_NS, ruleset
+from virtpilot import linecolumns
 from virtpilot.clock import seconds
 from virtpilot.lineblocks import LineReader, Lines
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Sample
+from virtpilot.remembered import MAX_BYTES
 from virtpilot.rules.signals.evaluator import Evaluator
 
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
@@ -121,6 +123,22 @@ def test_most_messages_are_taken_whole() -> None:
         if not taken[-1]:
             evaluator.feed(lines.samples(), "m")
     assert taken == [False, True, True, True, True]
+
+
+def test_ever_other_texts_about_the_same_guests_are_remembered_up_to_a_size() -> None:
+    """Told by a tag that makes nobody another one: what is remembered of whole messages is bounded in bytes."""
+    evaluator, reader, heads_bytes = Evaluator(RULES), LineReader(WANTED), 0
+    for number in range(160):
+        tags = {"cluster": f"{number:04}".ljust(400, "x"), "host": "h1"}
+        samples = [
+            Sample("vm", {**tags, "vm": f"g{guest:03}"}, {"cpu_steal_ratio": 0.1}, START_NS + seconds(10 * number))
+            for guest in range(300)
+        ]
+        lines = reader.read(encode_lines(samples))
+        heads_bytes = len(lines.blocks[0].heads)
+        evaluator.feed_messages([(lines, "m")])
+    for remembered in (evaluator._quick._groups, linecolumns._known_heads):
+        assert 0 < len(remembered) <= MAX_BYTES // heads_bytes < 150
 
 
 def test_a_host_behind_its_guests_is_taken_in_order() -> None:
