@@ -93,7 +93,7 @@ class LibvirtMigration:
     def _move(self, connection: Any, uri: str) -> None:
         binding, way = self._link.binding, self._way
         domain = self._domain(connection)
-        disks = own_disks(domain.XMLDesc(), read_mounts()) if way.copy_disks else []
+        disks = own_disks(domain.XMLDesc(), read_mounts) if way.copy_disks else []
         flags, params = order(binding, way, persistent=self._persistent, disks=disks)
         if way.downtime_s:
             domain.migrateSetMaxDowntime(max(round(way.downtime_s * 1000), 1), 0)

@@ -5,7 +5,9 @@ Source: virDomainMigrateFlags, VIR_MIGRATE_PARAM_*, virDomainGetXMLDesc, /proc/s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 from xml.etree.ElementTree import ParseError
@@ -17,6 +19,13 @@ from virtpilot.action import Stuck, Way
 from virtpilot.errors import HypervisorError
 
 _MIB: Final = 1024 * 1024
+# What the kernel writes in place of a blank, a tab, a new line, a backslash and a number sign.
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+# File systems that one host alone writes to. Of any other nothing is known.
+_OWN: Final = frozenset({
+    "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "jfs", "nilfs2", "ntfs3", "overlay",
+    "ramfs", "reiserfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs",
+})  # fmt: skip
 # File systems that several hosts can see at once.
 _SHARED: Final = frozenset({
     "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs", "fuse.sshfs", "gfs2", "gpfs",
@@ -41,17 +50,28 @@ def order(binding: Any, way: Way, *, persistent: bool, disks: Sequence[str]) -> 
         params[binding.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = way.connections
     if way.bandwidth_bytes_s:
         params[binding.VIR_MIGRATE_PARAM_BANDWIDTH] = max(way.bandwidth_bytes_s // _MIB, 1)
+        if flags & binding.VIR_MIGRATE_POSTCOPY:  # the other limit does not hold for it
+            params[binding.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = params[binding.VIR_MIGRATE_PARAM_BANDWIDTH]
     if disks:
         flags |= binding.VIR_MIGRATE_NON_SHARED_DISK
         params[binding.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(disks)
     return flags, params
 
 
-def own_disks(xml: str, mounts: str) -> list[str]:
+def real_path(path: str) -> str | None:
+    """Return where a file really is, all links followed; None where this process cannot see it."""
+    try:
+        return os.path.realpath(path, strict=True)
+    except (OSError, ValueError):
+        return None
+
+
+def own_disks(xml: str, mounts: Callable[[], str], real: Callable[[str], str | None] = real_path) -> list[str]:
     """Return the guest's disks that no other host can see, by target: files on this host's own file systems.
 
-    What is only read is taken to be there already, and a block device to be shared. Raises HypervisorError for what is
-    no definition of a guest.
+    What is only read is taken to be there already, and a block device to be shared. A disk that was copied although
+    the target sees it as well would be written over with itself: where that is not known HypervisorError is raised, as
+    for what is no definition of a guest. `mounts` is asked after `real`, for a look may mount.
     """
     try:
         devices = fromstring(xml).iterfind("./devices/disk")
@@ -65,9 +85,21 @@ def own_disks(xml: str, mounts: str) -> list[str]:
         fixed = (
             disk.get("device", "disk") == "disk" and disk.find("readonly") is None and disk.find("shareable") is None
         )
-        if fixed and path and name and _kind(path, mounts.splitlines()) not in _SHARED:
+        if fixed and path and name and _is_own(name, path, mounts, real):
             found.append(name)
     return found
+
+
+def _is_own(name: str, path: str, mounts: Callable[[], str], real: Callable[[str], str | None]) -> bool:
+    place = real(path)
+    kind = _kind(place, mounts().splitlines()) if place is not None else ""
+    if kind in _OWN or kind in _SHARED:
+        return kind in _OWN
+    where = f"is on a file system of the kind {kind[:32]!r}" if kind else "cannot be seen from here"
+    raise HypervisorError(
+        f"the disk {name}, {path[:200]}, {where}: whether other hosts see it is not known, so it is not copied; "
+        "where all disks are shared, copy_disks = false says so"
+    )
 
 
 def _kind(path: str, mounts: Iterable[str]) -> str:
@@ -77,7 +109,7 @@ def _kind(path: str, mounts: Iterable[str]) -> str:
         words = line.split(" ")
         if len(words) < 3:
             continue
-        place = words[1].encode("latin-1", "replace").decode("unicode_escape")  # blanks are written \040
+        place = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), words[1])
         depth = len(Path(place).parts)
         if depth >= best and Path(path).is_relative_to(place):
             best, kind = depth, words[2]
@@ -85,8 +117,8 @@ def _kind(path: str, mounts: Iterable[str]) -> str:
 
 
 def read_mounts() -> str:
-    """Return the mounts that this process sees, which are the hypervisor's where it runs beside it."""
+    """Return the mounts that this process sees, which are the hypervisor's where it runs beside it; "" where none."""
     try:
-        return Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+        return os.fsdecode(Path("/proc/self/mounts").read_bytes())
     except OSError:
         return ""

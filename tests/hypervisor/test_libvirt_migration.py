@@ -19,7 +19,6 @@ from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.libvirt_jobs import read_job
 from virtpilot.libvirt_link import MAX_HANGING, Lane
 from virtpilot.libvirt_migration import MIGRATION_URI
-from virtpilot.libvirt_way import own_disks
 
 TARGET: Final = "qemu+tcp://10.0.0.2/system"
 FLAGS: Final = FakeLibvirt.VIR_MIGRATE_LIVE | FakeLibvirt.VIR_MIGRATE_PEER2PEER
@@ -172,8 +171,17 @@ def test_the_way_is_told_in_libvirts_own_words(hypervisor: LibvirtHypervisor, li
     ((_guest, _uri, flags),) = libvirt.migrations
     wanted = FakeLibvirt.VIR_MIGRATE_POSTCOPY | FakeLibvirt.VIR_MIGRATE_PARALLEL
     assert flags & (wanted | FakeLibvirt.VIR_MIGRATE_AUTO_CONVERGE) == wanted
-    assert libvirt.params == [{"bandwidth": 64, "parallel.connections": 4}]
+    assert libvirt.params == [{"bandwidth": 64, "bandwidth.postcopy": 64, "parallel.connections": 4}]
     assert libvirt.calls["migrateSetMaxDowntime 200"] == 1
+
+
+def test_a_limit_for_post_copy_is_told_where_it_may_come_to_that(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    libvirt.on["migrateToURI3"] = lambda: libvirt.tell_completed({})
+    ended(hypervisor.migrate(WEB, TARGET, Way(when_stuck=Stuck.ABORT, bandwidth_bytes_s=64 * 2**20)))
+    ended(hypervisor.migrate(DB, TARGET, Way(when_stuck=Stuck.POST_COPY)))
+    assert libvirt.params == [{"bandwidth": 64}, {}]
 
 
 def test_a_managed_migration_has_a_connection_to_both(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
@@ -198,37 +206,6 @@ def test_post_copy_and_an_abort_of_whatever_runs_are_asked_of_libvirt(
         job.post_copy()
     hang.let_go()
     ended(job)
-
-
-MOUNTS: Final = """/dev/sda1 / ext4 rw 0 0
-filer:/vms /var/lib/libvirt/images nfs4 rw 0 0
-/dev/sdb1 /var/lib/libvirt/images/local xfs rw 0 0
-x /srv/with\\040blank ceph rw 0 0
-broken
-"""
-
-
-def disk(path: str, target: str, more: str = "", kind: str = "file") -> str:
-    return f"<disk type='{kind}'{more}><source {kind}='{path}'/><target dev='{target}'/></disk>"
-
-
-def test_disks_that_no_other_host_can_see_are_copied() -> None:
-    images = "/var/lib/libvirt/images"
-    inside = [
-        disk(f"{images}/a.qcow2", "vda"),
-        disk(f"{images}/local/b.qcow2", "vdb"),
-        disk("/srv/with blank/c.raw", "vdc"),
-        disk("/srv/d.raw", "vdd"),
-        disk("/cd.iso", "sda", " device='cdrom'"),
-        disk("/dev/vg/e", "vde", kind="dev"),
-        disk("/srv/f.raw", "vdf").replace("<source", "<readonly/><source"),
-        "<disk type='network'><source protocol='rbd' name='p/g'/><target dev='vdg'/></disk><disk/>",
-    ]
-    assert own_disks(f"<domain><devices>{''.join(inside)}</devices></domain>", MOUNTS) == ["vdb", "vdd"]
-    assert own_disks("<domain/>", "") == []
-    for hostile in ("", "<domain>", "<!DOCTYPE d [<!ENTITY a 'b'>]><domain>&a;</domain>"):
-        with pytest.raises(HypervisorError):
-            own_disks(hostile, MOUNTS)
 
 
 def test_a_guest_that_is_not_there_cannot_be_moved(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
