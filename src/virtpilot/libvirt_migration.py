@@ -42,6 +42,8 @@ class LibvirtMigration:
         self._way = way
         self._persistent = persistent
         self._progress: Mapping[str, float] = {}
+        # What libvirt tells at the end is the last word: an answer from before may come after it.
+        self._final: Mapping[str, float] | None = None
         self._told = threading.Event()
         self._status: JobStatus | None = None
         threading.Thread(target=self._run, args=(uri,), name=f"migrate-{guest[:8]}", daemon=True).start()
@@ -50,7 +52,10 @@ class LibvirtMigration:
         """Return where it stands; its progress is asked for at once, and is the last known where none comes."""
         if self._status is None:
             self._ask()
-        return self._status or JobStatus(JobState.RUNNING, "", self._progress)
+        return self._status or JobStatus(JobState.RUNNING, "", self._told_last())
+
+    def _told_last(self) -> Mapping[str, float]:
+        return self._progress if self._final is None else self._final
 
     def abort(self) -> None:
         """Ask libvirt to abort the job; whether it did is told by poll."""
@@ -88,7 +93,7 @@ class LibvirtMigration:
         except (self._link.binding.libvirtError, HypervisorError) as failure:
             error = str(failure)
         there = self._look_there(uri)
-        self._status = JobStatus(JobState.FAILED if error else JobState.DONE, error, self._progress, there)
+        self._status = JobStatus(JobState.FAILED if error else JobState.DONE, error, self._told_last(), there)
 
     def _move(self, connection: Any, uri: str) -> None:
         binding, way = self._link.binding, self._way
@@ -134,5 +139,5 @@ class LibvirtMigration:
         return True
 
     def _completed(self, _connection: Any, _domain: Any, told: Mapping[str, Any], _opaque: object) -> None:
-        self._progress = read_job(told)
+        self._final = read_job(told)
         self._told.set()

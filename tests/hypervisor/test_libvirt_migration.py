@@ -102,6 +102,29 @@ def test_progress_is_told_while_it_runs(
     assert ended(job).state is JobState.DONE
 
 
+def test_what_is_told_at_the_end_is_not_overwritten_by_what_was_asked_before(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
+) -> None:
+    """While the target is asked where the guest is, the last answer of the source still counts as new."""
+    moving, looking = Hang(), Hang()
+    libvirt.domains[WEB].job = {"type": 2, "data_total": 900, "data_processed": 0}
+
+    def end() -> None:
+        moving()
+        libvirt.tell_completed({"downtime": 94, "data_processed": 900})
+
+    libvirt.on |= {"migrateToURI3": end, f"open {TARGET}": looking}
+    job = hypervisor.migrate(WEB, TARGET)
+    assert moving.begun.wait(5)
+    assert job.poll().progress == {"data_total_bytes": 900, "data_processed_bytes": 0}
+    moving.let_go()
+    assert looking.begun.wait(5)
+    final = {"downtime_seconds": 0.094, "data_processed_bytes": 900}
+    assert job.poll() == JobStatus(JobState.RUNNING, "", final)
+    looking.let_go()
+    assert ended(job).progress == final
+
+
 def test_progress_that_hangs_holds_up_nobody(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
 ) -> None:
