@@ -65,15 +65,19 @@ class Disks:
     def __call__(self, look: Look) -> Found:
         """Return each disk, and of the host what its disks do together and how busy the busiest is."""
         names: list[str] | None = None
+        there: dict[str, bool] = {}
 
         def is_whole(name: str) -> bool:
             nonlocal names
-            if name not in self._whole:
+            whole = self._whole.get(name)
+            if whole is None:
                 names = look.tree.names("sys/block") if names is None else names
-                self._whole[name] = name.replace("/", "!") in names and not _NOT_DISKS.fullmatch(name)
-            return self._whole[name]
+                whole = name.replace("/", "!") in names and not _NOT_DISKS.fullmatch(name)
+            there[name] = whole
+            return whole
 
         disks = parse(look.tree.read("proc/diskstats"), is_whole)
+        self._whole = there
         fields: Fields = {}
         requests = seconds = 0.0
         for name, disk in disks.items():

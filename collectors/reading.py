@@ -20,7 +20,7 @@ Counters = tuple[Any, ...]
 
 RUNNING: Final = 1
 _MAX: Final = 2**64
-_FLAG: Final = ".halted"  # what is true or false
+_FLAG: Final = ".halted"  # what is true or false, and nothing else is: told as 1 or 0
 MAX_WRITTEN: Final = 2000  # numbers: to write a function takes some 50 us for each
 
 
@@ -115,11 +115,13 @@ def _lines(layout: Layout) -> Iterator[str]:
     counters = [numbers[place] for place in layout.counters]
     rates = [f"r{place}" for place in range(len(counters))]
     scaled = [f"{numbers[place]} * {factor!r}" for place, factor in layout.scaled]
-    values = [*numbers, *scaled, *rates]
+    flags = {number for number, key in zip(numbers, layout.numbers, strict=True) if key.endswith(_FLAG)}
+    values = [*[f"+{number}" if number in flags else number for number in numbers], *scaled, *rates]
     state = {field: values[place] for field, place in zip(layout.guest.fields, layout.guest.places, strict=True)}
     yield "def whole(stats, before, elapsed_s):"
     yield from (f"  {number} = stats[{key!r}]" for number, key in zip(numbers, layout.numbers, strict=True))
     yield f"  if {state.get('state_code')} != {RUNNING}: return None"
+    yield from (f"  if {flag} is not True and {flag} is not False: return None" for flag in sorted(flags))
     yield f"  pack({', '.join(numbers)})"
     for place, (rate, counter) in enumerate(zip(rates, counters, strict=True)):
         yield f"  {rate} = ({counter} - before[{place}]) / elapsed_s"

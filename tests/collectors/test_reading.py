@@ -14,13 +14,17 @@ from virtpilot.collectors import reading
 from virtpilot.collectors.reading import Read, reader_of
 
 CASES: Final = Path(__file__).parent / "guests"
-QEMU: Final[dict[str, Any]] = json.loads((CASES / "everything-that-qemu-tells.json").read_text())["second"]
+QEMU: Final[dict[str, Any]] = {
+    **json.loads((CASES / "everything-that-qemu-tells.json").read_text())["second"],
+    "vcpu.0.halted": True,
+}
 TWO_OF_EACH: Final = {
     "state.state": 1,
     "cpu.time": 5,
     **{f"block.{index}.{name}": 7 for index in (0, 1) for name in ("rd.bytes", "rd.reqs", "rd.times", "wr.reqs")},
     **{f"net.{index}.{name}": 9 for index in (0, 1) for name in ("rx.bytes", "tx.bytes")},
 }
+FLAGS: Final = {"vcpu.0.halted"}
 counts = st.integers(0, 2**64 - 1)
 
 
@@ -43,6 +47,7 @@ def both(stats: dict[str, Any], before: dict[str, Any], elapsed_s: float) -> tup
 def test_both_ways_of_reading_tell_the_same(stats: dict[str, Any], data: st.DataObject, elapsed_s: float) -> None:
     names = st.sampled_from([name for name in stats if name != "state.state"])
     before, after = (data.draw(st.dictionaries(names, counts, max_size=8)) for _ in range(2))
+    after |= data.draw(st.dictionaries(st.sampled_from(sorted(FLAGS & stats.keys()) or ["none"]), st.booleans()))
     fast, slow = both(told(stats, after), told(stats, before), elapsed_s)
     assert fast.counters == slow.counters
     assert fast.rates == pytest.approx(slow.rates, nan_ok=True)
@@ -51,6 +56,15 @@ def test_both_ways_of_reading_tell_the_same(stats: dict[str, Any], data: st.Data
         assert {name: type(value) for name, value in quick.items()} == {
             name: type(value) for name, value in thorough.items()
         }
+
+
+@pytest.mark.parametrize("halted", [True, False])
+@pytest.mark.parametrize("elapsed_s", [0.0, 10.0])
+def test_whether_a_vcpu_is_halted_is_a_number_either_way(halted: bool, elapsed_s: float) -> None:
+    """A truth in a sample would be written number by number, at many times the cost."""
+    for read in both({**QEMU, "vcpu.0.halted": halted}, QEMU, elapsed_s):
+        told = [fields["halted_count"] for fields in read.fields if "halted_count" in fields]
+        assert [(value, type(value)) for value in told] == [(int(halted), int)]
 
 
 def test_a_guest_with_sound_numbers_is_read_by_the_function_alone(monkeypatch: pytest.MonkeyPatch) -> None:
