@@ -162,8 +162,9 @@ class AuditLog:
 
     def _rotate(self) -> None:
         os.fdatasync(self._handle)
-        target = rotated(self._folder, self._first)
-        (self._folder / CURRENT).rename(target)
+        # Where the new file could not be opened it is tried again, and the full one has its name already.
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / CURRENT).rename(rotated(self._folder, self._first))
         former = self._handle
         self._open()
         self._syncer.submit(os.close, former)

@@ -167,6 +167,28 @@ def test_what_a_full_disk_does_not_take_is_written_later_in_order(
     assert [line.entry["id"] for line in lines(tmp_path)] == ["oc-0", "oc-1", "oc-2"]
 
 
+def test_a_rotation_that_fails_half_way_is_done_with_the_next_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full file has its new name already when no new one can be opened."""
+
+    def no_more(*_anything: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    made = AuditLog(tmp_path, rotate_bytes=1)
+    made.add("outcome", NOW, {"id": "oc-0"})
+    with monkeypatch.context() as crowded:
+        crowded.setattr(os, "open", no_more)
+        for number in (1, 2):
+            made.add("outcome", NOW, {"id": f"oc-{number}"})
+    assert (made.waiting, (tmp_path / CURRENT).exists()) == (2, False)
+    made.add("outcome", NOW, {"id": "oc-3"})
+    assert made.waiting == 0
+    made.close()
+    assert [line.entry["id"] for line in lines(tmp_path)] == ["oc-0", "oc-1", "oc-2", "oc-3"]
+    assert (wrong(tmp_path), len(files(tmp_path))) == ([], 4)
+
+
 def test_what_is_lost_is_counted_in_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(_handle: int, _raw: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
