@@ -12,6 +12,7 @@ from virtpilot.actuators.guards.request import GuardRequest, Refusal
 from virtpilot.errors import CannotDivide
 from virtpilot.knobs import find
 from virtpilot.model import Kind
+from virtpilot.pipeline.approvals import Waiting
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.planner.allocation import Claim, divide
 from virtpilot.planner.placement import MIB
@@ -68,8 +69,11 @@ class Allocator:
             left_out |= found
         return next(iter(left_out.values()), Refusal("limits", f"{want.subject.id} has no running guests"))
 
-    def again(self, want: Want, action: Divide, reason: str, check: Check) -> Division | Refusal:
+    def again(self, want: Want, remedy: AllocateRemedy, accepted: Waiting, check: Check) -> Division | Refusal:
         """Return a division as it was accepted, or who refuses it by now: it is done whole or not at all."""
+        action = accepted.pending.action
+        if not isinstance(action, Divide) or (action.resource, action.policy) != (remedy.resource, remedy.policy):
+            return Refusal("approval", "the rule wants something else by now")
         requests: list[GuardRequest] = []
         for one in action.sets:
             row = self._fleet.guest(one.guest)
@@ -81,7 +85,7 @@ class Allocator:
             requests.append(msgspec.structs.replace(request, budgets=()) if requests else request)
             if (refusal := check(requests[-1])) is not None:
                 return refusal
-        return Division(action, tuple(requests), reason)
+        return Division(action, tuple(requests), accepted.words)
 
     def _guests(self, host: str) -> Iterator[Row]:
         for row in self._fleet.evaluator.latest(Kind.VM).values():
@@ -91,7 +95,10 @@ class Allocator:
     def _checked(
         self, want: Want, remedy: AllocateRemedy, rows: list[Row], parts: dict[str, float], check: Check
     ) -> Division | Refusal | dict[str, Refusal]:
-        """Return the division, who refuses all of it, or the guests that are to be left out."""
+        """Return the division, who refuses all of it, or the guests that are to be left out.
+
+        Of a guest that keeps the part which it has by an earlier division the lease is renewed.
+        """
         sets: list[SetKnob] = []
         requests: list[GuardRequest] = []
         held: dict[str, Refusal] = {}
@@ -100,7 +107,8 @@ class Allocator:
             if isinstance(made, Refusal):
                 held[row.subject.id] = made
                 continue
-            if made.value == made.expected:
+            stays = made.value == made.expected
+            if stays and self._holder(made.guest, made.knob) != want.rule:
                 continue
             request = self._ask(want, row, made)
             if requests:
@@ -110,6 +118,8 @@ class Allocator:
             if refusal is None:
                 sets.append(made)
                 requests.append(request)
+            elif stays:
+                continue  # it has its part until its lease ends
             elif refusal.guard in _WHOLE:
                 return refusal
             else:

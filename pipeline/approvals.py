@@ -1,7 +1,7 @@
 """What waits for a person: proposed once, shown as a retained message, settled by a signed verdict, time, or the rules.
 
-proposed ──accepted, all guards let it through──▶ accepted (its command goes out)
-         ├─accepted, a guard refuses by now──────▶ stale
+proposed ──accepted, its turn has come, all guards let it through──▶ accepted (its command goes out)
+         ├─accepted, a guard refuses by now──▶ stale
          ├─rejected──▶ rejected: not proposed again while its signal fires
          ├─its time is up──▶ expired: proposed anew, as things are then
          └─not wanted any more──▶ withdrawn
@@ -19,9 +19,10 @@ from virtpilot.action import Decided
 from virtpilot.actuators.order import Operators, Signed
 from virtpilot.clock import seconds
 from virtpilot.errors import CommandRefused, StateError
-from virtpilot.model import record_id
+from virtpilot.model import Bus, Message, record_id
 from virtpilot.orders import Approvals, Pending, Settled, Verdict
 from virtpilot.rules.decisions.want import Want
+from virtpilot.topics import Topics
 from virtpilot.tracked import Tracked
 
 log = structlog.get_logger(__name__)
@@ -39,16 +40,15 @@ class ApprovalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A pending action with what has been said of it so far."""
+    """A pending action with the reason of who has accepted it."""
 
     pending: Pending
-    accepted_by: str = ""
     reason: str = ""
 
     @property
     def words(self) -> str:
         """The reason for it, once it is accepted."""
-        return f"accepted by {self.accepted_by}: {self.pending.reason}"
+        return f"accepted by {self.pending.accepted_by}: {self.pending.reason}"
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -64,6 +64,7 @@ class ApprovalDesk:
 
     def __init__(self, options: ApprovalOptions, operators: Operators, cluster: str) -> None:
         self._news: list[Pending | Settled] = []
+        self._generation = 0
         self._ttl_ns = seconds(options.ttl_s)
         self._operators = operators
         self._cluster = cluster
@@ -86,12 +87,12 @@ class ApprovalDesk:
         """Return what somebody has accepted for a want, None where nobody has."""
         waiting = self._waiting.get(_key(want))
         same = waiting is not None and (waiting.pending.cause, waiting.pending.rung) == (want.cause, want.rung)
-        return waiting if same and waiting is not None and waiting.accepted_by else None
+        return waiting if same and waiting is not None and waiting.pending.accepted_by else None
 
     def agreements(self) -> set[tuple[str, str, str, int]]:
         """Return the rule, subject, cause and rung of all that somebody has accepted."""
-        found = (one.pending for one in self._waiting.values() if one.accepted_by)
-        return {(pending.rule, pending.subject.id, pending.cause, pending.rung) for pending in found}
+        found = (one.pending for one in self._waiting.values())
+        return {(one.rule, one.subject.id, one.cause, one.rung) for one in found if one.accepted_by}
 
     def propose(self, want: Want, action: Decided, reason: str, now_ns: int) -> str:
         """Lay an action before people, once; return why it is not done yet."""
@@ -121,16 +122,20 @@ class ApprovalDesk:
         return f"waits for approval: {waiting.pending.id}"
 
     def begun(self, want: Want, now_ns: int) -> None:
-        """Note that what was accepted is on its way."""
+        """Note that what was accepted is on its way, or that nobody need be asked any more."""
         waiting = self._waiting.get(_key(want))
-        if waiting is not None:
-            self._settle(_key(want), "accepted", waiting.accepted_by, waiting.reason, now_ns)
+        if waiting is None:
+            return
+        if waiting.pending.accepted_by:
+            self._settle(_key(want), "accepted", waiting.pending.accepted_by, waiting.reason, now_ns)
+        else:
+            self._settle(_key(want), "withdrawn", "", "the rule acts without asking by now", now_ns)
 
     def stale(self, want: Want, why: str, now_ns: int) -> None:
         """Note that a guard refuses by now what was accepted."""
         waiting = self._waiting.get(_key(want))
-        if waiting is not None and waiting.accepted_by:
-            self._settle(_key(want), "stale", waiting.accepted_by, why, now_ns)
+        if waiting is not None and waiting.pending.accepted_by:
+            self._settle(_key(want), "stale", waiting.pending.accepted_by, why, now_ns)
 
     def tick(self, wants: Collection[Want], busy: Collection[str], now_ns: int) -> None:
         """Let time pass, with all that is wanted now; of the subjects that are busy it is not known."""
@@ -162,7 +167,9 @@ class ApprovalDesk:
             self._rejected[f"{key} {pending.cause} {pending.rung}"] = verdict.by
             self._settle(key, "rejected", verdict.by, verdict.reason, now_ns)
             return ""
-        self._waiting[key] = msgspec.structs.replace(waiting, accepted_by=verdict.by or "?", reason=verdict.reason)
+        accepted = msgspec.structs.replace(pending, accepted_by=verdict.by or "?")
+        self._waiting[key] = Waiting(pending=accepted, reason=verdict.reason)
+        self._news.append(accepted)
         return pending.subject.id
 
     def _meant(self, verdict: Verdict, now_ns: int) -> tuple[str, Waiting]:
@@ -182,9 +189,15 @@ class ApprovalDesk:
         self._news.append(ended)
         log.info("approval settled", approval=pending.id, result=result, by=who, reason=reason)
 
-    def news(self) -> list[Pending | Settled]:
-        """Return what was proposed and settled since the last call: after it the retained message is another one."""
+    def tell(self, bus: Bus, topics: Topics, now_ns: int) -> list[Pending | Settled]:
+        """Lay before people what waits, and return what was proposed, accepted and settled since the last call.
+
+        It is published where that is news, and on each new connection: its broker may have lost what it had retained.
+        """
         news, self._news = self._news, []
+        if news or bus.generation not in {0, self._generation}:
+            self._generation = bus.generation
+            bus.publish(Message(topics.approvals, msgspec.json.encode(self.page(now_ns)), retain=True))
         return news
 
     def page(self, now_ns: int) -> Approvals:
@@ -216,7 +229,7 @@ class ApprovalDesk:
             raise StateError(f"saved approvals are not readable: {error}") from error
         self._waiting.update(kept.waiting)
         self._rejected.update(kept.rejected)
-        self._settled = kept.settled
+        self._settled, self._generation = kept.settled, 0
 
 
 def _key(want: Want) -> str:

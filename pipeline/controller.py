@@ -109,7 +109,6 @@ class Controller:
         self._upkeep, self._pauses = Upkeep(), Pauses()
         self._heartbeat = Heartbeat(bus, topics, pilot.epoch, clock)
         self._next_tick_ns = 0
-        self._approvals_told = False
 
     def entries(self) -> Iterable[Entry]:
         """Return the newest records, oldest first."""
@@ -288,16 +287,6 @@ class Controller:
         subject = self.pilot.approvals.take(message.payload, now_ns)
         self._advance(now_ns, [subject] if subject else [])
 
-    def _tell_approvals(self, now_ns: int) -> None:
-        """Lay before people what waits for them, where that is news or nobody has been told yet."""
-        news = self.pilot.approvals.news()
-        for one in news:
-            self.books.noted("approval", one)
-        if news or not self._approvals_told:
-            self._approvals_told = True
-            page = msgspec.json.encode(self.pilot.approvals.page(now_ns))
-            self.bus.publish(Message(self._topics.approvals, page, retain=True))
-
     def _on_metrics(self, messages: Sequence[Message]) -> None:
         heard = hear_all(messages, self._topics, self.rulebook, self.sources, self._time, self.counters)
         now_ns, signals = self._time.now_ns(), self.rulebook.evaluator.feed_messages(heard)
@@ -366,7 +355,8 @@ class Controller:
         for record in records:
             if isinstance(record, Decision):
                 self._publish(self._topics.decisions, record)
-        self._tell_approvals(now_ns)
+        for news in self.pilot.approvals.tell(self.bus, self._topics, now_ns):
+            self.books.noted("approval", news)
 
     def _publish(self, topic: str, record: Record) -> None:
         self.bus.publish(Message(topic, msgspec.json.encode(record)))

@@ -47,6 +47,7 @@ class MaintenanceDesk:
         self._cluster = cluster
         self._refused: dict[str, tuple[str, str]] = {}  # guest → what was said last, numbers aside, and in full
         self._told: dict[str, Emptying] = {}
+        self._generation = 0
 
     def take(self, host: str, payload: bytes, now_ns: int) -> bool:
         """Take what is retained for a host; True where it is news. What is not signed, or older, changes nothing."""
@@ -115,7 +116,10 @@ class MaintenanceDesk:
         return news
 
     def tell(self, bus: Bus, topics: Topics, fleet: MeasuredFleet) -> None:
-        """Say how far each host is, where that has changed."""
+        """Say how far each host is, where that is news, and on a new connection all: the broker may have lost it."""
+        if bus.generation not in {0, self._generation}:
+            self._generation = bus.generation
+            self._told.clear()
         for report in self.reports(fleet):
             bus.publish(Message(topics.emptying(report.host), msgspec.json.encode(report), retain=True))
 

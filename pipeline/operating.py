@@ -15,7 +15,7 @@ from virtpilot.actuators.order import sign
 from virtpilot.clock import Clock, seconds
 from virtpilot.errors import BusError
 from virtpilot.model import Bus, HostStatus, Message
-from virtpilot.orders import Approvals, Emptying, Maintenance, Resume, Settled, Stop, Verdict
+from virtpilot.orders import Approvals, Emptying, Maintenance, Pending, Resume, Settled, Stop, Verdict
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.config import OperatorConfig
 from virtpilot.pipeline.switch import Said
@@ -83,8 +83,11 @@ class Operating:
         self._until(lambda: self.emptying is not None and self.emptying.since_ns == now_ns, ANSWER_S)
         return self.emptying if self.emptying is not None and self.emptying.since_ns == now_ns else None
 
-    def decide(self, approval: str, reason: str, *, accepted: bool) -> Settled | None:
-        """Say yes or no, and return what came of it, None where nobody answers; raises ConfigError without a key."""
+    def decide(self, approval: str, reason: str, *, accepted: bool) -> Settled | Pending | None:
+        """Say yes or no, and return what came of it, None where nobody answers; raises ConfigError without a key.
+
+        What is accepted and waits for its turn is pending still.
+        """
         now_ns = self._clock.now_ns()
         verdict = Verdict(
             cluster=self._config.cluster,
@@ -98,7 +101,11 @@ class Operating:
         signed = sign(verdict, load_private(Path(self._config.private_key_file)))
         self._say(self._topics.verdicts, msgspec.json.encode(signed), expiry_s=_VERDICT_S)
         self._until(lambda: self._settled(approval) is not None, ANSWER_S)
-        return self._settled(approval)
+        return self._settled(approval) or (self._accepted(approval) if accepted else None)
+
+    def _accepted(self, approval: str) -> Pending | None:
+        pending = self.approvals.pending if self.approvals is not None else []
+        return next((one for one in pending if one.id == approval and one.accepted_by), None)
 
     def _settled(self, approval: str) -> Settled | None:
         settled = self.approvals.settled if self.approvals is not None else []

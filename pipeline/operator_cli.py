@@ -130,11 +130,13 @@ def _lines(known: Approvals, now_ns: int) -> list[str]:
 
 
 def _pending(one: Pending, now_ns: int) -> str:
-    left_s = max(one.until_ns - now_ns, 0) // SECOND
+    left = f"{max(one.until_ns - now_ns, 0) // SECOND} s left"
+    if one.accepted_by:
+        left = f"accepted by {one.accepted_by}, waits for its turn, {left}"
     who = one.subject.name or one.subject.id
     from virtpilot.pipeline.trail import describe
 
-    return f"{one.id}  {who}: {describe(one.action)}  (rule {one.rule}, {left_s} s left)  {one.reason}"
+    return f"{one.id}  {who}: {describe(one.action)}  (rule {one.rule}, {left})  {one.reason}"
 
 
 def _settled(one: Settled) -> str:
@@ -143,7 +145,7 @@ def _settled(one: Settled) -> str:
 
 @app.command("accept")
 def approvals_accept(approval: Id, reason: Reason = "", config: Config = OPERATOR, json: Json = False) -> None:
-    """Let it be done; all guards are asked once more. 1 where it is not done."""
+    """Let it be done, when its turn comes; all guards are asked once more. 1 where one refuses, or nobody answers."""
     _decide(approval, reason, config, accepted=True, json=json)
 
 
@@ -159,6 +161,9 @@ def _decide(approval: str, reason: str, config: Path, *, accepted: bool, json: b
         settled = desk.decide(approval, reason, accepted=accepted)
     if settled is None:
         raise NotObeyed(f"no answer: the controller is not there, knows no {approval}, or not this key")
+    if isinstance(settled, Pending):
+        _tell_waiting(settled, json=json)
+        return
     document: dict[str, Any] = msgspec.to_builtins(settled)
     if json:
         print_json(document)
@@ -166,3 +171,10 @@ def _decide(approval: str, reason: str, config: Path, *, accepted: bool, json: b
         typer.echo(_settled(settled))
     if settled.result != ("accepted" if accepted else "rejected"):
         raise NotObeyed(f"{approval} is {settled.result}")
+
+
+def _tell_waiting(one: Pending, *, json: bool) -> None:
+    if json:
+        print_json({"id": one.id, "result": "waiting", "by": one.accepted_by})
+    else:
+        typer.echo(f"{one.id}  accepted by {one.accepted_by}: it waits for its turn")

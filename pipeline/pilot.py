@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from virtpilot.action import Abort, Action, Decided, Divide, Migrate, Power, ReleaseKnob, Run, SetKnob
+from virtpilot.action import Abort, Action, Decided, Migrate, Power, ReleaseKnob, Run, SetKnob
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.memory import InFlight
 from virtpilot.actuators.guards.request import GuardRequest, Refusal
@@ -199,8 +199,8 @@ class Pilot:
             return self.guards.check(msgspec.structs.replace(request, approved=True), now_ns)
 
         agreed = self.approvals.agreed(want)
-        if agreed is not None and isinstance(agreed.pending.action, Divide):
-            division = self._allocator.again(want, agreed.pending.action, agreed.words, check)
+        if agreed is not None:
+            division = self._allocator.again(want, remedy, agreed, check)
         else:
             division = self._allocator.plan(want, remedy, check)
         if isinstance(division, Refusal):

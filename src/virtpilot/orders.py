@@ -41,7 +41,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
-    """An action that waits for approval until `until_ns`; accepted, exactly it is done, or nothing."""
+    """An action that waits for approval until `until_ns`; accepted, exactly it is done in its turn, or nothing."""
 
     id: str
     cause: str
@@ -52,6 +52,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     at_ns: int
     until_ns: int
+    accepted_by: str = ""
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):

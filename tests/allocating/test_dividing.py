@@ -154,6 +154,22 @@ def test_all_is_given_back_when_the_leases_end(tmp_path: Path) -> None:
     assert set(site.values("cpu_shares").values()) == {1024}
 
 
+@pytest.mark.parametrize("again", ["no other", "another"])
+def test_a_guest_whose_part_stays_keeps_it_while_the_division_lasts(tmp_path: Path, again: str) -> None:
+    """After the cooldown the host is divided again: the same, or others get more; 15 minutes after the first time."""
+    site = Site(tmp_path, "policy: demand, resource: cpu")
+    site.play(60)
+    first = site.values("cpu_shares")
+    if again == "another":
+        site.guests["web"].lacked = 2.0
+    site.play(1000)
+    second = site.values("cpu_shares")
+    assert (second == first) is (again == "no other")
+    assert second["idle"] == first["idle"] != 1024
+    assert not [one for one in site.site.records() if isinstance(one, Outcome) and one.result is Result.REVERTED]
+    assert len(site.commands(SetKnob)) == 6, "each guest's lease was renewed"
+
+
 def test_all_is_given_back_when_the_effect_does_not_come(tmp_path: Path) -> None:
     site = Site(tmp_path, "policy: demand, resource: cpu", expect="expect: cpu_usage_ratio < 50% within 1m")
     site.play(120)

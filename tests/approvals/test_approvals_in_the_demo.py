@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from virtpilot.action import Migrate, SetKnob
 from virtpilot.actuators.command import key_id
@@ -16,8 +17,10 @@ from virtpilot.actuators.order import Operators, sign
 from virtpilot.clock import seconds
 from virtpilot.model import Command, Message, Mode
 from virtpilot.orders import Approvals, Pending, Settled, Verdict
+from virtpilot.pipeline import pilot
 from virtpilot.pipeline.approvals import ApprovalDesk, ApprovalOptions
 from virtpilot.pipeline.demo import Demo
+from virtpilot.pipeline.operations.announced import Announcement
 from virtpilot.pipeline.rulebook import RuleOptions
 
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -165,6 +168,62 @@ def test_accepted_when_the_knob_is_another_by_now_it_is_not_done(story: Story) -
     assert settled is not None
     assert settled.result in {"stale", "withdrawn"}, settled
     assert story.commands() == []
+
+
+def test_on_a_new_connection_all_is_told_again_for_the_broker_may_have_lost_it(story: Story) -> None:
+    pending = story.proposed()
+    story.step(2)
+    story.page = Approvals(at_ns=0)
+    story.step(2)
+    assert story.page.pending == [], "no news"
+    story.demo.broker.down(forget=True)
+    story.demo.broker.up()
+    story.step(2)
+    assert pending in story.page.pending
+
+
+@pytest.mark.parametrize("by_s", [3600, -3600])
+def test_when_all_clocks_are_set_what_waits_has_as_long_as_before(story: Story, by_s: int) -> None:
+    pending = story.proposed()
+    story.demo.clock.step(by_s)
+    story.step(5)
+    (moved,) = (one for one in story.page.pending if one.id == pending.id)
+    assert moved.until_ns == pending.until_ns + by_s * 10**9
+    story.say(pending.id)
+    story.step()
+    assert [command.action for command in story.commands()] == [pending.action]
+
+
+def test_what_waits_for_its_turn_is_told_as_accepted(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a migration does; here it is the guest's backup that a knob waits for."""
+    monkeypatch.setattr(pilot, "waits_in_line", lambda _want: True)
+    pending = story.proposed()
+    subject, work = pending.subject, Announcement(id="nightly", takes_s=600, guest=pending.subject.id)
+    assert story.pilot.desk.announce(work, subject.host, subject.id, story.demo.clock.now_ns()) is not None
+    story.step(2)
+    story.say(pending.id)
+    story.step(3)
+    (told,) = (one for one in story.page.pending if one.id == pending.id)
+    assert (told.accepted_by, story.settled(pending.id), story.commands()) == ("ann", None, [])
+    story.pilot.desk.ended("nightly")
+    story.step(2)
+    assert [command.action for command in story.commands()] == [pending.action]
+    settled = story.settled(pending.id)
+    assert settled is not None
+    assert (settled.result, settled.by) == ("accepted", "ann")
+
+
+def test_what_is_done_without_anybodys_word_is_not_told_as_accepted(story: Story) -> None:
+    """The rule may act by itself by now."""
+    pending = story.proposed()
+    ruleset = story.demo.controller.rulebook.ruleset
+    acting = replace(ruleset, rules=tuple(replace(rule, mode=Mode.ACT) for rule in ruleset.rules))
+    story.pilot.decider.reload(acting)
+    story.step(2)
+    assert pending.action in [command.action for command in story.commands()]
+    settled = story.settled(pending.id)
+    assert settled is not None
+    assert (settled.result, settled.by) == ("withdrawn", "")
 
 
 def test_a_restart_forgets_neither_what_waits_nor_what_was_said(story: Story) -> None:

@@ -8,16 +8,17 @@ from typing import Final
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from tests.allocating import test_dividing
 from tests.allocating.test_dividing import Site
-from virtpilot.action import Divide, SetKnob
+from virtpilot.action import Decided, Divide, Resource, SetKnob
 from virtpilot.actuators.command import key_id
 from virtpilot.actuators.order import Operators, sign
 from virtpilot.clock import seconds
 from virtpilot.model import Command, Message
 from virtpilot.orders import Pending, Verdict
-from virtpilot.pipeline.approvals import ApprovalDesk, ApprovalOptions
+from virtpilot.pipeline.approvals import ApprovalDesk, ApprovalOptions, Waiting
 from virtpilot.pipeline.rehearsal import CLUSTER
 
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -63,6 +64,26 @@ def test_it_is_proposed_whole_and_done_whole(site: Site) -> None:
     assert tuple(one for one in sets if isinstance(one, SetKnob)) == proposed.action.sets
     (settled,) = site.site.controller.pilot.approvals.page(0).settled
     assert (settled.result, settled.by) == ("accepted", "ann")
+
+
+@pytest.mark.parametrize("other", ["a policy", "a resource", "an action"])
+def test_what_was_accepted_for_another_remedy_is_not_done_nor_is_the_rules_own(site: Site, other: str) -> None:
+    """The rule has changed while a person thought."""
+    site.play(30)
+    proposed, desk = pending(site), site.site.controller.pilot.approvals
+    assert isinstance(proposed.action, Divide)
+    action: Decided = {
+        "a policy": replace(proposed.action, policy="capacity"),
+        "a resource": replace(proposed.action, resource=Resource.MEMORY),
+        "an action": proposed.action.sets[0],
+    }[other]
+    key = f"{proposed.rule} {proposed.subject.id}"
+    desk._waiting[key] = Waiting(pending=replace(proposed, action=action))
+    accept(site, proposed.id)
+    assert commands(site) == []
+    (settled,) = desk.page(0).settled
+    assert (settled.result, settled.reason) == ("stale", "approval: the rule wants something else by now")
+    assert pending(site).action == proposed.action, "asked anew"
 
 
 def test_when_one_guests_knob_is_another_by_now_nothing_is_done(site: Site) -> None:

@@ -97,6 +97,18 @@ def test_a_host_is_emptied_and_takes_guests_again(site: Site) -> None:
     assert (site.told["host-1"].on, site.demo.controller.pilot.maintenance.closed()) == (False, {})
 
 
+def test_on_a_new_connection_it_is_told_again_for_the_broker_may_have_lost_it(site: Site) -> None:
+    site.order("host-1", on=True)
+    site.run(240)
+    told = site.told.pop("host-1")
+    site.run(2)
+    assert "host-1" not in site.told, "no news"
+    site.demo.broker.down(forget=True)
+    site.demo.broker.up()
+    site.run(2)
+    assert site.told["host-1"] == told
+
+
 def test_of_each_guest_it_is_said_why_it_stays(site: Site) -> None:
     """All are refused by one guard, at one time, with one cause."""
     site.demo.controller.pilot.guards.stopped.why = "stopped by ann"
