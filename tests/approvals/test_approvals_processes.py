@@ -119,21 +119,22 @@ def test_what_is_accepted_during_a_backup_is_told_as_waiting_and_done_afterwards
         "fleet", scenario=str(tmp_path / "scenario.toml"), timing={"tick_s": 0.5}, commands=commands
     )
     fleet.start().reaches("virtpilot_agent_ticks_total", 1)
-    page = {"port": free_port(), "token_file": str(tmp_path / "token")}
+    port = free_port()
+    page = {"port": port, "token_file": str(tmp_path / "token")}
     controller = cluster.site.controller(
         tmp_path / "rules.yaml", operators=cluster.operators, guards={"warm_up_s": 0.0}, operations=page
     )
     controller.start().up()
     controller.reaches('virtpilot_approvals_count{state="pending"}', 1)
     (waiting,) = pending(cluster)
-    asked(page["port"], "POST", "/operations", {"id": "nightly", "guest": "web", "takes_s": 600})
-    assert until(lambda: asked(page["port"], "GET", "/operations/nightly")["standing"] == "running")
+    asked(port, "POST", "/operations", {"id": "nightly", "guest": "web", "takes_s": 600})
+    assert until(lambda: asked(port, "GET", "/operations/nightly")["standing"] == "running")
     told = cluster.says("approvals", "accept", waiting["id"])
     assert told == (0, {"id": waiting["id"], "result": "waiting", "by": "ann"})
     assert [one["accepted_by"] for one in pending(cluster)] == ["ann"]
     assert "accepted by ann" in cluster.virtpilot("approvals", "ls", "--config", str(cluster.config)).stdout
     assert controller.number("virtpilot_commands_total") == 0
-    asked(page["port"], "DELETE", "/operations/nightly")
+    asked(port, "DELETE", "/operations/nightly")
     fleet.reaches("virtpilot_agent_leases_count", 1)
     status, settled = cluster.says("approvals", "accept", waiting["id"])
     assert (status, settled["result"]) == (0, "accepted")

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tests.allocating import test_dividing
 from tests.allocating.test_dividing import Site
-from virtpilot.action import Decided, Divide, Resource, SetKnob
+from virtpilot.action import AllocationPolicy, Decided, Divide, Resource, SetKnob
 from virtpilot.actuators.command import key_id
 from virtpilot.actuators.order import Operators, sign
 from virtpilot.clock import seconds
@@ -72,13 +72,13 @@ def test_what_was_accepted_for_another_remedy_is_not_done_nor_is_the_rules_own(s
     site.play(30)
     proposed, desk = pending(site), site.site.controller.pilot.approvals
     assert isinstance(proposed.action, Divide)
-    action: Decided = {
-        "a policy": replace(proposed.action, policy="capacity"),
+    others: dict[str, Decided] = {
+        "a policy": replace(proposed.action, policy=AllocationPolicy.CAPACITY),
         "a resource": replace(proposed.action, resource=Resource.MEMORY),
         "an action": proposed.action.sets[0],
-    }[other]
+    }
     key = f"{proposed.rule} {proposed.subject.id}"
-    desk._waiting[key] = Waiting(pending=replace(proposed, action=action))
+    desk._waiting[key] = Waiting(pending=replace(proposed, action=others[other]))
     accept(site, proposed.id)
     assert commands(site) == []
     (settled,) = desk.page(0).settled
