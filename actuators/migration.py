@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 ABORT_GRACE_NS: Final = seconds(60)
 # libvirtd may carry on a migration that an earlier agent began: so long it is watched, with no job to ask.
 ORPHAN_WATCH_NS: Final = seconds(120)
+# In post-copy a guest runs on the target already, and fetches its memory: so long that is watched without a job.
+POST_COPY_WATCH_NS: Final = seconds(3600)
 # What of a job's statistics an outcome tells.
 _TOLD: Final = frozenset({"downtime_seconds", "data_processed_bytes"})
 
@@ -55,6 +57,7 @@ class Migrations:
         self._may_post_copy = caps.post_copy
         self._jobs: dict[str, Move] = {}
         self._progress: dict[str, Convergence] = {}
+        self._told_to_end: set[str] = set()
 
     def start(self, command: Command, action: Migrate, now_ns: int) -> list[Outcome]:
         """Begin to move a guest: plan, pre-check, execute; `poll` verifies. Raises CommandRefused, HypervisorError."""
@@ -131,21 +134,22 @@ class Migrations:
         orphan = replace(operation, state=OperationState.ORPHANED, deadline_ns=now_ns + ORPHAN_WATCH_NS)
         self._journal.note(OperationKept(orphan))
 
-    def recover(self, operation: Operation, now_ns: int) -> list[Outcome]:
+    def _recover(self, operation: Operation, now_ns: int) -> list[Outcome]:
         """Take up a migration that an earlier process left; raises HypervisorError to be tried again."""
-        if operation.state is OperationState.PLANNED:
-            return [self._end(operation, Result.FAILED, "the agent stopped before the migration began", now_ns)]
-        if operation.state is not OperationState.ORPHANED:
-            self._orphan(operation, now_ns)
-        return self._watch(operation, now_ns, over=False)
+        match operation.state:
+            case OperationState.PLANNED:
+                return [self._end(operation, Result.FAILED, "the agent stopped before the migration began", now_ns)]
+            case OperationState.STARTED:
+                self._orphan(operation, now_ns)
+                return self._watch(operation, now_ns, over=False)
+            case _:
+                return self._watch(operation, now_ns, over=now_ns >= operation.deadline_ns)
 
     def poll(self, operation: Operation, now_ns: int) -> list[Outcome]:
         """Look how a migration goes on; raises HypervisorError to be tried again."""
         job = self._jobs.get(operation.command.id)
         if job is None:
-            if operation.state in {OperationState.ORPHANED, OperationState.ABORTING}:
-                return self._watch(operation, now_ns, over=now_ns >= operation.deadline_ns)
-            return self.recover(operation, now_ns)
+            return self._recover(operation, now_ns)
         status = job.poll()
         match status.state:
             case JobState.RUNNING:
@@ -162,26 +166,57 @@ class Migrations:
         if operation.state is OperationState.ABORTING:
             restarted = f"aborted: {operation.why}; {restarted}"
         if place is None or place is GuestState.SHUTOFF:
-            self._let_go(operation.guest, now_ns)
-            return [self._end(operation, Result.DONE, f"{restarted}; {self._whereabouts(place)}", now_ns)]
+            return [self._gone(operation, place, restarted, now_ns)]
+        if operation.state is OperationState.SWITCHED:
+            if place in RUNNING:  # it had not come to that
+                self._orphan(operation, now_ns)
+                return []
+            restarted = f"{restarted} in post-copy"
         if over and not self._gives_up(operation, now_ns):
             return [self._end(operation, Result.FAILED, f"{restarted}; {self._whereabouts(place)}", now_ns)]
+        if operation.state is OperationState.ABORTING:
+            self._ask_to_end(operation)
         return []
+
+    def _gone(self, operation: Operation, place: GuestState | None, restarted: str, now_ns: int) -> Outcome:
+        """End a migration without a job whose guest no longer runs here: it may have come, or have ended by itself."""
+        action, there = operation.command.action, None
+        if isinstance(action, Migrate) and isinstance(self._hypervisor, Matchmaker):
+            there = self._hypervisor.there(operation.guest, action.uri)
+        missing = self._missing(operation, there)
+        if not missing and there is None and place is not None:
+            missing = f", and {_target(operation)} could not be asked"
+        if place is None or not missing:
+            self._let_go(operation.guest, now_ns)
+        where = f"{restarted}; {self._whereabouts(place)}"
+        if missing:
+            return self._end(operation, Result.FAILED, where + missing, now_ns)
+        told = f", and is {there} on {_target(operation)}" if there is not None else ""
+        return self._end(operation, Result.DONE, where + told, now_ns)
 
     def abort_all(self, why: str, now_ns: int) -> None:
         """Abort every migration that can be; `poll` tells of each when it is over."""
         for operation in self._journal.operations():
-            if operation.state is OperationState.STARTED and isinstance(operation.command.action, Migrate):
-                try:
-                    self._hypervisor.abort_job(operation.guest)
-                except HypervisorError as error:
-                    log.warning("not aborted", guest=operation.guest, error=str(error))
-                else:
-                    self._abort(operation, why, now_ns)
+            lasts = operation.state in {OperationState.STARTED, OperationState.ORPHANED}
+            if lasts and isinstance(operation.command.action, Migrate):
+                self._abort(operation, why, now_ns)
+                self._ask_to_end(operation)
+
+    def _ask_to_end(self, operation: Operation) -> None:
+        """Ask for the end of a migration that is to be aborted, again and again until libvirt has taken it once."""
+        if operation.command.id in self._told_to_end:
+            return
+        job = self._jobs.get(operation.command.id)
+        try:
+            job.abort() if job is not None else self._hypervisor.abort_job(operation.guest)
+        except HypervisorError as error:
+            log.warning("not aborted, tried again", guest=operation.guest, error=str(error))
+        else:
+            self._told_to_end.add(operation.command.id)
 
     def _gives_up(self, operation: Operation, now_ns: int) -> bool:
         """Abort a migration of which sight was lost, should libvirt still be at it; False where it is not."""
-        if operation.state is OperationState.ABORTING:
+        if operation.state in {OperationState.ABORTING, OperationState.SWITCHED}:
             return False
         try:
             self._hypervisor.abort_job(operation.guest)
@@ -190,6 +225,7 @@ class Migrations:
         except HypervisorError as error:
             log.debug("nothing to abort any more", guest=operation.guest, error=str(error))
             return False
+        self._told_to_end.add(operation.command.id)
         self._abort(operation, "it went on for too long", now_ns)
         return True
 
@@ -198,9 +234,10 @@ class Migrations:
         if operation.state is OperationState.SWITCHED:
             return []  # there is no way back: it ends, or its link does
         if operation.state is OperationState.ABORTING:
-            if now_ns < operation.deadline_ns:
-                return []
-            return [self._failed(operation, "it does not end on being aborted", now_ns)]
+            if now_ns >= operation.deadline_ns:
+                return [self._failed(operation, "it does not end on being aborted", now_ns)]
+            self._ask_to_end(operation)
+            return []
         action = operation.command.action
         way = self._way(action.way) if isinstance(action, Migrate) else Way()
         progress = self._progress.setdefault(operation.command.id, Convergence(way.stall_s))
@@ -209,20 +246,22 @@ class Migrations:
             why = f"not finished within {(operation.deadline_ns - operation.started_ns) / SECOND:g} s"
         if not why:
             return []
-        if way.when_stuck is Stuck.POST_COPY and self._switch(operation, job, why):
+        if way.when_stuck is Stuck.POST_COPY and self._switch(operation, job, why, now_ns):
             return []
-        job.abort()
         self._abort(operation, why, now_ns)
+        self._ask_to_end(operation)
         return []
 
-    def _switch(self, operation: Operation, job: Move, why: str) -> bool:
-        """Go over to post-copy; False where the hypervisor does not want to."""
+    def _switch(self, operation: Operation, job: Move, why: str, now_ns: int) -> bool:
+        """Go over to post-copy; False where the hypervisor does not want to. Written first: there is no way back."""
+        deadline_ns = now_ns + POST_COPY_WATCH_NS
+        switched = replace(operation, state=OperationState.SWITCHED, deadline_ns=deadline_ns, why=why)
+        self._journal.note(OperationKept(switched))
         try:
             job.post_copy()
         except HypervisorError as error:
             log.warning("no post-copy, aborted in its place", guest=operation.guest, error=str(error))
             return False
-        self._journal.note(OperationKept(replace(operation, state=OperationState.SWITCHED, why=why)))
         return True
 
     def _abort(self, operation: Operation, why: str, now_ns: int) -> None:
@@ -244,11 +283,8 @@ class Migrations:
         if under_way.state is OperationState.SWITCHED:
             raise CommandRefused("state", f"guest {action.guest} is in post-copy: it runs on the other host already")
         self._site.commit(*seen(command), OperationKept(operation))
-        try:
-            self._hypervisor.abort_job(action.guest)
-        except HypervisorError as error:
-            log.info("nothing to abort any more", guest=action.guest, error=str(error))
         self._abort(under_way, f"by command {command.id}", now_ns)
+        self._ask_to_end(under_way)
         return []
 
     def poll_abort(self, operation: Operation, now_ns: int) -> list[Outcome]:
@@ -271,12 +307,10 @@ class Migrations:
         place = self._place(operation.guest)
         if place is not None and place is not GuestState.SHUTOFF:
             return self._end(operation, Result.FAILED, f"reported as done, but {self._whereabouts(place)}", now_ns)
-        action = operation.command.action
-        target = action.target if isinstance(action, Migrate) else ""
+        target = _target(operation)
         self._let_go(operation.guest, now_ns)
-        if status.there is GuestState.NOSTATE or status.there in OFF:
-            lost = "is not known" if status.there is GuestState.NOSTATE else f"is {status.there}"
-            reason = f"reported as done, and {self._whereabouts(place)}, but it {lost} on {target}"
+        if missing := self._missing(operation, status.there):
+            reason = f"reported as done, and {self._whereabouts(place)}{missing}"
             return self._end(operation, Result.FAILED, reason, now_ns)
         took_s = (now_ns - operation.started_ns) / SECOND
         measured = {"took_seconds": took_s} | {
@@ -287,6 +321,14 @@ class Migrations:
         if operation.state is OperationState.SWITCHED:
             reason += f"; by post-copy: {operation.why}"
         return self._end(operation, Result.DONE, reason, now_ns, after=measured)
+
+    @staticmethod
+    def _missing(operation: Operation, there: GuestState | None) -> str:
+        """Return that a guest did not come to where it was moved, "" where nothing says so."""
+        if there is not GuestState.NOSTATE and there not in OFF:
+            return ""
+        lost = "is not known" if there is GuestState.NOSTATE else f"is {there}"
+        return f", but it {lost} on {_target(operation)}"
 
     def _let_go(self, guest: str, now_ns: int) -> None:
         """Drop the leases of a guest that has left; all are held, for nothing is changed on a guest on its way."""
@@ -344,5 +386,11 @@ class Migrations:
             self._site.looks[operation.guest] = result is Result.DONE
         self._jobs.pop(command.id, None)
         self._progress.pop(command.id, None)
+        self._told_to_end.discard(command.id)
         self._site.reached(Point.AFTER_END_WRITTEN)
         return made
+
+
+def _target(operation: Operation) -> str:
+    action = operation.command.action
+    return action.target if isinstance(action, Migrate) else ""

@@ -141,7 +141,7 @@ class Job(Protocol):
         """Return where it stands, at once."""
 
     def abort(self) -> None:
-        """Ask it to stop; poll tells when it has."""
+        """Ask it to stop; poll tells when it has. Raises HypervisorError where it was not asked, to be tried again."""
 
 
 class Move(Job, Protocol):
@@ -185,6 +185,9 @@ class Matchmaker(Protocol):
     def unfit(self, guest: str, uri: str) -> str:
         """Return what the host at `uri` does not offer of the guest's needs, "" where nothing is known against it."""
 
+    def there(self, guest: str, uri: str) -> GuestState | None:
+        """Return what the host at `uri` says of a guest: NOSTATE where it has none such, None without an answer."""
+
 
 @runtime_checkable
 class NoteKeeper(Protocol):
@@ -225,7 +228,7 @@ class Hypervisor(Protocol):
         """Start a live migration to the libvirt at `uri`; raises GuestNotFound or Unsupported."""
 
     def abort_job(self, guest: str) -> None:
-        """Ask for the end of whatever job runs on a guest; raises HypervisorError where none does."""
+        """Ask for the end of a guest's migration; raises HypervisorError where none is under way."""
 
     def power(self, guest: str, verb: Verb) -> Job:
         """Ask for another state of a guest; the job is done once it is seen. Raises GuestNotFound or Unsupported."""

@@ -22,11 +22,11 @@ from virtpilot.libvirt_details import Details
 from virtpilot.libvirt_dirty import DirtyRates
 from virtpilot.libvirt_events import LibvirtEvents
 from virtpilot.libvirt_inside import NOTHING, GuestAgents
-from virtpilot.libvirt_jobs import JobBook
+from virtpilot.libvirt_jobs import JobBook, read_operation
 from virtpilot.libvirt_knobs import KnobAccess, read_footprint
 from virtpilot.libvirt_limits import Configured
 from virtpilot.libvirt_link import NO_MEANING, Lane, LibvirtLink, Meaning, load_binding
-from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration
+from virtpilot.libvirt_migration import MIGRATION_URI, LibvirtMigration, look_there
 from virtpilot.libvirt_notes import read_note, write_note
 from virtpilot.libvirt_power import Reboot, Switch
 from virtpilot.libvirt_reader import Reader
@@ -220,6 +220,10 @@ class LibvirtHypervisor:
         finally:
             there.close()
 
+    def there(self, guest: str, uri: str) -> GuestState | None:
+        """Return what the libvirt at `uri` says of a guest: NOSTATE where it has none such, None without an answer."""
+        return look_there(self._link, guest, uri) if MIGRATION_URI.fullmatch(uri) else None
+
     def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
         """Start a live migration; raises GuestNotFound, Unsupported, or HypervisorError for an unusable URI."""
         self._link.call(Lane.COMMAND, _check_migrates)
@@ -229,8 +233,15 @@ class LibvirtHypervisor:
         return LibvirtMigration(self._link, self._jobs, guest, uri, way, persistent=persistent)
 
     def abort_job(self, guest: str) -> None:
-        """Ask for the end of whatever job runs on a guest; raises GuestNotFound, HypervisorError where none does."""
-        self._on_guest(guest, lambda domain: domain.abortJob())
+        """Ask for the end of a guest's migration; raises GuestNotFound, HypervisorError where none is under way."""
+
+        def abort(domain: Any) -> None:
+            other = read_operation(domain.jobStats())
+            if other not in {"", "migration_out"}:  # what somebody else may have begun since is not ours to end
+                raise HypervisorError(f"no migration is under way, but {other}")
+            domain.abortJob()
+
+        self._on_guest(guest, abort, {self._link.binding.VIR_ERR_OPERATION_TIMEOUT: HypervisorTimeout})
 
     def power(self, guest: str, verb: Verb) -> Job:
         """Ask for another state of a guest; raises GuestNotFound, or Unsupported where the driver cannot do it."""

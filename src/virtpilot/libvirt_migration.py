@@ -58,13 +58,9 @@ class LibvirtMigration:
         return self._progress if self._final is None else self._final
 
     def abort(self) -> None:
-        """Ask libvirt to abort the job; whether it did is told by poll."""
-        if self._status is not None:
-            return
-        try:
+        """Ask libvirt to abort the job; whether it did is told by poll. Raises HypervisorError."""
+        if self._status is None:
             self._link.call(Lane.COMMAND, lambda connection: self._domain(connection).abortJob())
-        except HypervisorError as error:
-            log.warning("migration not aborted", guest=self._guest, error=str(error))
 
     def post_copy(self) -> None:
         """Let the guest run on the target now; raises HypervisorError."""
@@ -92,7 +88,7 @@ class LibvirtMigration:
                 connection.close()
         except (self._link.binding.libvirtError, HypervisorError) as failure:
             error = str(failure)
-        there = self._look_there(uri)
+        there = look_there(self._link, self._guest, uri)
         self._status = JobStatus(JobState.FAILED if error else JobState.DONE, error, self._told_last(), there)
 
     def _move(self, connection: Any, uri: str) -> None:
@@ -115,20 +111,6 @@ class LibvirtMigration:
         if listening and not self._told.wait(_PATIENCE_S):
             log.debug("the end of the migration was not told", guest=self._guest)
 
-    def _look_there(self, uri: str) -> GuestState | None:
-        """Ask the target what it knows of the guest: NOSTATE where nothing, None where it cannot be asked."""
-        there = LibvirtLink(uri, binding=self._link.binding, clock=self._link.clock, deadline_s=_THERE_S)
-        try:
-            code = there.call(Lane.COMMAND, lambda connection: self._domain(connection).state()[0])
-            return _STATES[code] if 0 <= code < len(_STATES) else None
-        except GuestNotFound:
-            return GuestState.NOSTATE
-        except HypervisorError as error:
-            log.debug("the target cannot be asked about the guest", guest=self._guest, error=str(error))
-            return None
-        finally:
-            there.close()
-
     def _listen(self, connection: Any, domain: Any) -> bool:
         event = self._link.binding.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED
         try:
@@ -141,3 +123,18 @@ class LibvirtMigration:
     def _completed(self, _connection: Any, _domain: Any, told: Mapping[str, Any], _opaque: object) -> None:
         self._final = read_job(told)
         self._told.set()
+
+
+def look_there(link: LibvirtLink, guest: str, uri: str) -> GuestState | None:
+    """Ask the libvirt at `uri` what it knows of a guest: NOSTATE where nothing, None where it cannot be asked."""
+    there = LibvirtLink(uri, binding=link.binding, clock=link.clock, deadline_s=_THERE_S)
+    try:
+        code = there.call(Lane.COMMAND, lambda connection: connection.lookupByUUIDString(guest).state()[0])
+        return _STATES[code] if 0 <= code < len(_STATES) else None
+    except GuestNotFound:
+        return GuestState.NOSTATE
+    except HypervisorError as error:
+        log.debug("the target cannot be asked about the guest", guest=guest, error=str(error))
+        return None
+    finally:
+        there.close()

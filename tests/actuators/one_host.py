@@ -51,6 +51,7 @@ class OneJob:
         return self.status
 
     def abort(self) -> None:
+        self._host.abort_job(self._guest)
         self.aborts += 1
 
     def post_copy(self) -> None:

@@ -13,7 +13,7 @@ from tests.hypervisor.fake_libvirt import DB, WEB, FakeLibvirt, Hang, fail
 from tests.services import until
 from virtpilot.action import Stuck, Way
 from virtpilot.clock import VirtualClock
-from virtpilot.errors import GuestNotFound, HypervisorError
+from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout
 from virtpilot.hypervisor import GuestState, Job, JobState, JobStatus
 from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.libvirt_jobs import read_job
@@ -160,15 +160,38 @@ def test_abort_asks_libvirt_and_the_job_says_how_it_ended(hypervisor: LibvirtHyp
     assert libvirt.calls["abortJob"] == 1
 
 
-def test_an_abort_that_fails_is_no_fault_of_the_caller(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+def test_an_abort_that_fails_is_told_and_the_job_goes_on(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
     hang = libvirt.on["migrateToURI3"] = Hang()
     libvirt.on["abortJob"] = fail("cannot acquire state change lock")
     job = hypervisor.migrate(WEB, TARGET)
     assert hang.begun.wait(5)
-    job.abort()
+    with pytest.raises(HypervisorError, match="state change lock"):
+        job.abort()
     assert job.poll().state is JobState.RUNNING
     hang.let_go()
     ended(job)
+
+
+def test_only_a_migration_is_aborted(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    """What somebody else has begun on the guest since is left to go on."""
+    libvirt.domains[WEB].job = {"type": 2, "operation": 9}
+    with pytest.raises(HypervisorError, match="no migration is under way, but backup"):
+        hypervisor.abort_job(WEB)
+    assert libvirt.calls["abortJob"] == 0
+    libvirt.domains[WEB].job = {"type": 2, "operation": 5}
+    hypervisor.abort_job(WEB)
+    assert libvirt.calls["abortJob"] == 1
+    libvirt.on["abortJob"] = fail("cannot acquire state change lock", libvirt.VIR_ERR_OPERATION_TIMEOUT)
+    with pytest.raises(HypervisorTimeout):
+        hypervisor.abort_job(WEB)
+
+
+def test_a_target_is_asked_for_a_guest(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
+    libvirt.elsewhere[WEB] = libvirt.domains[WEB]
+    assert hypervisor.there(WEB, TARGET) is GuestState.RUNNING
+    assert hypervisor.there(DB, TARGET) is GuestState.NOSTATE
+    libvirt.on[f"open {TARGET}"] = fail("no route to host")
+    assert (hypervisor.there(WEB, TARGET), hypervisor.there(WEB, "qemu+ext://x/system")) == (None, None)
 
 
 def test_what_the_target_says_of_the_guest_is_told(hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt) -> None:
