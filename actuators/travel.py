@@ -22,6 +22,7 @@ from virtpilot.clock import seconds
 from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
 from virtpilot.events import EventKind
 from virtpilot.hypervisor import OFF, RUNNING, NoteKeeper
+from virtpilot.knobs import Knob, find
 from virtpilot.model import Outcome
 
 log = structlog.get_logger(__name__)
@@ -142,7 +143,14 @@ class Travel:
         return [made]
 
     def _take_up(self, lease: Lease, now_ns: int) -> bool:
-        """Hold a lease that came with its guest, where the guest still has the value; False for an unknown knob."""
+        """Hold a lease that came with its guest, where the guest still has the value; False for an unknown knob.
+
+        Whoever has written the note: what no guest's knob can be is no lease, and goes with the next note.
+        """
+        knob = find(lease.knob)
+        if knob is not None and not _sound(lease, knob):
+            log.warning("a guest carries a lease that cannot be one", guest=lease.guest, knob=lease.knob)
+            return True
         live = self._read(lease)
         if live is None:
             return False
@@ -164,6 +172,12 @@ class Travel:
             return self._hypervisor.get_knob(lease.guest, lease.knob)
         except KnobUnsupported:
             return None
+
+
+def _sound(lease: Lease, knob: Knob) -> bool:
+    """Tell whether a lease can be one: on a guest's knob, with values that this may have."""
+    values = [lease.value, lease.baseline, *([lease.prior.value] if lease.prior is not None else [])]
+    return not knob.of_host and all(map(knob.allows, values))
 
 
 def _told(lease: Lease) -> tuple[int, int, int, str]:

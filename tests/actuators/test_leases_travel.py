@@ -124,6 +124,28 @@ def test_a_note_is_bounded_by_the_hosts_own_cap(pair: TwoHosts) -> None:
     assert (lease.command, lease.end_ns) == ("cm-7", at(20 + 86400))
 
 
+@pytest.mark.parametrize(
+    ("knob", "value", "baseline"),
+    [
+        ("ksm_run", 1, 0),  # the host's, not the guest's
+        (SHARES, 2048, 1),
+        (SHARES, 2048, 2**40),
+        (SHARES, 2**40, 1024),
+        ("memory_hard_limit", 2**30, 4097),
+    ],
+)
+def test_a_note_can_lease_only_what_a_guests_knob_can_be(pair: TwoHosts, knob: str, value: int, baseline: int) -> None:
+    """Anybody may have written it: at its end the host would set what it says."""
+    pair.move(GUEST, "host-2")
+    host = pair.hosts["host-2"]
+    told = host.notes[GUEST].replace("2048", str(value)).replace("1024", str(baseline)).replace(SHARES, knob)
+    host.notes[GUEST], host.knobs[GUEST, knob] = told, value
+    made = pair.start("host-2", at(20))
+    assert (made.leases(), host.notes[GUEST]) == ([], "")
+    made.poll(at(70))
+    assert (host.sets, host.knobs[GUEST, knob]) == ([], value)
+
+
 @pytest.mark.parametrize(("value", "held"), [(2048, True), (300, False), (1024, False)])
 def test_only_a_value_of_ours_is_taken_up(pair: TwoHosts, value: int, held: bool) -> None:
     """What somebody has set on the way stays, and the stale note goes."""
