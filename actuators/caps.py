@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from virtpilot.knobs import Knob, find
 
+_SHARES: Final = "cpu_shares"
 Shares = Annotated[int, Meta(ge=2, le=262144)]
 Bytes = Annotated[int, Meta(ge=0, le=2**50)]
 
@@ -96,14 +97,26 @@ class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         names = [cap.knob for cap in self.knobs]
         if len(set(names)) < len(names):
             raise ValueError("a knob has bounds twice")
+        low, high = self._shares(next((cap for cap in self.knobs if cap.knob == _SHARES), KnobCap(_SHARES)))
+        if low > high:
+            raise ValueError(f"no cpu_shares are left between {low} and {high}")
 
     def of(self, knob: Knob) -> KnobCap:
-        """Return the bounds of a knob: those of its whole name, or else those of its kind on every device."""
+        """Return the bounds of a knob: those of its whole name, or else those of its kind on every device.
+
+        For CPU shares the narrower of both that there are.
+        """
         own = {cap.knob: cap for cap in self.knobs}
         found = own.get(knob.name) or own.get(knob.name.rpartition(".")[2]) or KnobCap(knob.name)
-        if knob.name != "cpu_shares" or found.min is not None or found.max is not None:
+        if knob.name != _SHARES:
             return found
-        return msgspec.structs.replace(found, min=self.cpu_shares_min, max=self.cpu_shares_max)
+        low, high = self._shares(found)
+        return msgspec.structs.replace(found, min=low, max=high)
+
+    def _shares(self, cap: KnobCap) -> tuple[int, int]:
+        low = self.cpu_shares_min if cap.min is None else max(cap.min, self.cpu_shares_min)
+        high = self.cpu_shares_max if cap.max is None else min(cap.max, self.cpu_shares_max)
+        return low, high
 
 
 def _on_some_device(name: str) -> bool:

@@ -100,6 +100,7 @@ class KnobBook:
         return Footprint(
             vcpus=int(world.vcpus[guest]),
             memory_bytes=int(world.balloon_bytes[guest]),
+            memory_max_bytes=int(world.scenario.guests[guest].memory_mib * MIB),
             usable_bytes=int(usable),
             rss_bytes=int(world.rss_bytes[guest]),
             told_s=0.0,

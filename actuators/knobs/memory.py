@@ -39,8 +39,9 @@ def check_limit(change: Change) -> None:
     if change.value == NO_LIMIT or change.knob.name == "memory_soft_limit":
         return
     footprint = change.hypervisor.footprint(change.guest)
-    # A guest may touch all that it has at any time.
-    least = max(footprint.memory_bytes, footprint.rss_bytes) + change.caps.memory_limit_headroom_bytes
+    # A guest may touch all that it has at any time, and has all again when its balloon is given back.
+    most = max(footprint.memory_max_bytes, footprint.memory_bytes, footprint.rss_bytes)
+    least = most + change.caps.memory_limit_headroom_bytes
     if change.value < least:
         raise CommandRefused(
             "floor", f"{change.knob.name} {_mib(change.value)} is below what the guest needs, {_mib(least)}"

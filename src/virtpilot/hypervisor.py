@@ -99,7 +99,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     """What a running guest takes up just now, as far as its knobs depend on it.
 
-    Of its vCPUs `fixed_vcpus` cannot be unplugged, and none where not `unplugs`.
+    Of its vCPUs `fixed_vcpus` cannot be unplugged, and none where not `unplugs`. `memory_max_bytes` is what the balloon
+    could give it, all of its memory devices with it; 0: nobody tells.
     `usable_bytes` is what it could give back without swapping, as its kernel said `told_s` ago; None: never.
     """
 
@@ -108,6 +109,7 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     unplugs: bool = True
     iothreads: int = 0
     memory_bytes: int
+    memory_max_bytes: int = 0
     usable_bytes: int | None = None
     rss_bytes: int = 0
     told_s: float = math.inf

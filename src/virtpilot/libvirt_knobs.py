@@ -267,6 +267,7 @@ def read_footprint(domain: Any, live: int, now_ns: int) -> Footprint:
         unplugs=root.get("type") != "qemu",
         iothreads=int(root.findtext("iothreads") or 0),
         memory_bytes=int(told["actual"]) * _KIB,
+        memory_max_bytes=int(root.findtext("memory") or 0) * _KIB,
         usable_bytes=None if usable is None else int(usable) * _KIB,
         rss_bytes=int(told.get("rss", 0)) * _KIB,
         told_s=max(now_ns / SECOND - updated_s, 0.0) if updated_s else math.inf,

@@ -6,19 +6,22 @@ import math
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, HOST, OneHost, at, command, executor, move, set_to
 from virtpilot.action import ReleaseKnob, SetKnob
 from virtpilot.actuators.caps import Caps, KnobCap
 from virtpilot.hypervisor import Footprint
+from virtpilot.knobs import find
 from virtpilot.model import Outcome, Result
 
 MIB = 2**20
 STANDING = {
     "vcpu_quota": 0, "vcpu_period": 100_000, "global_quota": 0, "global_period": 100_000, "iothread_quota": 0,
     "iothread_period": 100_000, "vcpus": 2, "guest_vcpus": 2, "vcpupin": 0, "emulatorpin": 0, "numa_nodeset": 0,
-    "memory_balloon": 4096 * MIB, "memory_hard_limit": 0, "memory_soft_limit": 0, "virtiomem0.plugged": 0,
-    "vda.total_iops_sec": 0, "nic0.inbound_average": 0, "blkio_weight": 500, "cpu_shares": 1024,
+    "memory_balloon": 4096 * MIB, "memory_hard_limit": 0, "memory_soft_limit": 0, "memory_swap_hard_limit": 0,
+    "virtiomem0.plugged": 0, "vda.total_iops_sec": 0, "nic0.inbound_average": 0, "blkio_weight": 500,
+    "cpu_shares": 1024,
 }  # fmt: skip
 SIZE = Footprint(
     vcpus=2,
@@ -99,6 +102,38 @@ def test_a_balloon_needs_the_guests_own_word_to_take_and_none_to_give(
     host.footprints[GUEST] = Footprint(**{"vcpus": 2, "memory_bytes": 4096 * MIB, "usable_bytes": 0, **told})  # type: ignore[arg-type]
     assert asked(host, tmp_path, "memory_balloon", 3840 * MIB).guard == "working-set"
     assert asked(host, tmp_path / "other", "memory_balloon", 4200 * MIB).result is Result.DONE
+
+
+@pytest.mark.parametrize("knob", ["memory_hard_limit", "memory_swap_hard_limit"])
+def test_a_limit_leaves_room_for_what_a_balloon_has_taken(host: OneHost, tmp_path: Path, knob: str) -> None:
+    """Given back, it would have the kernel end the guest."""
+    host.footprints[GUEST] = replace(SIZE, memory_bytes=1024 * MIB, rss_bytes=1100 * MIB, memory_max_bytes=4096 * MIB)
+    refused = asked(host, tmp_path, knob, 4351 * MIB)
+    assert (refused.guard, host.sets) == ("floor", [])
+    assert "4351 MiB is below what the guest needs, 4352 MiB" in refused.reason
+    assert asked(host, tmp_path / "other", knob, 4352 * MIB).result is Result.DONE
+
+
+@pytest.mark.parametrize(
+    ("cap", "low", "high"),
+    [
+        (KnobCap("cpu_shares"), 256, 4096),
+        (KnobCap("cpu_shares", min=512), 512, 4096),
+        (KnobCap("cpu_shares", max=2048), 256, 2048),
+        (KnobCap("cpu_shares", min=2, max=9000), 256, 4096),
+    ],
+)
+def test_cpu_shares_are_held_by_both_of_their_caps(cap: KnobCap, low: int, high: int) -> None:
+    """One that gives a single bound takes none of the other's away."""
+    shares = find("cpu_shares")
+    assert shares is not None
+    found = Caps(cpu_shares_min=256, cpu_shares_max=4096, knobs=[cap]).of(shares)
+    assert (found.min, found.max, found.allowed) == (low, high, True)
+
+
+def test_caps_of_cpu_shares_that_leave_nothing_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no cpu_shares are left"):
+        Caps(cpu_shares_max=4096, knobs=[KnobCap("cpu_shares", min=5000)])
 
 
 def test_vcpus_that_cannot_be_unplugged_are_not_leased(host: OneHost, tmp_path: Path) -> None:

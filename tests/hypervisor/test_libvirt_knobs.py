@@ -18,7 +18,7 @@ from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.libvirt_knobs import KnobAccess, read_footprint
 
 GUEST: Final = "00000000-0000-4000-8000-000000000001"
-XML: Final = """<domain type='{type}'><iothreads>2</iothreads><vcpus>
+XML: Final = """<domain type='{type}'><memory unit='KiB'>8192</memory><iothreads>2</iothreads><vcpus>
 <vcpu id='0' enabled='yes' hotpluggable='no'/><vcpu id='1' enabled='yes' hotpluggable='yes'/>
 <vcpu id='2' enabled='no' hotpluggable='yes'/></vcpus><devices>
 <disk><target dev='vda'/></disk>
@@ -160,7 +160,8 @@ def test_vcpus_are_plugged_in_with_the_agents_help_where_it_gives_it(access: Kno
 def test_what_a_guest_takes_up(guest: Guest) -> None:
     told = read_footprint(guest, 1, 100 * 10**9)
     assert told == Footprint(
-        vcpus=2, fixed_vcpus=1, unplugs=True, iothreads=2, memory_bytes=4096 * 1024, usable_bytes=1024 * 1024,
+        vcpus=2, fixed_vcpus=1, unplugs=True, iothreads=2, memory_bytes=4096 * 1024, memory_max_bytes=8192 * 1024,
+        usable_bytes=1024 * 1024,
         rss_bytes=5000 * 1024, told_s=10.0,
     )  # fmt: skip
     guest.xml = guest.xml.replace("type='kvm'", "type='qemu'")
