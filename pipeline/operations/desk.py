@@ -23,6 +23,7 @@ from virtpilot.tracked import Tracked
 log = structlog.get_logger(__name__)
 
 MAX_ANNOUNCED: Final = 1_000
+FORESEEN: Final = 100
 WORK: Final = "work "
 _WORDS: Final = {
     "out": "as many as may are leaving {}",
@@ -188,9 +189,23 @@ class Desk:
         kind, _blank, whose = place.partition(" ")
         return f"waits for its turn ({self.policy}): {_WORDS[kind].format(whose)}"
 
+    def moves(self) -> Iterator[Operation]:
+        """Give all migrations and memory changes that run or wait."""
+        yield from self._moves.values()
+        yield from (one for one in self._waiting if not one.id.startswith(WORK))
+
     def foresee(self, now_ns: int) -> dict[str, Run]:
-        """Return when each operation will begin and end, if nothing else comes and all is as predicted."""
-        return self.schedule.foresee(self._waiting, self._running(now_ns), now_ns / SECOND)
+        """Return when what runs and the first `FORESEEN` that wait will begin and end, if all is as predicted.
+
+        The time that this takes grows faster than the square of how many wait; who runs and has nothing that they
+        wait for costs nothing.
+        """
+        now_s, running = now_ns / SECOND, self._running(now_ns)
+        first = sorted(self._waiting, key=self.schedule.rank)[:FORESEEN]
+        places = frozenset(place for one in first for place in one.places)
+        in_the_way = [one for one in running if places & one.places]
+        apart = {one.id: _to_its_end(one, now_s) for one in running if not places & one.places}
+        return apart | self.schedule.foresee(first, in_the_way, now_s)
 
     def _running(self, now_ns: int) -> list[Operation]:
         """Return what is under way; a move began when it arrived here."""
@@ -250,3 +265,13 @@ class Desk:
         for name, table in self._tables().items():
             table.update(getattr(kept, name))
         self._chosen, self._restored = kept.policy, True
+
+
+def _to_its_end(operation: Operation, now_s: float) -> Run:
+    return Run(
+        id=operation.id,
+        arrived_s=operation.arrived_s,
+        takes_s=operation.takes_s,
+        begun_s=now_s,
+        ended_s=now_s + operation.left_s,
+    )

@@ -1,6 +1,6 @@
 """The queue over HTTP: backups and maintenance are announced here, and the policy is changed.
 
-    GET    /operations        all that waits or runs, with the times foreseen
+    GET    /operations        all that waits or runs, with the times foreseen: of what runs and of the first that wait
     POST   /operations        announce work: {"id", "takes_s", "guest" or "host", …}; the same again is asked about
     GET    /operations/ID     how it stands: do it while it is `running`, hold while it is `waiting` or `paused`
     DELETE /operations/ID     it has ended
@@ -137,7 +137,7 @@ class OperationsPage:
     def _on_all(self, method: str, body: bytes, now_ns: int) -> Answer:
         match method:
             case "GET":
-                return _json(200, {"policy": self._desk.policy, "operations": self._all(now_ns)})
+                return _json(200, self._all(now_ns))
             case "POST":
                 return self._announce(body, now_ns)
         return _NOTHING
@@ -175,12 +175,14 @@ class OperationsPage:
         self._desk.choose(choice.policy)
         return _json(200, {"policy": self._desk.policy})
 
-    def _all(self, now_ns: int) -> list[dict[str, Any]]:
+    def _all(self, now_ns: int) -> dict[str, Any]:
         foreseen = self._desk.foresee(now_ns)
-        works = {WORK + one.work.id: one for one in self._desk.announced()}
-        found = [_told(one, foreseen.get(id_), now_ns) for id_, one in works.items()]
-        others = [run for id_, run in foreseen.items() if id_ not in works]
-        return found + [{"id": run.id, "kind": "move", "takes_s": run.takes_s, **_times(run, now_ns)} for run in others]
+        found = [_told(one, foreseen.get(WORK + one.work.id), now_ns) for one in self._desk.announced()]
+        for move in self._desk.moves():
+            told = {"id": move.id, "kind": "move", "takes_s": move.takes_s}
+            found.append(told | _times(foreseen.get(move.id), now_ns))
+        left_out = len(found) - len(foreseen)
+        return {"policy": self._desk.policy, "operations": found, "not_foreseen": left_out}
 
 
 def _told(one: Announced, run: Run | None, now_ns: int) -> dict[str, Any]:
@@ -194,12 +196,14 @@ def _told(one: Announced, run: Run | None, now_ns: int) -> dict[str, Any]:
         "takes_s": work.takes_s,
         "done_s": round(one.done_s(now_ns), 3),
         "priority": work.priority,
-        **({} if run is None else _times(run, now_ns)),
+        **_times(run, now_ns),
     }
 
 
-def _times(run: Run, now_ns: int) -> dict[str, float]:
-    """Return when it is foreseen to begin and to end, in seconds from now."""
+def _times(run: Run | None, now_ns: int) -> dict[str, float]:
+    """Return when it is foreseen to begin and to end, in seconds from now; nothing where that is not foreseen."""
+    if run is None:
+        return {}
     now_s = now_ns / SECOND
     return {"begins_in_s": round(max(run.begun_s - now_s, 0.0), 3), "ends_in_s": round(run.ended_s - now_s, 3)}
 

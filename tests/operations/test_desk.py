@@ -245,6 +245,31 @@ def test_when_all_will_begin_is_foreseen() -> None:
     }
 
 
+def test_of_many_that_wait_only_the_first_are_foreseen() -> None:
+    made = desk()
+    for number in range(300):
+        made.announce(backup(f"b{number}", 1000.0 - number), f"h{number % 5}", f"g-{number}", NOW)
+    made.turn([], [], NOW)
+    runs = made.foresee(NOW)
+    # The five shortest run, the next hundred wait for them.
+    assert set(runs) == {f"work b{number}" for number in range(195, 300)}
+    assert runs["work b294"].begun_s == runs["work b299"].ended_s
+
+
+@pytest.mark.parametrize("policy", SchedulingPolicy)
+def test_what_runs_where_nobody_waits_is_foreseen_as_if_all_were_played(policy: SchedulingPolicy) -> None:
+    made = desk(policy)
+    for number, host in enumerate("aaabbcd"):
+        made.announce(backup(host + str(number), 100.0 + number, pausable=True), host, f"g-{number}", NOW)
+    made.turn([], [], NOW)
+    made.began("cm-1", move("z", 100, "e", "f"), NOW)
+    made.turn([move("y", 60, "a", "f"), move("x", 70, "a", "g")], ["cm-1"], NOW + SECOND)
+    now_ns = NOW + 5 * SECOND
+    whole = made.schedule.foresee(made._waiting, made._running(now_ns), now_ns / SECOND)
+    assert len(whole) >= 9
+    assert made.foresee(now_ns) == whole
+
+
 class Queue(RuleBasedStateMachine):
     """Announcements, ends, other policies, restarts and time, in any order: no place is ever taken twice."""
 

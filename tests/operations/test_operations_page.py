@@ -16,7 +16,7 @@ from tests.services import free_port, until
 from virtpilot.clock import SECOND
 from virtpilot.errors import ConfigError
 from virtpilot.pipeline.operations.announced import Announcement, located
-from virtpilot.pipeline.operations.desk import Desk, SchedulingOptions
+from virtpilot.pipeline.operations.desk import FORESEEN, Desk, SchedulingOptions
 from virtpilot.pipeline.operations.page import OperationsPage, PageOptions
 
 TOKEN = "0123456789abcdef0123"  # noqa: S105 - of this test alone
@@ -102,6 +102,19 @@ def test_a_backup_is_announced_gets_its_turn_and_ends(ask: Ask) -> None:
     assert ask("DELETE", "/operations/nightly-web-1")[0] == 200
     assert until(lambda: ask("GET", "/operations/nightly-db-1")[1]["standing"] == "running")
     assert ask("DELETE", "/operations/nightly-web-1")[0] == ask("GET", "/operations/nightly-web-1")[0] == 404
+
+
+def test_it_is_told_of_how_many_no_time_is_foreseen(ask: Ask, desk: Desk) -> None:
+    for number in range(FORESEEN + 20):
+        desk.announce(Announcement(id=f"b{number}", takes_s=60, guest="x"), "host-1", f"g{number}", NOW)
+    desk.announce(Announcement(id="late", takes_s=60, guest="x", priority=1), "host-1", "y", NOW)
+
+    def told() -> Any:
+        return ask("GET", "/operations")[1]
+
+    assert until(lambda: any(one["standing"] == "running" for one in told()["operations"]))
+    assert (len(told()["operations"]), told()["not_foreseen"]) == (FORESEEN + 21, 20)
+    assert "begins_in_s" not in told()["operations"][-1]
 
 
 def test_the_policy_is_changed_by_a_request(ask: Ask, desk: Desk) -> None:
