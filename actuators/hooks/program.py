@@ -10,19 +10,25 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+import structlog
+
 from virtpilot.actuators.hooks.ending import Ending
 from virtpilot.clock import SECOND, SystemClock
+
+log = structlog.get_logger(__name__)
 
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _CHUNK: Final = 65536
 _LOOK_S: Final = 0.5
+# So long what was killed may take to be gone. What is in the kernel, or runs as somebody else by now, may never be.
+_GRACE_S: Final = 5.0
 
 
 class Program:
     """Runs in a thread of its own; `ending` is there when it is over."""
 
     def __init__(self, argv: Sequence[str], *, deadline_s: float, output_max: int) -> None:
-        self.ending: Ending | None = None
+        self._ending: Ending | None = None
         self._argv = list(argv)
         self._deadline_s = deadline_s
         # A process runs in real time, whatever the agent's own clock is.
@@ -30,13 +36,31 @@ class Program:
         self._until_ns = self._monotonic_ns() + round(deadline_s * SECOND)
         self._output_max = output_max
         self._stopped = threading.Event()
-        threading.Thread(target=self._run, name=f"hook-{self._argv[0][-16:]}", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=f"hook-{self._argv[0][-16:]}", daemon=True).start()
+        except RuntimeError as error:  # this machine has no thread to give
+            self._ending = Ending(False, f"it cannot be started: {error}")
+
+    @property
+    def ending(self) -> Ending | None:
+        """How it ended, None while it goes on; it is given up some seconds after its deadline, whatever holds it."""
+        late_ns = self._monotonic_ns() - self._until_ns
+        if self._ending is None and late_ns > 2 * _GRACE_S * SECOND:
+            return Ending(False, f"it does not end, {late_ns / SECOND:.0f} s after its deadline")
+        return self._ending
 
     def stop(self) -> None:
         """End it now."""
         self._stopped.set()
 
     def _run(self) -> None:
+        ending = Ending(False, "it was lost sight of")
+        try:
+            ending = self._followed()
+        finally:
+            self._ending = ending
+
+    def _followed(self) -> Ending:
         try:
             process = subprocess.Popen(
                 self._argv,
@@ -48,17 +72,24 @@ class Program:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            self.ending = Ending(False, f"it cannot be started: {error}")
-            return
-        output, ended = self._read(process)
-        # Whatever it has left running goes with it.
-        _kill(process.pid)
-        status = process.wait()
+            return Ending(False, f"it cannot be started: {error}")
+        try:
+            output, ended = self._read(process)
+        except OSError as error:
+            output, ended = f"what it said cannot be read: {error}".encode(), False
+        finally:
+            # Whatever it has left running goes with it.
+            _kill(process.pid)
+        try:
+            status = process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._ending = Ending(False, f"to be ended after {self._deadline_s:g} s, but it cannot be killed", output)
+            process.wait()  # whoever waits for a hook has been told; the process is buried when it is dead
+            return self._ending
         if not ended:
-            self.ending = Ending(False, f"ended after {self._deadline_s:g} s", output)
-        else:
-            told = f"exit status {status}" if status >= 0 else f"ended by signal {-status}"
-            self.ending = Ending(status == 0, told, output, {"exit_status": float(status)})
+            return Ending(False, f"ended after {self._deadline_s:g} s", output)
+        told = f"exit status {status}" if status >= 0 else f"ended by signal {-status}"
+        return Ending(status == 0, told, output, {"exit_status": float(status)})
 
     def _read(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bool]:
         """Read what it says until it is over; returns that, and False where it had to be ended."""
@@ -90,3 +121,5 @@ def _kill(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:  # all of it has ended
         return
+    except OSError as error:  # it runs as somebody else
+        log.warning("a hook's processes cannot be killed", group=group, error=str(error))

@@ -23,8 +23,11 @@ class Post:
         # What trickles in slower than any timeout of a socket is not waited for.
         self._timer = threading.Timer(deadline_s, self._late.set)
         self._timer.daemon = True
-        self._timer.start()
-        threading.Thread(target=self._run, args=(url, body, token_file), name="hook-post", daemon=True).start()
+        try:
+            self._timer.start()
+            threading.Thread(target=self._run, args=(url, body, token_file), name="hook-post", daemon=True).start()
+        except RuntimeError as error:  # this machine has no thread to give
+            self._ending = Ending(False, f"not delivered: {error}")
 
     @property
     def ending(self) -> Ending | None:
