@@ -316,9 +316,8 @@ class Executor:
         return guest in {*moving, *unsettled}
 
     def moving(self, guest: str) -> str:
-        """Return the id of the command by which a guest is moved to another host, empty where it stays."""
-        move = self._site.move_of(guest)
-        return move.command.id if move is not None else ""
+        """Return the id of the command that a long operation on a guest carries out, empty where there is none."""
+        return next((one.command.id for one in self._journal.operations() if one.guest == guest), "")
 
     def leases(self) -> Sequence[Lease]:
         """Return all leases, those being given back too."""

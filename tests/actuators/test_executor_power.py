@@ -82,6 +82,7 @@ def test_a_guest_that_ignores_its_shutdown_is_told_of_and_left_alone(host: OneHo
     made = executor(host, tmp_path)
     assert made.submit(command(power(Verb.SHUTDOWN, within_s=30)), at(0)) == []
     assert made.busy(GUEST)
+    assert made.moving(GUEST) == "cm-1"  # by which what libvirt tells of it is known as ours
     assert made.poll(at(29.9)) == []
     failed = only(made.poll(at(30)))
     assert (failed.result, made.busy(GUEST), host.given_up) == (Result.FAILED, False, [GUEST])
