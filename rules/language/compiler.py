@@ -317,7 +317,8 @@ class Compiler:
             part.unit = functions.unit_of(name, value.unit)
             part.most = value.most if name not in {"sum", "count"} else None
         if where is not None:
-            aggregate.where = self._of_members(aggregate, cast("Tree", where.children[0]), "truth", bare=True).truth
+            aggregate.chosen = self._of_members(aggregate, cast("Tree", where.children[0]), "truth", bare=True)
+            aggregate.where = aggregate.chosen.truth
         if isinstance(members, Device):
             self.reads.every |= samples_of(self._on)
         if not aggregate.reads.every:

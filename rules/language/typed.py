@@ -84,6 +84,8 @@ class Aggregate:
         """What it reads of its members."""
         self.value: Value | None = None
         self.where: Truth | None = None
+        self.chosen: Part | None = None
+        """Which members are meant, as `where` tells: by its parts."""
 
     @property
     def key(self) -> tuple[Kind, str]:

@@ -16,6 +16,7 @@ from virtpilot.rules.signals.columns import RowColumns
 from virtpilot.rules.signals.gate import Gate
 from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
 from virtpilot.rules.signals.saved import SavedRule
+from virtpilot.rules.signals.scout import scout
 from virtpilot.rules.signals.table import Table
 
 # A place among the rows that were given, the rule's number, the rule, its former and its new state.
@@ -39,6 +40,7 @@ class Bank:
         self._machines = {rule.name: self._machines[rule.name] for rule in rules}
         for name in {name for rule in rules for name in rule.recalled()} & self._machines.keys():
             self._machines[name].remember()
+        self._scouts = {rule.name: scout(rule) for rule in rules}
         self._gates = {kind: Gate([machine.rule for _number, machine in of]) for kind, of in self._of.items()}
 
     def about(self, kind: Kind) -> bool:
@@ -64,11 +66,25 @@ class Bank:
             # Most subjects are calm most of the time: nothing to do is the common case.
             for place in np.flatnonzero(may_fire | (self._active[kind] > 0)).tolist():
                 number, machine = self._of[kind][place]
-                if not (may_fire[place] or machine.state[columns.where].any()):
+                live = self._live(machine, columns, len(rows), may_fire=bool(may_fire[place]))
+                if len(live) == len(rows):
+                    changes = machine.step(columns, rows, times, patience)
+                elif len(live):
+                    changes = machine.step(columns.only(live), rows[live], times[live], patience[live])
+                else:
                     continue
-                changes = machine.step(columns, rows, times, patience)
-                found += [(at, number, machine.rule, old, new) for at, old, new in changes]
+                found += [(int(live[at]), number, machine.rule, old, new) for at, old, new in changes]
         return sorted(found, key=lambda change: change[:2])
+
+    def _live(self, machine: Machine, columns: RowColumns, count: int, *, may_fire: bool) -> NDArray[np.int64]:
+        """Return the places of the rows on which something may happen: those that are not calm, or might fire."""
+        scout = self._scouts[machine.rule.name]
+        if may_fire and scout is None:
+            return np.arange(count)
+        live: NDArray[np.bool_] = machine.state[columns.where] != INACTIVE
+        if may_fire and scout is not None:
+            live = live | scout(columns)
+        return np.flatnonzero(live)
 
     def silence(self, columns: RowColumns, kind: Kind, rows: NDArray[np.int64], now_ns: int) -> list[Change]:
         """Note that no sample comes of these rows, for rules to which that means something."""

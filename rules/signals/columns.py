@@ -38,6 +38,7 @@ class RowColumns:
         self._tags: dict[str, NDArray[np.object_]] = {}
         self._devices: dict[Device, Members] = {}
         self._aggregates: dict[tuple[Kind, str], Numbers] = {}
+        self._parts: dict[bytes, RowColumns] = {}
 
     def field(self, measurement: str, name: str) -> Numbers:
         """Return a field of each subject, or of its host; NaN where it is missing."""
@@ -56,13 +57,19 @@ class RowColumns:
         return found
 
     def fields(self, measurement: str) -> Numbers:
-        """Return all fields of the subjects or of their hosts, a row a field in the table's order; to be read only."""
+        """Return all fields of the subjects or of their hosts, a row a field in the table's order; to be read only.
+
+        Of guests of one host the host's have one column for all of them.
+        """
         found = self._all.get(measurement)
         if found is None:
             if measurement == self._kind.value:
                 found = self._table.values[:, self._where]
             else:
                 rows = self._table.host_row[self._where]
+                if len(rows) and rows[0] >= 0 and np.count_nonzero(rows == rows[0]) == len(rows):
+                    # One host's guests: a column stands for all of them.
+                    rows = rows[:1]
                 found = np.where(rows >= 0, self._hosts.values.take(np.maximum(rows, 0), axis=1), np.nan)
             self._all[measurement] = found
         return found
@@ -130,6 +137,19 @@ class RowColumns:
         if found is None:
             rows = self._where if window.on is self._kind else self._table.host_row[self._where]
             found = self._windows[key] = self._world.windows.value(window, rows)
+        return found
+
+    def bound(self, window: Window, *, upper: bool) -> Numbers:
+        """Return what a window says at most, or at least, of each subject, or of its host; infinite where not known."""
+        rows = self._where if window.on is self._kind else self._table.host_row[self._where]
+        return self._world.windows.bound(window, rows, upper=upper)
+
+    def only(self, places: NDArray[np.int64]) -> RowColumns:
+        """Return some of the rows, by their places."""
+        key = places.tobytes()
+        found = self._parts.get(key)
+        if found is None:
+            found = self._parts[key] = self._world.columns(self._kind, self._rows[places])
         return found
 
     def aggregate(self, aggregate: Aggregate) -> Numbers:

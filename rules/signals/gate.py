@@ -1,7 +1,8 @@
 """Which rules can fire on some rows at all: found for all rules at once from the rows' least and greatest values.
 
 A rule whose condition is `cpu_steal_ratio > 10% and …` fires on none of the rows when none of them has more than 10%.
-Most rules fire nowhere most of the time, and these are told apart here without looking at each rule.
+Most rules fire nowhere most of the time, and these are told apart here without looking at each rule; of those that are
+left `scout` tells on which rows.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.rules.language.records import NoData, Rule
-from virtpilot.rules.language.typed import Numbers, Part, Window
+from virtpilot.rules.language.typed import Numbers, Part
 
 _TURNED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
 _BY_LEAST: Final = frozenset({"<", "<=", "=="})
 _BY_MOST: Final = frozenset({">", ">=", "=="})
 _NONE: Final[Numbers] = np.zeros(0)
-_Source = tuple[str, str] | Window
 
 
 class Extremes(Protocol):
@@ -31,22 +31,19 @@ class Extremes(Protocol):
     def most(self, measurement: str, names: tuple[str, ...]) -> Numbers:
         """Return the greatest value of each field, NaN where all are missing."""
 
-    def window(self, window: Window) -> Numbers:
-        """Return a window's value on each row."""
-
 
 class _Bound(NamedTuple):
     """What some row must satisfy before a rule can fire: an input against a number."""
 
-    source: _Source
+    source: tuple[str, str]
     sign: str
     number: float
 
 
 class _Group(NamedTuple):
-    """Bounds of one sign on fields of one measurement, or on one window: the rules by their places, and the numbers."""
+    """Bounds of one sign on fields of one measurement: the rules by their places, and the numbers."""
 
-    source: str | Window
+    measurement: str
     sign: str
     names: tuple[str, ...]
     places: NDArray[np.int64]
@@ -58,14 +55,11 @@ class Gate:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._count = len(rules)
-        found: dict[tuple[object, str], list[tuple[_Bound, int]]] = {}
+        found: dict[tuple[str, str], list[tuple[_Bound, int]]] = {}
         for place, rule in enumerate(rules):
             for bound in _needs(rule):
-                source = bound.source.key if isinstance(bound.source, Window) else bound.source[0]
-                found.setdefault((source, bound.sign), []).append((bound, place))
+                found.setdefault((bound.source[0], bound.sign), []).append((bound, place))
         self._groups = [_group(bounds) for bounds in found.values()]
-        # Fields are there, windows have to be worked out: they are looked at where the fields leave a rule open.
-        self._groups.sort(key=lambda group: isinstance(group.source, Window))
 
     def open(self, columns: Extremes) -> NDArray[np.bool_]:
         """Tell of each rule whether it may fire on some row: where not, it fires on none."""
@@ -73,25 +67,19 @@ class Gate:
         for group in self._groups:
             if not may[group.places].any():
                 continue
-            source = group.source
-            if isinstance(source, Window):
-                values = columns.window(source)
-                least, most = (np.full(1, one.reduce(values, initial=np.nan)) for one in (np.fmin, np.fmax))
-            else:
-                # Of one side alone where that is enough.
-                least = columns.least(source, group.names) if group.sign in _BY_LEAST else _NONE
-                most = columns.most(source, group.names) if group.sign in _BY_MOST else _NONE
+            # Of one side alone where that is enough.
+            least = columns.least(group.measurement, group.names) if group.sign in _BY_LEAST else _NONE
+            most = columns.most(group.measurement, group.names) if group.sign in _BY_MOST else _NONE
             may[group.places[~_reached(group.sign, group.numbers, least, most)]] = False
         return may
 
 
 def _group(bounds: Sequence[tuple[_Bound, int]]) -> _Group:
     first = bounds[0][0]
-    window = isinstance(first.source, Window)
     return _Group(
-        first.source if isinstance(first.source, Window) else first.source[0],
+        first.source[0],
         first.sign,
-        () if window else tuple([bound.source[1] for bound, _ in bounds if not isinstance(bound.source, Window)]),
+        tuple([bound.source[1] for bound, _ in bounds]),
         np.array([place for _, place in bounds], np.int64),
         np.array([bound.number for bound, _ in bounds], np.float64),
     )
@@ -123,5 +111,5 @@ def _bounds(part: Part) -> Iterator[_Bound]:
     elif part.sign in _TURNED and len(part.parts) == 2:
         left, right = part.parts
         for sign, value, other in ((part.sign, left, right), (_TURNED[part.sign], right, left)):
-            if isinstance(value.source, tuple | Window) and other.literal is not None:
+            if isinstance(value.source, tuple) and other.literal is not None:
                 yield _Bound(value.source, sign, other.literal.value)

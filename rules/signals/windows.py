@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.typed import Columns, Numbers, Window
+from virtpilot.rules.signals.bounds import Bound, bound
 from virtpilot.rules.signals.history import History, Series
 from virtpilot.rules.signals.over_time import evaluate
 from virtpilot.rules.signals.saved import SavedHistory, SavedSeries, kind_of
@@ -23,7 +24,7 @@ _ROWS_AT_ONCE: Final = 250
 class _Track:
     """The histories of one kind and span, and the windows that are read from them, each with its newest values."""
 
-    def __init__(self, windows: list[Window], capacity: int) -> None:
+    def __init__(self, windows: list[Window], asked: Collection[tuple[tuple[Of, str], bool]], capacity: int) -> None:
         first = {_series(window): window for window in reversed(windows)}
         self.series = sorted(first)
         self._reads = [first[series].series for series in self.series]
@@ -35,6 +36,13 @@ class _Track:
             self.values[self.place(window)][window] = np.full(capacity, np.nan)
         self.stale: NDArray[np.bool_] = np.zeros((len(self.series), capacity), np.bool_)
         """The rows that have had a sample since a series' values were looked at."""
+        self.bounds: dict[tuple[Window, bool], Bound] = {
+            (window, upper): found
+            for window in windows
+            for upper in (True, False)
+            if (window.key, upper) in asked and (found := bound(window, upper=upper, capacity=capacity)) is not None
+        }
+        self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
 
     def place(self, window: Window) -> int:
         """Return the place of a window's series."""
@@ -45,6 +53,8 @@ class _Track:
         self.history.grow(capacity)
         more = capacity - self.stale.shape[1]
         self.stale = np.pad(self.stale, ((0, 0), (0, more)))
+        for one in self.bounds.values():
+            one.grow(capacity)
         for series in self.values:
             for window, values in series.items():
                 series[window] = np.pad(values, (0, more), constant_values=np.nan)
@@ -53,14 +63,25 @@ class _Track:
         """Forget a row."""
         self.history.clear(row)
         self.stale[:, row] = False
+        self.forget(row)
         for values in (values for series in self.values for values in series.values()):
             values[row] = np.nan
 
+    def forget(self, rows: Where | int) -> None:
+        """Know no bounds of rows any more: they have another past."""
+        for one in self.bounds.values():
+            one.forget(rows)
+
     def take(self, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
         """Take a sample of each row."""
-        values = [np.asarray(read(columns, np.nan), np.float64) for read in self._reads]
-        self.history.push(where, times, [np.broadcast_to(one, len(times)) for one in values])
+        read = [np.asarray(read(columns, np.nan), np.float64) for read in self._reads]
+        values = [
+            one if len(one) == len(times) else np.broadcast_to(one, len(times)) for one in map(np.atleast_1d, read)
+        ]
+        self.history.push(where, times, values)
         self.stale[:, where] = True
+        for place, _window, one in self._bounds:
+            one.take(where, values[place])
 
     def look(self, series: int, where: Where, times: NDArray[np.int64]) -> None:
         """Work out the windows over a series."""
@@ -68,12 +89,20 @@ class _Track:
         for some, at_ns, points in self.history.points(where, times, series):
             for window, values in self.values[series].items():
                 values[some] = evaluate(window, points, at_ns)
+            for place, window, one in self._bounds:
+                if place == series:
+                    one.looked(some, points, self.values[series][window][some])
 
 
 class Windows:
-    """Histories shared by the windows of one kind and span; values as of a subject's last sample."""
+    """Histories shared by the windows of one kind and span; values as of a subject's last sample.
 
-    def __init__(self, windows: Iterable[Window], tables: dict[Of, Table]) -> None:
+    `asked` are the windows of which a bound from above (True) or below is asked for.
+    """
+
+    def __init__(
+        self, windows: Iterable[Window], tables: dict[Of, Table], asked: Iterable[tuple[Window, bool]] = ()
+    ) -> None:
         self._tables = tables
         every: dict[tuple[Of, str], Window] = {}
         for window in windows:
@@ -81,7 +110,8 @@ class Windows:
         tracks: dict[Key, list[Window]] = {}
         for window in every.values():
             tracks.setdefault((window.on, window.span_ns), []).append(window)
-        self._tracks = {key: _Track(own, tables[key[0]].capacity) for key, own in tracks.items()}
+        keys = {(window.key, upper) for window, upper in asked}
+        self._tracks = {key: _Track(own, keys, tables[key[0]].capacity) for key, own in tracks.items()}
         self._of = {key: (self._tracks[window.on, window.span_ns], window) for key, window in every.items()}
         self._about = {kind: [track for (on, _), track in self._tracks.items() if on is kind] for kind in tables}
 
@@ -114,6 +144,17 @@ class Windows:
             self._look(track, series, whereabouts(stale_rows), table)
         return gather(values[first], rows)
 
+    def bound(self, window: Window, rows: Where, *, upper: bool) -> NDArray[np.float64]:
+        """Return what a window's value of rows does not exceed, or fall below; NaN for what has none, else infinite."""
+        track, first = self._of[window.key]
+        found, times = track.bounds.get((first, upper)), self._tables[first.on].time
+        if found is None:
+            return np.full(1, np.inf if upper else -np.inf)
+        if isinstance(rows, slice):
+            return found.now(rows, times[rows])
+        own = np.maximum(rows, 0)
+        return np.where(rows >= 0, found.now(own, times[own]), np.nan)
+
     @staticmethod
     def _look(track: _Track, series: int, where: Where, table: Table) -> None:
         with np.errstate(all="ignore"):
@@ -136,6 +177,7 @@ class Windows:
         """Move the times of all points; what was worked out from them stays."""
         for track in self._tracks.values():
             track.history.move(by_ns)
+            track.forget(slice(None))
 
     def clear(self, kind: Of, row: int) -> None:
         """Forget a row of a kind."""
@@ -201,6 +243,7 @@ class Windows:
             weights.append(None if found is None or not found.weights else found.counts()[here])
         track.history.load(rows, units, values, weights)
         track.stale[:, np.unique(rows)] = True
+        track.forget(np.unique(rows))
 
 
 def _series(window: Window) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from virtpilot.rules.signals.bank import Bank
 from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.devices import DeviceTable
 from virtpilot.rules.signals.reading import inputs
+from virtpilot.rules.signals.scout import asked
 from virtpilot.rules.signals.table import Row, Table, Where, whereabouts
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.windows import Windows
@@ -41,7 +42,8 @@ class World:
             if device.value in wanted
         }
         self.tables |= dict[Of, Table](self.devices.items())
-        self.windows = Windows((w for one in conditions for w in one.reads.every_window.values()), self.tables)
+        windows = (window for one in conditions for window in one.reads.every_window.values())
+        self.windows = Windows(windows, self.tables, (one for rule in ruleset.rules for one in asked(rule)))
         aggregates = (a for one in conditions for a in one.reads.aggregates.values())
         self.aggregates = Aggregates((a for a in aggregates if isinstance(a.members, Kind)), self.tables)
         self.bank = Bank(ruleset.rules, self.tables)

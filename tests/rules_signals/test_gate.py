@@ -82,8 +82,8 @@ def test_no_rule_fires_behind_a_closed_gate(whens: list[str], rows: list[tuple[f
 
 
 @settings(derandomize=True, deadline=None, max_examples=400)
-@given(terms.filter(lambda text: "==" not in text and "!=" not in text), values)
-def test_of_a_single_comparison_it_knows_exactly(when: str, rows: list[tuple[float, ...]]) -> None:
+@given(terms.filter(lambda text: not any(one in text for one in ("==", "!=", "max("))), values)
+def test_of_a_single_comparison_of_a_field_it_knows_exactly(when: str, rows: list[tuple[float, ...]]) -> None:
     rules = ruleset(HEAD + f"  - {{name: r, on: vm, when: '{when}'}}\n")
     columns = Given({name: [row[at] for row in rows] for at, name in enumerate(FIELDS)})
     fires, _calm = condition(when, Kind.VM).evaluate(columns)

@@ -1,0 +1,159 @@
+"""What a window can say at most, or at least, without a look at its points: kept up with each sample, for little.
+
+A rule such as `flaps(state_code, 30m) > 5` can only fire where there were changes since it was last worked out. Where
+a bound leaves a comparison open the window is worked out, and the bound begins again from there. A bound that is not
+known is infinite; where too little is known for a value, there may still be a bound.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.rules.language.functions import quantile
+from virtpilot.rules.language.typed import Numbers, Window
+from virtpilot.rules.signals.history import Points
+from virtpilot.rules.signals.table import Where
+
+# Histories keep 24 bits of some numbers, and sums are rounded: by less than this share.
+_SLACK: Final = 1e-6
+
+
+class Bound(Protocol):
+    """A bound of one window on all rows."""
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more rows."""
+
+    def forget(self, rows: Where | int) -> None:
+        """Know nothing of rows any more."""
+
+    def take(self, where: Where, values: Numbers) -> None:
+        """Take a sample of each row."""
+
+    def looked(self, where: Where, points: Points, values: Numbers) -> None:
+        """Take note of what the window is just now, and of its points."""
+
+    def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:
+        """Return the bound of rows whose last samples came at some times."""
+
+
+def bound(window: Window, *, upper: bool, capacity: int) -> Bound | None:
+    """Return a bound of a window from above or from below, None where there is none that costs little."""
+    if window.function == "flaps" or (window.function in {"rate", "delta"} and window.what == "counter"):
+        return _Changes(window, capacity) if upper else None
+    if window.function not in {"avg", "min", "max"} and quantile(window.function) is None:
+        return None
+    turned = window.function == ("min" if upper else "max")
+    return _Witness(window.span_ns, upper, capacity) if turned else _Range(upper, capacity)
+
+
+class _Range:
+    """No mean, percentile, least or greatest value is beyond the outermost of the samples."""
+
+    def __init__(self, upper: bool, capacity: int) -> None:
+        self._sign = 1.0 if upper else -1.0
+        self._beyond = np.full(capacity, np.inf)
+
+    def grow(self, capacity: int) -> None:
+        self._beyond = _wider(self._beyond, capacity, np.inf)
+
+    def forget(self, rows: Where | int) -> None:
+        self._beyond[rows] = np.inf
+
+    def take(self, where: Where, values: Numbers) -> None:
+        self._beyond[where] = np.fmax(self._beyond[where], self._sign * values)
+
+    def looked(self, where: Where, points: Points, values: Numbers) -> None:  # noqa: ARG002 - the protocol's
+        self._beyond[where] = np.where(points.valid, self._sign * points.value, -np.inf).max(axis=0, initial=-np.inf)
+
+    def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:  # noqa: ARG002 - the protocol's
+        return self._sign * _more(self._beyond[where])
+
+
+class _Witness:
+    """The least of samples is not above any of them: the last one, and what was the least while it is in the window."""
+
+    def __init__(self, span_ns: int, upper: bool, capacity: int) -> None:
+        self._span_ns = span_ns
+        self._sign = 1.0 if upper else -1.0
+        self._last = np.full(capacity, np.inf)
+        self._least = np.full(capacity, np.inf)
+        self._time = np.zeros(capacity, np.int64)
+
+    def grow(self, capacity: int) -> None:
+        self._last, self._least = (_wider(one, capacity, np.inf) for one in (self._last, self._least))
+        self._time = _wider(self._time, capacity, 0)
+
+    def forget(self, rows: Where | int) -> None:
+        self._last[rows] = self._least[rows] = np.inf
+
+    def take(self, where: Where, values: Numbers) -> None:
+        self._last[where] = np.where(np.isfinite(values), self._sign * values, np.inf)
+
+    def looked(self, where: Where, points: Points, values: Numbers) -> None:
+        least = self._sign * values
+        # The newest point of that value is in the window for longest.
+        those = points.valid & (points.value == values)
+        self._time[where] = np.where(those, points.time, 0).max(axis=0, initial=0)
+        self._least[where] = np.where(np.isfinite(least) & those.any(axis=0), least, np.inf)
+
+    def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:
+        there = self._time[where] > times - self._span_ns
+        return self._sign * _more(np.minimum(self._last[where], np.where(there, self._least[where], np.inf)))
+
+
+class _Changes:
+    """There are no more changes, and a counter has grown by no more, than when last looked at and since."""
+
+    def __init__(self, window: Window, capacity: int) -> None:
+        self._counter = window.function != "flaps"
+        self._rate = window.function == "rate"
+        self._last = np.full(capacity, np.nan)
+        self._most = np.full(capacity, np.inf)
+
+    def grow(self, capacity: int) -> None:
+        self._last, self._most = _wider(self._last, capacity, np.nan), _wider(self._most, capacity, np.inf)
+
+    def forget(self, rows: Where | int) -> None:
+        self._last[rows], self._most[rows] = np.nan, np.inf
+
+    def take(self, where: Where, values: Numbers) -> None:
+        last = self._last[where]
+        changed = values != last
+        if np.count_nonzero(changed):
+            known = np.isfinite(values)
+            grown = np.where(known & changed, self._grown(last, values), 0.0)
+            self._most[where] += grown
+            self._last[where] = np.where(known, values, last)
+
+    def _grown(self, last: Numbers, values: Numbers) -> Numbers:
+        if not self._counter:
+            return np.ones(len(values))
+        # A counter that fell began again at 0; what is below 0 is no counter's.
+        grown = np.where(values >= last, values - last, values)
+        return np.where((values >= 0) & (last >= 0), grown, np.inf)
+
+    def looked(self, where: Where, points: Points, values: Numbers) -> None:
+        known = np.isfinite(values) if not self._rate else values == 0
+        most = np.where(known, values, np.inf)
+        most[~points.valid.any(axis=0)] = 0.0
+        if self._counter:
+            most[(points.valid & (points.value < 0)).any(axis=0)] = np.inf
+        self._most[where] = most
+
+    def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:  # noqa: ARG002 - the protocol's
+        most = self._most[where]
+        return np.where(most > 0, np.inf, most) if self._rate else _more(most)
+
+
+def _more(numbers: Numbers) -> Numbers:
+    """Return what numbers may have been before they were rounded."""
+    more: Numbers = numbers + np.abs(numbers) * _SLACK
+    return more
+
+
+def _wider(array: NDArray, capacity: int, fill: float) -> NDArray:  # type: ignore[type-arg]
+    return np.pad(array, (0, capacity - len(array)), constant_values=fill)

@@ -1,0 +1,146 @@
+"""Where a rule's condition can hold at all, told for little, so that only those rows are looked at closely.
+
+Comparisons are made of fields; what is dear is looked at where they leave it open: of a window only how far it reaches
+at most, of devices only whether some device is one of those that are meant. What is told is never too little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.rules.language.devices import Device
+from virtpilot.rules.language.records import NoData, Rule
+from virtpilot.rules.language.typed import COMPARE, Aggregate, Part, Window
+from virtpilot.rules.signals.columns import RowColumns
+
+Mask = NDArray[np.bool_]
+Scout = Callable[[RowColumns], Mask]
+"""Returns a mask of rows, or of one row that stands for all."""
+
+_TURNED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+_UPWARDS: Final = frozenset({">", ">="})
+_DOWNWARDS: Final = frozenset({"<", "<="})
+
+
+def scout(rule: Rule) -> Scout | None:
+    """Return what tells where a rule may fire; None where it may everywhere, for want of data too."""
+    return None if rule.no_data is NoData.FIRE else _scout(rule.when.part)
+
+
+def asked(rule: Rule) -> Iterator[tuple[Window, bool]]:
+    """Yield the windows of which a bound is asked, from above (True) or below."""
+    parts = [] if rule.no_data is NoData.FIRE else [rule.when.part]
+    while parts:
+        part = parts.pop()
+        if part.sign in {"and", "or"}:
+            parts += part.parts
+        found = _against_number(part)
+        if found is not None and isinstance(found[0], Window) and found[1] in _UPWARDS | _DOWNWARDS:
+            yield found[0], found[1] in _UPWARDS
+
+
+def _scout(part: Part) -> Scout:
+    if part.sign == "and":
+        return _all([_scout(one) for one in sorted(part.parts, key=_cost)])
+    if part.sign == "or":
+        return _some([_scout(one) for one in part.parts])
+    found = _against_number(part)
+    if found is not None:
+        return _compared(part, *found)
+    if part.sign in COMPARE and part.parts[0].kind == "number":
+        compare, (left, right) = COMPARE[part.sign], part.parts
+        return lambda columns: np.atleast_1d(compare(left.value(columns, np.nan), right.value(columns, np.nan)))
+    return lambda columns: part.truth(columns)[0]
+
+
+def _against_number(part: Part) -> tuple[tuple[str, str] | Window | Aggregate, str, float] | None:
+    """Return what is compared with a number, and how; None where it is something else."""
+    if part.sign not in COMPARE or part.parts[0].kind != "number":
+        return None
+    left, right = part.parts
+    if left.source is not None and right.literal is not None:
+        return left.source, part.sign, right.literal.value
+    if right.source is not None and left.literal is not None:
+        return right.source, _TURNED[part.sign], left.literal.value
+    return None
+
+
+def _compared(part: Part, source: tuple[str, str] | Window | Aggregate, sign: str, number: float) -> Scout:
+    compare = COMPARE[sign]
+    if isinstance(source, Window):
+        if sign in _UPWARDS | _DOWNWARDS:
+            upper = sign in _UPWARDS
+            return lambda columns: compare(columns.bound(source, upper=upper), number)
+        return lambda columns: compare(columns.window(source), number)
+    if isinstance(source, Aggregate):
+        if sign == ">" and number == 0 and source.chosen is not None and isinstance(source.members, Device):
+            return _of_devices(source.members, _scout(source.chosen))
+        return lambda columns: part.truth(columns)[0]
+    measurement, field = source
+    return lambda columns: compare(columns.field(measurement, field), number)
+
+
+def _of_devices(device: Device, chosen: Scout) -> Scout:
+    """Return where a subject has a device that may be one of those that are meant."""
+
+    def found(columns: RowColumns) -> Mask:
+        members = columns.devices(device)
+        if not len(members.groups):
+            return _NOWHERE
+        meant = chosen(cast(RowColumns, members.columns))
+        if not np.count_nonzero(meant):
+            return _NOWHERE
+        mask = np.zeros(members.count, np.bool_)
+        mask[members.groups[np.broadcast_to(meant, len(members.groups))]] = True
+        return mask
+
+    return found
+
+
+def _all(scouts: list[Scout]) -> Scout:
+    first, *others = scouts
+
+    def found(columns: RowColumns) -> Mask:
+        mask = first(columns)
+        for one in others:
+            if not np.count_nonzero(mask):
+                break
+            mask = mask & one(columns)
+        return mask
+
+    return found
+
+
+def _some(scouts: list[Scout]) -> Scout:
+    first, *others = scouts
+
+    def found(columns: RowColumns) -> Mask:
+        mask = first(columns)
+        for one in others:
+            mask = mask | one(columns)
+        return mask
+
+    return found
+
+
+def _cost(part: Part) -> int:
+    """Return how dear a part is: of fields alone, with a bound or devices, with what is worked out for each row."""
+    found = _against_number(part)
+    if found is not None:
+        return 0 if isinstance(found[0], tuple) else 1
+    if part.sign in COMPARE and part.kind == "truth" and part.parts[0].kind == "number":
+        return max(map(_reading, part.parts))
+    return max(map(_cost, part.parts), default=2) if part.sign in {"and", "or"} else 2
+
+
+def _reading(part: Part) -> int:
+    if isinstance(part.source, Window | Aggregate):
+        return 2
+    return max(map(_reading, part.parts), default=0)
+
+
+_NOWHERE: Final[Mask] = np.zeros(1, np.bool_)
