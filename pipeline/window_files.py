@@ -8,7 +8,6 @@ crash may cost them the newest samples: a thirtieth of the window, ten seconds a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ class WindowFiles:
         self._every_ns = every_ns
         self._due_ns: dict[str, int] = {}
         self._writer = ThreadPoolExecutor(1, "windows-writer")
-        self._putting: Future[None] | None = None
+        self._putting: tuple[Path, Future[None]] | None = None
 
     def slices(self, windows: Windows, *, all_now: bool = False) -> Iterator[None]:
         """Write the histories that are due, or all of them; a slice at each step."""
@@ -50,46 +49,57 @@ class WindowFiles:
         for key in windows.histories():
             path = _path(self._folder, key)
             keep.add(path.name)
-            if not all_now and self._clock.monotonic_ns() < self._due_ns.get(path.name, 0):
+            if not all_now and (self._clock.monotonic_ns() < self._due_ns.get(path.name, 0) or self._is_putting(path)):
                 continue
             try:
                 yield from self._write(path, windows.dump(key))
             except OSError as error:
-                self.failures += 1
-                log.error("windows not saved", path=str(path), error=str(error))
+                self._failed(path, error)
             self._due_ns[path.name] = self._clock.monotonic_ns() + max(self._every_ns, key[1] // _SHARE)
         self._tidy(self._folder, keep)
 
     def _write(self, path: Path, slices: Iterator[SavedHistory]) -> Iterator[None]:
+        if self._is_putting(path):
+            self._wait()
         temporary = path.with_suffix(".part")
         with temporary.open("wb") as file:
             for one in slices:
                 file.write(msgspec.json.encode(one) + b"\n")
                 yield
         self._wait()
-        self._putting = self._writer.submit(_put, temporary, path)
+        self._putting = path, self._writer.submit(_put, temporary, path)
+
+    def _is_putting(self, path: Path) -> bool:
+        """Tell whether a file that was written is still on its way to this place: its disk may be slow."""
+        return self._putting is not None and self._putting[0] == path and not self._putting[1].done()
 
     def _wait(self) -> None:
-        putting, self._putting = self._putting, None
-        if putting is not None:
-            putting.result()
+        if self._putting is not None:
+            (path, putting), self._putting = self._putting, None
+            try:
+                putting.result()
+            except OSError as error:
+                self._failed(path, error)
+
+    def _failed(self, path: Path, error: OSError) -> None:
+        self.failures += 1
+        log.error("windows not saved", path=str(path), error=str(error))
 
     def _tidy(self, folder: Path, keep: set[str]) -> None:
-        """Remove the files of windows that no rule reads any more."""
-        for path in folder.glob("windows-*.jsonl"):
-            if path.name not in keep:
-                self._due_ns.pop(path.name, None)
+        """Remove the files of windows that no rule reads any more, and what broken writes of such have left."""
+        if self._putting is not None and self._putting[0].name not in keep:
+            self._wait()
+        for path in (*folder.glob("windows-*.jsonl"), *folder.glob("windows-*.part")):
+            name = path.with_suffix(".jsonl").name
+            if name not in keep:
+                self._due_ns.pop(name, None)
                 path.unlink(missing_ok=True)
 
     def close(self, windows: Windows) -> None:
         """Write all of them and let go."""
         for _ in self.slices(windows, all_now=True):
             pass
-        try:
-            self._wait()
-        except OSError as error:
-            self.failures += 1
-            log.error("windows not saved", error=str(error))
+        self._wait()
         self._writer.shutdown()
 
 
@@ -115,6 +125,5 @@ def _put(temporary: Path, path: Path) -> None:
     """Put a file that was written in its place; runs in a thread."""
     with temporary.open("rb") as file:
         os.fdatasync(file.fileno())
-    with contextlib.suppress(FileNotFoundError):
-        temporary.replace(path)
-        sync_folder(path.parent)
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,64 @@ def test_a_write_that_is_broken_off_leaves_the_file_before_it(tmp_path: Path) ->
     next(slices)
     del slices
     assert points(load(tmp_path)) == before
+
+
+@pytest.fixture
+def slow_disk() -> Iterator[Callable[[WindowFiles], threading.Event]]:
+    """What lets nothing be put in its place until the event that it returns is set, or for 20 s."""
+    released: list[threading.Event] = []
+
+    def hold(files: WindowFiles) -> threading.Event:
+        released.append(threading.Event())
+        files._writer.submit(released[-1].wait, 20)
+        return released[-1]
+
+    yield hold
+    for event in released:
+        event.set()
+
+
+def test_a_file_on_its_way_to_its_place_is_not_written_over(
+    tmp_path: Path, slow_disk: Callable[[WindowFiles], threading.Event]
+) -> None:
+    """Neither by the next write, which is left out while the disk is slow, nor by the last one, which waits."""
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    released = slow_disk(files)
+    measured(evaluator, clock)
+    assert written(files, evaluator) == 1
+    on_its_way = next(tmp_path.glob("*.part")).read_bytes()
+    clock.advance(10)
+    measured(evaluator, clock)
+    assert written(files, evaluator) == 0
+    assert next(tmp_path.glob("*.part")).read_bytes() == on_its_way
+    ending = threading.Thread(target=files.close, args=(evaluator.world.windows,))
+    ending.start()
+    released.set()
+    ending.join(60)
+    assert (files.failures, set(points(load(tmp_path)).values())) == (0, {2})
+
+
+def test_a_reload_in_the_middle_of_a_write_leaves_nothing_of_what_is_no_more(
+    tmp_path: Path, slow_disk: Callable[[WindowFiles], threading.Event]
+) -> None:
+    """One window's file is on its way to its place, another's is half written; neither is read any more."""
+    clock, both, none = VirtualClock(), watching(LONG, SHORT), watching()
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    released = slow_disk(files)
+    measured(both, clock)
+    slices = files.slices(both.world.windows)
+    for _ in range(2):
+        next(slices)
+    assert len(list(tmp_path.glob("*.part"))) == 2
+    del slices
+    tidying = threading.Thread(target=written, args=(files, none))
+    tidying.start()
+    released.set()
+    tidying.join(60)
+    files._wait()
+    assert list(tmp_path.iterdir()) == []
+    assert files.failures == 0
 
 
 def test_damage_is_not_guessed_at(tmp_path: Path) -> None:
