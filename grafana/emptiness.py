@@ -21,6 +21,8 @@ _TIMEOUT_S: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 64 << 20
 _POINTS: Final = 240
 _MAX_REASON_CHARS: Final = 300
+# A series is always chosen by labels: all of them are of a cluster.
+_SELECTOR: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*(?=\{)")
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -75,6 +77,12 @@ def empty_panels(
             if server and (reason := _nothing(server, asked, start_s, end_s)):
                 found.append(f"{name}: {asked.owner}: {reason}")
     return found
+
+
+def reads_only(named: str, prefix: str) -> bool:
+    """Tell whether a query that `empty_panels` named reads no other series than those whose names begin so."""
+    series = _SELECTOR.findall(named)
+    return bool(series) and all(one.startswith(prefix) for one in series)
 
 
 def _nothing(url: str, asked: Query | Choice, start_s: float, end_s: float) -> str:

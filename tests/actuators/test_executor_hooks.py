@@ -100,7 +100,7 @@ def test_at_its_deadline_it_is_ended_with_all_that_it_has_started(host: OneHost,
     made.submit(command(run()), at(0))
     failed = ended(made)
     assert (failed.result, failed.reason) == (Result.FAILED, "ended after 1 s")
-    assert until(lambda: not _lives(int(mark.read_text())), 5)
+    assert until(lambda: not _lives(int(mark.read_text())), 20)
 
 
 def _lives(pid: int) -> bool:
@@ -143,7 +143,7 @@ def test_it_is_run_once_whatever_happens(host: OneHost, tmp_path: Path) -> None:
     made = executor(host, tmp_path, hook)
     made.submit(command(run()), at(0))
     assert made.submit(command(run()), at(0)) == []
-    assert until(log.exists, 5)
+    assert until(log.exists, 20)
     made.close()
     again = executor(host, tmp_path, hook)
     failed = ended(again)

@@ -133,7 +133,7 @@ def test_a_full_queue_drops_the_oldest_and_counts_them() -> None:
         alerts.close(0.1)
         courier = Courier("c", server.url, timeout_s=5, limit=1, clock=_CLOCK)
         courier.finish()
-        assert courier.join(5)
+        assert courier.join(20)
 
 
 def test_repeated_alerts_of_a_dead_alertmanager_do_not_pile_up() -> None:
@@ -166,7 +166,7 @@ def test_a_newer_word_replaces_one_that_comes_back_undelivered() -> None:
         courier.put(Parcel("b", b'"b"'))
         courier.put(Parcel("a", b'"new"'))
         courier.finish()
-        assert courier.join(5)
+        assert courier.join(20)
         assert server.bodies == [(503, ["old"]), (200, ["new", "b"])]
 
 

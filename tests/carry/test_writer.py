@@ -319,7 +319,7 @@ def test_run_ends_at_once_when_told_although_the_store_is_away(world: World) -> 
     thread = threading.Thread(target=writer.run, args=(stop,))
     thread.start()
     stop.set()
-    thread.join(5)
+    thread.join(20)
     assert not thread.is_alive()
     assert world.bus.generation == 0
 

@@ -12,7 +12,7 @@ import pytest
 from tests.grafana.piloted_fleet import PilotedFleet
 from tests.services import Prometheus, VictoriaMetrics, free_port, http, until
 from virtpilot.clock import SECOND, SystemClock
-from virtpilot.grafana.emptiness import Series, ask, board, empty_panels, options
+from virtpilot.grafana.emptiness import Series, ask, board, empty_panels, options, reads_only
 from virtpilot.grafana.queries import choices, queries
 from virtpilot.pipeline.store.influx import InfluxStore, StoreOptions
 
@@ -145,3 +145,17 @@ def test_every_panel_on_the_processes_has_data_from_their_exporters(filled: Fill
         return lines + [line for line in fleets if "virtpilot_" in line]
 
     assert until(lambda: not empty(), within_s=30, every_s=0.5), empty()
+
+
+@pytest.mark.parametrize(
+    ("named", "excused"),
+    [
+        ('guest: Pressure (PSI): max by (vm) (vm_psi_cpu_some_ratio{vm="u"})', True),
+        ('guest: p: vm_psi_cpu_some_ratio{vm="u"} + vm_psi_io_some_ratio{vm="u"}', True),
+        ('guest: p: vm_psi_cpu_some_ratio{vm="u"} / on (vm) vm_cpu_usage_ratio{vm="u"}', False),
+        ('guest: vm_psi_: max by (vm) (vm_cpu_usage_ratio{vm="u"})', False),
+        ("guest: p: 422 vm_psi_ is no query", False),
+    ],
+)
+def test_a_query_that_reads_other_series_too_is_not_one_of_these_alone(named: str, excused: bool) -> None:
+    assert reads_only(named, "vm_psi_") is excused

@@ -168,7 +168,7 @@ def test_an_own_migration_is_asked_about_once_a_second_by_all(libvirt: FakeLibvi
     hang = libvirt.on["migrateToURI3"] = Hang()
     hypervisor.drain()
     job = hypervisor.migrate(WEB, "qemu+tcp://10.0.0.2/system")
-    assert hang.begun.wait(5)
+    assert hang.begun.wait(20)
     assert until(lambda: len(libvirt.listeners) == 4)
     libvirt.domains[WEB].job = dict(RUNNING)
     libvirt.tell(libvirt.VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION, WEB, 1)
@@ -188,7 +188,7 @@ def test_that_there_was_no_job_a_moment_ago_says_nothing_of_one_that_has_begun(l
     hang = libvirt.on["migrateToURI3"] = Hang()
     hypervisor.drain()
     job = hypervisor.migrate(WEB, "qemu+tcp://10.0.0.2/system")
-    assert hang.begun.wait(5)
+    assert hang.begun.wait(20)
     assert until(lambda: len(libvirt.listeners) == 4)
     assert job.poll().progress == {}
     libvirt.domains[WEB].job = dict(RUNNING)

@@ -67,19 +67,19 @@ def details(hypervisor: LibvirtHypervisor) -> dict[str, GuestDetails]:
 def test_a_connected_agent_is_asked_now_and_then_and_what_it_told_stands_beside_the_rest(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
 ) -> None:
-    assert until(lambda: details(hypervisor)[WEB].filesystems == FILESYSTEMS, 5)
+    assert until(lambda: details(hypervisor)[WEB].filesystems == FILESYSTEMS, 20)
     assert details(hypervisor)[WEB].guest == {"cpu_shares_count": 1024, **LOADS}
     assert details(hypervisor)[DB].filesystems == {}
     assert (libvirt.calls["guestInfo web-1"], libvirt.calls["guestInfo db-1"]) == (1, 0)
     clock.advance(60)
     hypervisor.guests()
-    assert until(lambda: libvirt.calls["guestInfo web-1"] == 2, 5)
+    assert until(lambda: libvirt.calls["guestInfo web-1"] == 2, 20)
 
 
 def test_what_was_told_too_long_ago_is_told_no_more(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
 ) -> None:
-    assert until(lambda: details(hypervisor)[WEB].filesystems == FILESYSTEMS, 5)
+    assert until(lambda: details(hypervisor)[WEB].filesystems == FILESYSTEMS, 20)
     libvirt.on["guestInfo web-1"] = fail("Guest agent is not responding")
     clock.advance(180)
     assert details(hypervisor)[WEB].filesystems == FILESYSTEMS
@@ -94,12 +94,12 @@ def test_a_dead_agent_holds_up_neither_a_tick_nor_another_agent(
     libvirt.domains[DB].inside = TOLD
     hang = libvirt.on["guestInfo web-1"] = Hang()
     hypervisor.guests()
-    assert hang.begun.wait(5)
+    assert hang.begun.wait(20)
     for _ in range(3):
         found = details(hypervisor)
         assert found[WEB].filesystems == {}
     # Left behind after its deadline, the next one is asked.
-    assert until(lambda: details(hypervisor)[DB].filesystems == FILESYSTEMS, 5)
+    assert until(lambda: details(hypervisor)[DB].filesystems == FILESYSTEMS, 20)
     assert libvirt.calls["guestInfo web-1"] == 1
     hang.let_go()
 
@@ -117,7 +117,7 @@ def test_where_libvirt_passes_on_the_load_it_is_asked_for_and_older_agents_are_a
     libvirt.domains[WEB].inside = TOLD
     libvirt.on["guestInfo web-1"] = fail("unsupported", times=1)
     hypervisor = LibvirtHypervisor("fake:///", clock=clock, guest_agent_every_s=60, binding=libvirt)
-    assert until(lambda: details(hypervisor)[WEB].filesystems == FILESYSTEMS, 5)
+    assert until(lambda: details(hypervisor)[WEB].filesystems == FILESYSTEMS, 20)
     hypervisor.close()
     assert libvirt.wanted_inside == [16]
     assert libvirt.calls["guestInfo web-1"] == 2

@@ -88,7 +88,7 @@ def test_progress_is_told_while_it_runs(
 ) -> None:
     hang = libvirt.on["migrateToURI3"] = Hang()
     job = hypervisor.migrate(WEB, TARGET)
-    assert hang.begun.wait(5)
+    assert hang.begun.wait(20)
     assert [job.poll() for _ in range(9)] == 9 * [JobStatus(JobState.RUNNING)]
     assert libvirt.calls["jobStats"] == 1  # once a second, however often somebody wants to know
     clock.advance(1)
@@ -115,10 +115,10 @@ def test_what_is_told_at_the_end_is_not_overwritten_by_what_was_asked_before(
 
     libvirt.on |= {"migrateToURI3": end, f"open {TARGET}": looking}
     job = hypervisor.migrate(WEB, TARGET)
-    assert moving.begun.wait(5)
+    assert moving.begun.wait(20)
     assert job.poll().progress == {"data_total_bytes": 900, "data_processed_bytes": 0}
     moving.let_go()
-    assert looking.begun.wait(5)
+    assert looking.begun.wait(20)
     final = {"downtime_seconds": 0.094, "data_processed_bytes": 900}
     assert job.poll() == JobStatus(JobState.RUNNING, "", final)
     looking.let_go()
@@ -152,7 +152,7 @@ def test_abort_asks_libvirt_and_the_job_says_how_it_ended(hypervisor: LibvirtHyp
 
     libvirt.on |= {"migrateToURI3": move, "abortJob": hang.let_go}
     job = hypervisor.migrate(WEB, TARGET)
-    assert hang.begun.wait(5)
+    assert hang.begun.wait(20)
     job.abort()
     status = ended(job)
     assert (status.state, "canceled" in status.error) == (JobState.FAILED, True)
@@ -164,7 +164,7 @@ def test_an_abort_that_fails_is_told_and_the_job_goes_on(hypervisor: LibvirtHype
     hang = libvirt.on["migrateToURI3"] = Hang()
     libvirt.on["abortJob"] = fail("cannot acquire state change lock")
     job = hypervisor.migrate(WEB, TARGET)
-    assert hang.begun.wait(5)
+    assert hang.begun.wait(20)
     with pytest.raises(HypervisorError, match="state change lock"):
         job.abort()
     assert job.poll().state is JobState.RUNNING
@@ -243,7 +243,7 @@ def test_post_copy_and_an_abort_of_whatever_runs_are_asked_of_libvirt(
 ) -> None:
     hang = libvirt.on["migrateToURI3"] = Hang()
     job = hypervisor.migrate(WEB, TARGET)
-    assert hang.begun.wait(5)
+    assert hang.begun.wait(20)
     job.post_copy()
     hypervisor.abort_job(WEB)
     assert (libvirt.calls["migrateStartPostCopy"], libvirt.calls["abortJob"]) == (1, 1)

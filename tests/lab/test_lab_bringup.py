@@ -78,7 +78,7 @@ def test_popen_gives_the_pid_of_the_command_itself(lab: Lab) -> None:
     assert child.pid in host.group.pids()
     assert Path(f"/proc/{child.pid}/cwd").samefile(ROOT)  # its name may be another one: a root within a root
     child.terminate()
-    assert child.wait(5) == -signal.SIGTERM
+    assert child.wait(20) == -signal.SIGTERM
 
 
 def test_failing_command_tells_its_words(lab: Lab) -> None:

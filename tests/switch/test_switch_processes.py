@@ -175,8 +175,8 @@ def test_a_word_by_hand_stops_and_the_broker_may_forget_it(cluster: Cluster, mos
         ["mosquitto_pub", "-p", str(mosquitto.port), "-V", "5", "-q", "1", "-r", "-t", TOPICS.switch, "-m", "stop"],
         check=True, timeout=10,
     )  # fmt: skip
-    agent.reaches("virtpilot_agent_stopped_count", 1, within_s=3.0)
-    controller.reaches("virtpilot_stopped_count", 1, within_s=3.0)
+    agent.reaches("virtpilot_agent_stopped_count", 1)
+    controller.reaches("virtpilot_stopped_count", 1)
     subprocess.run(
         ["mosquitto_pub", "-p", str(mosquitto.port), "-V", "5", "-q", "1", "-r", "-t", TOPICS.switch, "-n"],
         check=True, timeout=10,
@@ -188,4 +188,4 @@ def test_a_word_by_hand_stops_and_the_broker_may_forget_it(cluster: Cluster, mos
     controller.reaches("virtpilot_stopped_count", 1)
     status, document = cluster.says("resume")
     assert (status, document) == (0, {"hosts": {"h1": "resumed"}})
-    assert until(lambda: controller.number("virtpilot_stopped_count") == 0, 5.0)
+    assert until(lambda: controller.number("virtpilot_stopped_count") == 0, 20.0)
