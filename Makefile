@@ -17,7 +17,7 @@ demo:
 
 test:
 	@deploy/bootstrap.sh full
-	@exec $(BIN)/python -m pytest $(TEST_ARGS)
+	@exec deploy/test.sh $(TEST_ARGS)
 
 test-all:
 	@exec deploy/test-all.sh $(TEST_ARGS)

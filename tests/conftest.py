@@ -29,10 +29,18 @@ _MARK: Final = "VIRTPILOT_TEST_SESSION"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the session a mark of its own, and Hypothesis a seed that can be given again."""
-    os.environ[_MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
+    """Give the session a mark of its own, and Hypothesis a seed that can be given again.
+
+    A worker has its session's mark from its environment: what it leaves behind the session finds.
+    """
+    if not _is_worker(config):
+        os.environ[_MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(secrets.randbelow(2**32))
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")  # pytest-xdist's word for it
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -66,8 +74,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session where a process that it started is left, now that all fixtures have ended."""
-    if until(lambda: not _left(), 5.0):
+    """Fail the session where a process that it started is left, now that all fixtures and workers have ended."""
+    if _is_worker(session.config) or until(lambda: not _left(), 5.0):
         return
     for pid, command in _left().items():
         session.config.get_terminal_writer().line(f"\nleft behind: process {pid}: {command}", red=True)

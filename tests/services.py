@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -54,11 +57,23 @@ def until(condition: Callable[[], object], within_s: float = 10.0, every_s: floa
     return True
 
 
+# Below what the kernel hands to whoever asks for any, so that no connection takes one before its server does; each
+# worker of a session from a share of its own, and another session from elsewhere in it.
+_PORTS_EACH: Final = 1000
+_port = itertools.count(random.SystemRandom().randrange(_PORTS_EACH))
+
+
 def free_port() -> int:
-    """Return a TCP port of the loopback that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of the loopback that nobody listens on just now, and that nobody else is given."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for number in itertools.islice(_port, _PORTS_EACH):
+        port = 20_000 + _PORTS_EACH * (worker % 10) + number % _PORTS_EACH
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise RuntimeError("no port is free")
 
 
 def http(url: str, query: dict[str, str] | None = None, body: bytes | None = None, timeout_s: float = 10.0) -> bytes:

@@ -89,14 +89,15 @@ def test_a_seed_is_printed_and_can_be_given_again(tmp_path: Path) -> None:
     assert f"hypothesis seed: {seed} " not in other.stdout
 
 
-def test_a_process_left_behind_fails_the_session_and_is_named(tmp_path: Path) -> None:
-    """Also one that has left its parent: it is known by its environment."""
+@pytest.mark.parametrize("words", [(), ("-n", "2")])
+def test_a_process_left_behind_fails_the_session_and_is_named(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Also one that has left its parent, and one of a worker: it is known by its environment."""
     tests = """
         import subprocess
         def test_forgets_a_process():
             subprocess.run(["setsid", "--fork", "sleep", "8.25"], check=True)
     """
-    done = run(tmp_path, tests)
+    done = run(tmp_path, tests, *words)
     assert "1 passed" in done.stdout
     assert done.returncode == 1, done.stdout
     assert "left behind" in done.stdout
