@@ -240,7 +240,7 @@ def bring_up(
         say(f"removing what a killed lab {name!r} left")
         state.tear_down(name)
     booted = image.build(cache, agent=any(plan.agent for plan in plans))
-    network = network or free_network(routed_networks())
+    network = network or free_network(routed_networks(), name)
     lab = Lab(name, network, plans, state.claim(name, str(network)))
     with ExitStack() as taken_down:
         taken_down.callback(lab.down)

@@ -7,17 +7,22 @@ import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from zlib import crc32
 
 from deploy.lab.command import output
 from deploy.lab.errors import LabError
 
-_CANDIDATES = [IPv4Network(f"10.{second}.{third}.0/24") for second in (77, 177, 211) for third in range(40, 60)]
+_CANDIDATES = [IPv4Network(f"10.{second}.{third}.0/24") for second in (77, 177, 211) for third in range(40, 240)]
 _LOOPBACK = "127.0.0.1"
 
 
-def free_network(routed: Sequence[IPv4Network]) -> IPv4Network:
-    """Return the first candidate /24 that overlaps with no routed network; raises LabError."""
-    for candidate in _CANDIDATES:
+def free_network(routed: Sequence[IPv4Network], name: str = "") -> IPv4Network:
+    """Return the first candidate /24 that overlaps with no routed network; raises LabError.
+
+    Each name of a lab has a first candidate of its own, so that two that come up at once do not take the same.
+    """
+    first = crc32(name.encode()) % len(_CANDIDATES)
+    for candidate in [*_CANDIDATES[first:], *_CANDIDATES[:first]]:
         if not any(candidate.overlaps(one) for one in routed if one.prefixlen):
             return candidate
     raise LabError("no free 10.x.y.0/24 found for the lab: give one")

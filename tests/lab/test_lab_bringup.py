@@ -19,7 +19,7 @@ from deploy.lab.wait import until
 from tests.lab.lab_process import ROOT, need_a_lab, ran
 from virtpilot.clock import SystemClock
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.slow]
 
 NAME = "labtest"
 Rates = dict[str, float]

@@ -16,7 +16,7 @@ from tests.lab.lab_process import need_a_lab
 from tests.services import until
 from virtpilot.clock import SystemClock, seconds
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.slow]
 
 NAME: Final = "divlab"
 HOST: Final = "host-1"

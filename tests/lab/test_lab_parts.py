@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def test_range_overlaps_with_no_route_whatever_its_size() -> None:
     routed = [IPv4Network("0.0.0.0/0"), IPv4Network("10.77.40.0/22"), IPv4Network("10.77.44.7/32")]
     found = free_network(routed)
     assert found == IPv4Network("10.77.45.0/24")
+
+
+def test_labs_that_come_up_at_once_have_names_and_ranges_of_their_own() -> None:
+    names = [
+        name
+        for file in sorted(Path(__file__).parents[1].rglob("test_*.py"))
+        for name in re.findall(r'^(?:NAME|KILLED)(?:: Final)? = "([a-z][a-z0-9]{0,7})"$', file.read_text(), re.MULTILINE)
+    ]
+    assert len(names) > 5
+    assert len(set(names)) == len(names)
+    assert len({free_network([], name) for name in names}) == len(names), "choose another name"
 
 
 def test_no_free_range_is_said() -> None:

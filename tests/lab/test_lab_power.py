@@ -27,7 +27,7 @@ from virtpilot.model import Result
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-NAME = "movelab"
+NAME = "powerlab"
 PLANS = (GuestPlan("web-1", "host-1"), GuestPlan("web-2", "host-2"))
 
 

@@ -17,7 +17,7 @@ from virtpilot.clock import SECOND, SystemClock
 from virtpilot.grafana.emptiness import empty_panels, reads_only
 from virtpilot.pipeline.trail import Trail
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.slow]
 
 NAME = "labjob"
 
