@@ -93,11 +93,9 @@ def test_range_overlaps_with_no_route_whatever_its_size() -> None:
 
 
 def test_labs_that_come_up_at_once_have_names_and_ranges_of_their_own() -> None:
-    names = [
-        name
-        for file in sorted(Path(__file__).parents[1].rglob("test_*.py"))
-        for name in re.findall(r'^(?:NAME|KILLED)(?:: Final)? = "([a-z][a-z0-9]{0,7})"$', file.read_text(), re.MULTILINE)
-    ]
+    given = re.compile(r'^(?:NAME|KILLED)(?:: Final)? = "([a-z][a-z0-9]{0,7})"$', re.MULTILINE)
+    files = sorted(Path(__file__).parents[1].rglob("test_*.py"))
+    names = [name for file in files for name in given.findall(file.read_text())]
     assert len(names) > 5
     assert len(set(names)) == len(names)
     assert len({free_network([], name) for name in names}) == len(names), "choose another name"
