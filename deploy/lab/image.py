@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
+import os
 import re
 import shutil
 import tempfile
@@ -98,7 +99,7 @@ def _busybox() -> Path:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    fresh = path.with_suffix(".new")
+    fresh = path.with_suffix(f".{os.getpid()}.new")  # another lab may make the same at the same time
     fresh.write_bytes(content)
     fresh.replace(path)
 
