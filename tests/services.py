@@ -46,7 +46,7 @@ def lack(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def until(condition: Callable[[], object], within_s: float = 10.0, every_s: float = 0.02) -> bool:
+def until(condition: Callable[[], object], within_s: float = 20.0, every_s: float = 0.02) -> bool:
     """Return whether `condition` became true within `within_s` seconds, asking every `every_s`."""
     clock, never = SystemClock(), Event()
     deadline_ns = clock.monotonic_ns() + seconds(within_s)

@@ -61,7 +61,7 @@ class Process:
             )  # fmt: skip
         return self
 
-    def up(self, within_s: float = 20.0) -> Process:
+    def up(self, within_s: float = 60.0) -> Process:
         """Wait until it works: what it exports of its own comes last before that."""
         made = until(lambda: "virtpilot_bus_takeovers_total" in self.metrics() or not self.alive, within_s, 0.1)
         assert made, self.output()
@@ -73,7 +73,7 @@ class Process:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def ended(self, within_s: float = 20.0) -> int:
+    def ended(self, within_s: float = 30.0) -> int:
         """Wait for its end and return its status; raises TimeoutExpired."""
         assert self._process is not None
         return self._process.wait(within_s)
@@ -110,7 +110,7 @@ class Process:
         """Return one exported number, -1 while it is not there."""
         return self.metrics().get(name, -1.0)
 
-    def reaches(self, name: str, value: float, within_s: float = 20.0) -> None:
+    def reaches(self, name: str, value: float, within_s: float = 40.0) -> None:
         """Wait until an exported number has come so far."""
         assert until(lambda: self.number(name) >= value, within_s, 0.1), (name, self.number(name), self.output())
 
