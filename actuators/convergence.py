@@ -26,6 +26,10 @@ class Convergence:
         self._vain = 0
         self._since_ns = 0
 
+    def clock_set(self, by_ns: int) -> None:
+        """Go on as if the clock had not been set by so much."""
+        self._since_ns += by_ns
+
     def stuck(self, progress: Mapping[str, float], now_ns: int) -> str:
         """Return why a migration counts as stuck, "" while it does not: two rounds in vain, and `stall_s` long."""
         number, left = progress.get("iterations_count", 0.0), progress.get("data_remaining_bytes")

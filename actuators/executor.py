@@ -19,12 +19,13 @@ from virtpilot.actuators.hooks.hook import HookOptions
 from virtpilot.actuators.hooks.hooks import Hooks
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.knob import INTERRUPTED, Knobs
-from virtpilot.actuators.ledger import Lease, LeaseState, Operation, OutcomeKept
+from virtpilot.actuators.ledger import Lease, LeaseKept, LeaseState, Operation, OperationKept, OutcomeKept
 from virtpilot.actuators.lifecycle import Point, Site, nowhere, outcome, seen
 from virtpilot.actuators.migration import Migrations
 from virtpilot.actuators.power import Powers
+from virtpilot.actuators.timekeeping import ClockWatch, moved_lease, moved_operation
 from virtpilot.actuators.travel import NotSettled, Travel
-from virtpilot.clock import SECOND, seconds
+from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.errors import CommandRefused, HypervisorError, HypervisorUnavailable
 from virtpilot.hypervisor import GuestEvent, Hypervisor
 from virtpilot.model import Command, Outcome, Result
@@ -72,9 +73,13 @@ class Executor:
         host: str,
         caps: Caps | None = None,
         hooks: HookOptions | None = None,
+        clock: Clock | None = None,
         reached: Callable[[Point], None] = nowhere,
     ) -> None:
+        """`clock` is the one that the times of all calls are of; without it nobody notices that it is set."""
         caps = caps or Caps()
+        self._watch = ClockWatch(clock) if clock is not None else None
+        self._earlier = frozenset(lease.command for lease in journal.leases())
         site = Site(hypervisor, journal, host=host, reached=reached)
         self._journal = journal
         self._host = host
@@ -96,6 +101,7 @@ class Executor:
 
     def submit(self, command: Command, now_ns: int) -> list[Outcome]:
         """Execute an opened command; a duplicate changes nothing and has its known outcomes published again."""
+        now_ns = self._in_time(now_ns)
         if self._journal.seen(command.id):
             known = self._journal.outcomes(command.id)
             self._journal.republish(known)
@@ -171,6 +177,11 @@ class Executor:
         Guests may have come, gone or started anew meanwhile, and knobs may have been changed: all are looked at.
         """
         self._survey = True
+        now_ns = self._in_time(now_ns)
+        # What was begun later than now was begun before the clock was set back.
+        late = [one for one in self._journal.operations() if one.started_ns > now_ns]
+        if late:
+            self._journal.note(*(OperationKept(moved_operation(one, now_ns - one.started_ns)) for one in late))
         for lease in self._journal.leases():
             self.look_at(lease.guest)
         return self.poll(now_ns)
@@ -192,6 +203,7 @@ class Executor:
     def poll(self, now_ns: int) -> list[Outcome]:
         """Do what is due: end leases, take back what failed, watch migrations; never raises HypervisorError."""
         self._journal.retry()
+        now_ns = self._in_time(now_ns)
         if not 0 <= self._next_prune_ns - now_ns <= PRUNE_EVERY_NS:
             self._next_prune_ns = now_ns + PRUNE_EVERY_NS
             self._journal.prune(now_ns)
@@ -209,6 +221,27 @@ class Executor:
         else:
             self._retries.worked(())
         return outcomes
+
+    def _in_time(self, now_ns: int) -> int:
+        """Return the time; where the clock was set, all that is under way moves along: what was left of it is left.
+
+        A lease that an earlier process left ends no later than it was written: which clock was right is not known.
+        """
+        if self._watch is None:
+            return now_ns
+        now_ns, by_ns = self._watch.look()
+        if by_ns:
+            log.warning("this machine's clock was set", by_s=by_ns / SECOND)
+            leases, operations = self._journal.leases(), self._journal.operations()
+            moves = [(one, min(by_ns, 0) if one.command in self._earlier else by_ns) for one in leases]
+            self._journal.note(
+                *(LeaseKept(moved_lease(lease, moved_ns)) for lease, moved_ns in moves),
+                *(OperationKept(moved_operation(operation, by_ns)) for operation in operations),
+            )
+            self._migrations.clock_set(by_ns)
+            for lease in leases:
+                self.look_at(lease.guest)  # its note tells the end too
+        return now_ns
 
     def _poll_leases(self, now_ns: int, outcomes: list[Outcome]) -> None:
         look = not 0 < self._next_look_ns - now_ns <= LOOK_EVERY_NS
@@ -307,7 +340,7 @@ class Executor:
 
     def abort_migrations(self, now_ns: int) -> None:
         """Abort the migrations under way that can be; their guests stay."""
-        self._migrations.abort_all("everything is to stop", now_ns)
+        self._migrations.abort_all("everything is to stop", self._in_time(now_ns))
 
     def busy(self, guest: str) -> bool:
         """Tell whether a long operation on a guest is in flight, or a change to it is still to be taken back."""

@@ -118,6 +118,20 @@ class Site:
         except GuestNotFound:
             raise CommandRefused("guest", f"guest {guest} is not on {self.host}") from None
 
+    def place(self, guest: str) -> GuestState | None:
+        """Return the state of a guest here, None when it is not here."""
+        try:
+            return self.hypervisor.state(guest)
+        except GuestNotFound:
+            return None
+
+    def whereabouts(self, place: GuestState | None) -> str:
+        """Say where a guest is that was to leave."""
+        if place is None:
+            return f"the guest is no longer on {self.host}"
+        doing = "still runs" if place in RUNNING else f"is {place}"
+        return f"the guest {doing} on {self.host}"
+
     def check_idle(self, guest: str) -> None:
         """Refuse a guest on which a long operation is under way; raises CommandRefused."""
         for operation in self.journal.operations():

@@ -26,7 +26,7 @@ from virtpilot.actuators.ledger import (
 )
 from virtpilot.actuators.lifecycle import Point, Site, outcome, seen
 from virtpilot.clock import SECOND, seconds
-from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, HypervisorTimeout, Unsupported
+from virtpilot.errors import CommandRefused, HypervisorError, HypervisorTimeout, Unsupported
 from virtpilot.hypervisor import OFF, RUNNING, GuestState, JobState, JobStatus, Matchmaker, Move
 from virtpilot.knobs import find
 from virtpilot.model import Command, Outcome, Result
@@ -161,7 +161,7 @@ class Migrations:
 
     def _watch(self, operation: Operation, now_ns: int, *, over: bool) -> list[Outcome]:
         """Judge a migration without a job by the guest's place alone."""
-        place = self._place(operation.guest)
+        place = self._site.place(operation.guest)
         restarted = "the agent restarted or lost sight of the migration"
         if operation.state is OperationState.ABORTING:
             restarted = f"aborted: {operation.why}; {restarted}"
@@ -173,7 +173,7 @@ class Migrations:
                 return []
             restarted = f"{restarted} in post-copy"
         if over and not self._gives_up(operation, now_ns):
-            return [self._end(operation, Result.FAILED, f"{restarted}; {self._whereabouts(place)}", now_ns)]
+            return [self._end(operation, Result.FAILED, f"{restarted}; {self._site.whereabouts(place)}", now_ns)]
         if operation.state is OperationState.ABORTING:
             self._ask_to_end(operation)
         return []
@@ -188,7 +188,7 @@ class Migrations:
             missing = f", and {_target(operation)} could not be asked"
         if place is None or not missing:
             self._let_go(operation.guest, now_ns)
-        where = f"{restarted}; {self._whereabouts(place)}"
+        where = f"{restarted}; {self._site.whereabouts(place)}"
         if missing:
             return self._end(operation, Result.FAILED, where + missing, now_ns)
         told = f", and is {there} on {_target(operation)}" if there is not None else ""
@@ -213,6 +213,11 @@ class Migrations:
             log.warning("not aborted, tried again", guest=operation.guest, error=str(error))
         else:
             self._told_to_end.add(operation.command.id)
+
+    def clock_set(self, by_ns: int) -> None:
+        """Let what is watched go on as if the clock had not been set by so much."""
+        for progress in self._progress.values():
+            progress.clock_set(by_ns)
 
     def _gives_up(self, operation: Operation, now_ns: int) -> bool:
         """Abort a migration of which sight was lost, should libvirt still be at it; False where it is not."""
@@ -294,23 +299,23 @@ class Migrations:
         return [self._aborted(operation, now_ns)]
 
     def _aborted(self, operation: Operation, now_ns: int) -> Outcome:
-        place = self._place(operation.guest)
+        place = self._site.place(operation.guest)
         stays = place is not None and place is not GuestState.SHUTOFF and self._site.move_of(operation.guest) is None
-        told = f"no migration of it is under way; {self._whereabouts(place)}"
+        told = f"no migration of it is under way; {self._site.whereabouts(place)}"
         if self._site.move_of(operation.guest) is not None:
-            told = f"its migration does not end; {self._whereabouts(place)}"
+            told = f"its migration does not end; {self._site.whereabouts(place)}"
         self._journal.note(*seen(operation.command))
         return self._end(operation, Result.DONE if stays else Result.FAILED, told, now_ns)
 
     def _verify(self, operation: Operation, status: JobStatus, now_ns: int) -> Outcome:
         """Believe that a guest has left when it is no longer here, and that it came when the target says so."""
-        place = self._place(operation.guest)
+        place = self._site.place(operation.guest)
         if place is not None and place is not GuestState.SHUTOFF:
-            return self._end(operation, Result.FAILED, f"reported as done, but {self._whereabouts(place)}", now_ns)
+            return self._end(operation, Result.FAILED, f"reported as done, but {self._site.whereabouts(place)}", now_ns)
         target = _target(operation)
         self._let_go(operation.guest, now_ns)
         if missing := self._missing(operation, status.there):
-            reason = f"reported as done, and {self._whereabouts(place)}{missing}"
+            reason = f"reported as done, and {self._site.whereabouts(place)}{missing}"
             return self._end(operation, Result.FAILED, reason, now_ns)
         took_s = (now_ns - operation.started_ns) / SECOND
         measured = {"took_seconds": took_s} | {
@@ -341,21 +346,8 @@ class Migrations:
     def _failed(self, operation: Operation, error: str, now_ns: int) -> Outcome:
         if operation.state is OperationState.ABORTING:
             error = f"aborted: {operation.why} ({error})"
-        place = self._place(operation.guest)
-        return self._end(operation, Result.FAILED, f"{error}; {self._whereabouts(place)}", now_ns)
-
-    def _place(self, guest: str) -> GuestState | None:
-        """Return the state of a guest here, None when it is not here."""
-        try:
-            return self._hypervisor.state(guest)
-        except GuestNotFound:
-            return None
-
-    def _whereabouts(self, place: GuestState | None) -> str:
-        if place is None:
-            return f"the guest is no longer on {self._site.host}"
-        doing = "still runs" if place in RUNNING else f"is {place}"
-        return f"the guest {doing} on {self._site.host}"
+        place = self._site.place(operation.guest)
+        return self._end(operation, Result.FAILED, f"{error}; {self._site.whereabouts(place)}", now_ns)
 
     def _end(
         self,

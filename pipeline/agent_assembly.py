@@ -55,7 +55,7 @@ def agent(
     operators: Operators = Operators({}),  # noqa: B008 - has no state
 ) -> Agent:
     """Put an agent together; the bus comes last: a start that fails must not take the place of one that runs."""
-    executor = Executor(hypervisor, _journal(folder), host=host, caps=caps, hooks=hooks)
+    executor = Executor(hypervisor, _journal(folder), host=host, caps=caps, hooks=hooks, clock=clock)
     tags, now, leased = {"cluster": cluster, "host": host}, clock.monotonic_ns, executor.leased
     collector = HostCollector(hypervisor, tree, tags, cpus, monotonic_ns=now, leased=leased, budget_s=timing.budget_s)
     switch = Switch(folder / SWITCH, operators, cluster)
