@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from virtpilot.remembered import Remembered
 from virtpilot.rules.language.devices import DECLARED, Device
 from virtpilot.rules.signals.table import Table
 from virtpilot.rules.signals.tolerance import Tolerance
@@ -17,6 +18,8 @@ BETWEEN: Final = "\x1f"
 """Stands between the owner's id and the device's name in a device's id: no tag holds it."""
 MAX_OF_ONE: Final = 512
 """So many devices of a kind a guest or host can have; what comes beyond that is not looked at."""
+
+_REMEMBERED_BYTES: Final = 1 << 20
 
 
 def device_id(owner: str, name: str) -> str:
@@ -33,6 +36,8 @@ class DeviceTable(Table):
         self._owners = owners
         self._tolerance = tolerance
         self._of: dict[str, list[tuple[str, int]]] = {}
+        self._found: Remembered[tuple[NDArray[np.int64], NDArray[np.int64]]] = Remembered(_REMEMBERED_BYTES)
+        self._found_state = (0, 0)
 
     def has_room(self, owner: str) -> bool:
         """Tell whether an owner may have one more."""
@@ -71,13 +76,28 @@ class DeviceTable(Table):
 
         One that has not been measured with its owner for too long has gone.
         """
-        found: Sequence[Sequence[tuple[str, int]]] = [
-            self._of.get(subject.id, ()) if (subject := self._owners.subjects[row]) is not None else ()
-            for row in owner_rows.tolist()
-        ]
-        rows = np.array([row for own in found for _name, row in own], np.int64)
-        places = np.repeat(np.arange(len(found)), [len(own) for own in found])
+        rows, places = self._of_owners(owner_rows)
+        if not len(rows):
+            return rows, places
         usual = self._tolerance.gap_intervals * self.interval[rows]
         silence = self._owners.time[owner_rows][places] - self.time[rows]
         here = silence <= np.maximum(self._tolerance.stale_ns, usual)
         return rows[here], places[here]
+
+    def _of_owners(self, owner_rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the devices of some owners and whose they are: remembered, for the same owners come each tick."""
+        state = (self.changes, self._owners.changes)
+        if self._found_state != state:
+            self._found, self._found_state = Remembered(_REMEMBERED_BYTES), state
+        key = owner_rows.tobytes()
+        known = self._found.get(key)
+        if known is None:
+            found: Sequence[Sequence[tuple[str, int]]] = [
+                self._of.get(subject.id, ()) if (subject := self._owners.subjects[row]) is not None else ()
+                for row in owner_rows.tolist()
+            ]
+            rows = np.array([row for own in found for _name, row in own], np.int64)
+            places = np.repeat(np.arange(len(found)), [len(own) for own in found])
+            known = (rows, places)
+            self._found.put(key, known)
+        return known

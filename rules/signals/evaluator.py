@@ -77,8 +77,8 @@ class Evaluator:
         for lines, _cause in messages:
             self._knobs_of(lines)
         signals += self.evaluate(taken.segment)
-        for samples, cause in taken.after:
-            self._intake.put_devices(samples, cause)
+        for devices in taken.after:
+            self._quick.devices.put(devices)
         return signals
 
     def _knobs_of(self, lines: Lines) -> None:

@@ -16,6 +16,7 @@ from virtpilot.lineblocks import Block, Lines
 from virtpilot.linecolumns import heads_of
 from virtpilot.model import Kind, Sample
 from virtpilot.remembered import Remembered
+from virtpilot.rules.signals.device_lines import DeviceLines, Devices
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.table import Where, whereabouts
 from virtpilot.rules.signals.world import World
@@ -25,10 +26,10 @@ _MOST_LINES: Final = 1 << 32
 
 
 class Taken(NamedTuple):
-    """What is in the tables, and the devices' samples that are to be put once that is evaluated, by their messages."""
+    """What is in the tables, and the devices that are to be put once that is evaluated, by their messages."""
 
     segment: Segment
-    after: list[tuple[list[Sample], str]]
+    after: list[Devices]
 
 
 class _Group(NamedTuple):
@@ -51,13 +52,17 @@ class _Piece(NamedTuple):
     samples: list[Sample]
     cause: str | NDArray[np.object_]
 
+    def within(self, base: int) -> list[int]:
+        """Return the places in their message, the first line of which has the place `base`."""
+        return [place - base for place in self.places] if base else self.places
+
 
 class Quick:
     """Takes what it can take whole; who a block's lines are about is looked for once, for they come with each tick."""
 
     def __init__(self, world: World, intake: Intake) -> None:
         self._tables = world.tables
-        self._devices = {device.value: table for device, table in world.devices.items()}
+        self.devices = DeviceLines(world, intake)
         self._intake = intake
         self._groups: Remembered[_Group] = Remembered()
 
@@ -66,23 +71,23 @@ class Quick:
         if len(messages) > 1 and len(frozenset().union(*(m.hosts() for m, _ in messages))) < len(messages):
             return None
         found: dict[Kind, list[_Piece]] = {Kind.HOST: [], Kind.VM: []}
-        before, after = list[tuple[list[Sample], str]](), list[tuple[list[Sample], str]]()
+        around: list[tuple[Devices, Devices]] = []
         for number, (lines, cause) in enumerate(messages):
             own = self._of_message(lines, cause, number * _MOST_LINES)
             if own is None:
                 return None
             for kind, pieces in own.items():
                 found[kind] += pieces
-            devices = dict(self._of_devices(lines))
-            if devices:
-                first, later = self._around(devices, own, number * _MOST_LINES)
-                before.append((first, cause))
-                after.append((later, cause))
+            base = number * _MOST_LINES
+            places = {kind: [(one.group.rows, one.within(base)) for one in pieces] for kind, pieces in own.items()}
+            devices = self.devices.around(lines, places, cause)
+            around += [devices] if devices is not None else []
         if not all(map(_distinct, found.values())):
             return None
-        for samples, cause in before:
-            self._intake.put_devices(samples, cause)
-        return Taken({kind: self._put(kind, pieces) for kind, pieces in found.items() if pieces}, after)
+        for before, _after in around:
+            self.devices.put(before)
+        segment = {kind: self._put(kind, pieces) for kind, pieces in found.items() if pieces}
+        return Taken(segment, [after for _before, after in around])
 
     def _of_message(self, lines: Lines, cause: str, base: int) -> dict[Kind, list[_Piece]] | None:
         """Return the lines about hosts and guests; None where one is no news, or a host's comes behind a guest's."""
@@ -139,35 +144,6 @@ class Quick:
             return None
         index = np.array(rows, np.int64)
         return _Group(index, whereabouts(index), np.array(on, np.int64), self._state(kind))
-
-    def _of_devices(self, lines: Lines) -> Iterator[tuple[int, Sample]]:
-        """Yield the samples of devices."""
-        if self._devices:
-            for block in lines.blocks:
-                if block.measurement in self._devices:
-                    yield from zip(block.places, block.samples(), strict=True)
-            for place, sample in lines.others.items():
-                if sample.measurement in self._devices:
-                    yield place, sample
-
-    def _around(
-        self, devices: dict[int, Sample], own: dict[Kind, list[_Piece]], base: int
-    ) -> tuple[list[Sample], list[Sample]]:
-        """Return the devices' samples that come before their owners', or without them, and those that follow."""
-        places = {
-            (kind, row): place - base
-            for kind, pieces in own.items()
-            for piece in pieces
-            for row, place in zip(piece.group.rows.tolist(), piece.places, strict=True)
-        }
-        before, after = list[Sample](), list[Sample]()
-        for place in sorted(devices):
-            sample = devices[place]
-            kind = self._devices[sample.measurement].declared.owner
-            row = self._tables[kind].row_of.get(sample.tags.get("vm" if kind is Kind.VM else "host", ""))
-            follows = row is not None and places.get((kind, row), place) < place
-            (after if follows else before).append(sample)
-        return before, after
 
     def _put(self, kind: Kind, pieces: list[_Piece]) -> Entries:
         """Put pieces into their table, those with the same fields at once."""

@@ -1,0 +1,179 @@
+"""The lines of devices in whole messages, into tables column by column where each is news of a device that is known.
+
+Those of one kind that are not all so go sample by sample, as `Intake` puts them; both give the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.lineblocks import Block, Lines
+from virtpilot.linecolumns import heads_of
+from virtpilot.model import Kind, Sample
+from virtpilot.remembered import Remembered
+from virtpilot.rules.signals.devices import DeviceTable
+from virtpilot.rules.signals.intake import Intake
+from virtpilot.rules.signals.table import Where, whereabouts
+from virtpilot.rules.signals.world import World
+
+_NOT_THERE: Final = np.iinfo(np.int64).max
+
+Places = Mapping[Kind, list[tuple[NDArray[np.int64], list[int]]]]
+"""Where the lines about hosts and guests stand in a message: rows, and the places of their lines."""
+
+
+class _Group(NamedTuple):
+    """Which devices some lines are about, and the rows of their owners, as long as nobody comes, goes or moves."""
+
+    rows: NDArray[np.int64]
+    where: Where
+    owners: NDArray[np.int64]
+    state: tuple[int, ...]
+
+
+class _Piece(NamedTuple):
+    """Lines of one block about known devices, or some of them by their positions in it."""
+
+    table: DeviceTable
+    rows: NDArray[np.int64]
+    where: Where
+    block: Block
+    some: NDArray[np.int64] | None
+
+
+class Devices(NamedTuple):
+    """What a message says of devices before its owners' lines, or after: whole columns, and samples; and its id."""
+
+    pieces: list[_Piece]
+    samples: list[Sample]
+    cause: str
+
+
+class DeviceLines:
+    """Finds whom the lines are about; that is looked for once, for they come with each tick."""
+
+    def __init__(self, world: World, intake: Intake) -> None:
+        self._world = world
+        self._tables = {device.value: table for device, table in world.devices.items()}
+        self._intake = intake
+        self._groups: Remembered[_Group] = Remembered()
+        self._place: dict[Kind, NDArray[np.int64]] = {}
+
+    def around(self, lines: Lines, places: Places, cause: str) -> tuple[Devices, Devices] | None:
+        """Return what comes before its owner's line, or without one, and what follows; None where there is nothing."""
+        blocks = [block for block in lines.blocks if block.measurement in self._tables]
+        single = {place: one for place, one in lines.others.items() if one.measurement in self._tables}
+        if not blocks and not single:
+            return None
+        before, after = Devices([], [], cause), Devices([], [], cause)
+        groups = self._whole(blocks, {one.measurement for one in single.values()})
+        for block in blocks:
+            group = groups.get(block.measurement, {}).get(block.heads)
+            if group is None:
+                single.update(zip(block.places, block.samples(), strict=True))
+            else:
+                self._split(self._tables[block.measurement], group, block, places, (before, after))
+        line_of = {
+            (kind, row): place
+            for kind, pieces in (places.items() if single else ())
+            for rows, at in pieces
+            for row, place in zip(rows.tolist(), at, strict=True)
+        }
+        for place in sorted(single):
+            sample = single[place]
+            kind = self._tables[sample.measurement].declared.owner
+            row = self._world.tables[kind].row_of.get(sample.tags.get("vm" if kind is Kind.VM else "host", ""), -1)
+            follows = line_of.get((kind, row), place) < place
+            (after if follows else before).samples.append(sample)
+        return before, after
+
+    def put(self, devices: Devices) -> None:
+        """Put them into their tables."""
+        self._intake.put_devices(devices.samples, devices.cause)
+        for table, rows, where, block, some in devices.pieces:
+            times = block.times if some is None else block.times[some]
+            if not self._intake.all_news(table, where, times):
+                samples = block.samples()
+                self._intake.put_devices(
+                    samples if some is None else [samples[at] for at in some.tolist()], devices.cause
+                )
+                continue
+            values = block.values if some is None else block.values[:, some]
+            table.take_columns(where, times, block.names, values, devices.cause)
+            columns = self._world.columns(table.kind, rows, where)
+            self._world.windows.take(table.kind, columns, where, times)
+
+    def _whole(self, blocks: list[Block], odd: set[str]) -> dict[str, dict[bytes, _Group]]:
+        """Return the groups of blocks by measurement, of those measurements all lines of which can be taken whole."""
+        found: dict[str, dict[bytes, _Group]] = {}
+        for block in blocks:
+            group = None if block.measurement in odd else self._group(block)
+            own = found.setdefault(block.measurement, {})
+            rows = [row for one in own.values() for row in one.rows.tolist()]
+            if group is None or not set(rows).isdisjoint(group.rows.tolist()):
+                odd = odd | {block.measurement}
+            else:
+                own[block.heads] = group
+        return {name: own for name, own in found.items() if name not in odd}
+
+    def _group(self, block: Block) -> _Group | None:
+        table = self._tables[block.measurement]
+        owners = self._world.tables[table.declared.owner]
+        state = (table.moves, table.changes, owners.moves, owners.changes)
+        known = self._groups.get(block.heads)
+        if known is None or known.state != state:
+            known = self._find(table, block, state)
+            if known is None:
+                return None
+            self._groups.put(block.heads, known)
+        return known
+
+    def _find(self, table: DeviceTable, block: Block, state: tuple[int, ...]) -> _Group | None:
+        """Return the rows of devices, None where one is not known, or is another one by now, or comes twice."""
+        owners = self._world.tables[table.declared.owner]
+        rows, on = [], []
+        for tags in heads_of(block.heads).tags:
+            subject = self._intake.subjects.device(Sample(block.measurement, tags, {}, 0))
+            row = None if subject is None else table.row_of.get(subject.id)
+            owner = owners.row_of.get(tags.get("vm", tags.get("host", "")))
+            if subject is None or row is None or owner is None or table.subjects[row] != subject:
+                return None
+            known = owners.subjects[owner]
+            if known is None or known.host != subject.host:
+                return None
+            rows.append(row)
+            on.append(owner)
+        if len(set(rows)) < len(rows):
+            return None
+        index = np.array(rows, np.int64)
+        return _Group(index, whereabouts(index), np.array(on, np.int64), state)
+
+    def _split(
+        self, table: DeviceTable, group: _Group, block: Block, places: Places, around: tuple[Devices, Devices]
+    ) -> None:
+        """Add a block's lines to those before their owners' lines and to those after."""
+        follows = self._owner_places(table.declared.owner, group.owners, places) < np.array(block.places)
+        count = np.count_nonzero(follows)
+        if count in {0, len(follows)}:
+            around[int(count > 0)].pieces.append(_Piece(table, group.rows, group.where, block, None))
+            return
+        for devices, chosen in zip(around, (~follows, follows), strict=True):
+            some = np.flatnonzero(chosen)
+            rows = group.rows[some]
+            devices.pieces.append(_Piece(table, rows, whereabouts(rows), block, some))
+
+    def _owner_places(self, kind: Kind, owners: NDArray[np.int64], places: Places) -> NDArray[np.int64]:
+        """Return where the lines about owners stand, beyond all places where there is none."""
+        known = self._place.get(kind)
+        if known is None or len(known) < self._world.tables[kind].capacity:
+            known = self._place[kind] = np.full(self._world.tables[kind].capacity, _NOT_THERE)
+        for rows, at in places[kind]:
+            known[rows] = at
+        found: NDArray[np.int64] = known[owners]
+        for rows, _at in places[kind]:
+            known[rows] = _NOT_THERE
+        return found
