@@ -32,7 +32,7 @@ rules:
   - {name: was-full, on: vm, when: 'any(filesystems where max(used_ratio, 30s) > 80%)', no_data: clear}
 """
 )
-GUESTS = [f"g{number:02}" for number in range(12)]
+GUESTS = [f"g{number:02}" for number in range(24)]
 WANTED = {
     "host": frozenset({"cpu_usage_ratio"}),
     # More than the rules read.
@@ -96,7 +96,7 @@ def by_device(rows: dict[str, Any]) -> list[tuple[str, Any]]:
 @given(st.randoms(use_true_random=False), st.booleans())
 def test_the_same_signals_and_the_same_state(chance: random.Random, together: bool) -> None:
     whole, single = Evaluator(RULES), Evaluator(RULES)
-    reader, homes = LineReader(WANTED), {guest: "h1" if guest < "g06" else "h2" for guest in GUESTS}
+    reader, homes = LineReader(WANTED), {guest: "h1" if guest < "g12" else "h2" for guest in GUESTS}
     for number in range(8):
         payloads = {host: encode_lines(tick(chance, number, homes, host)) for host in ("h1", "h2")}
         messages = [(reader.read(payload), f"{host}/b/{number}") for host, payload in payloads.items()]
@@ -123,6 +123,25 @@ def test_most_messages_are_taken_whole() -> None:
         if not taken[-1]:
             evaluator.feed(lines.samples(), "m")
     assert taken == [False, True, True, True, True]
+
+
+def test_most_lines_of_devices_are_taken_whole() -> None:
+    evaluator, reader, taken = Evaluator(RULES), LineReader(WANTED), list[tuple[int, int]]()
+    for number in range(4):
+        at_ns, samples = START_NS + seconds(10 * number), list[Sample]()
+        for guest in GUESTS:
+            tags = {"host": "h1", "vm": guest}
+            samples.append(Sample("vm", tags, {"cpu_steal_ratio": 0.1}, at_ns))
+            samples.append(Sample("vm_filesystem", {**tags, "mountpoint": "/"}, {"used_ratio": 0.9}, at_ns))
+        lines = reader.read(encode_lines(samples))
+        whole = evaluator._quick.take([(lines, "m")])
+        if whole is None:
+            evaluator.feed(lines.samples(), "m")
+            continue
+        (after,) = whole.after
+        taken.append((len(after.pieces), len(after.samples)))
+        evaluator._quick.devices.put(after)
+    assert taken == [(1, 0), (1, 0), (1, 0)]
 
 
 def test_ever_other_texts_about_the_same_guests_are_remembered_up_to_a_size() -> None:
