@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from virtpilot.clock import seconds
-from virtpilot.errors import RuleError, StateError
+from virtpilot.errors import RuleError
 from virtpilot.lineblocks import LineReader
 from virtpilot.model import Kind, Mode, Signal, SignalState, Subject, record_id
 from virtpilot.pipeline.measured_fleet import ALSO
@@ -150,14 +150,14 @@ class Rulebook:
         """Load again; the signals of unchanged rules keep their state."""
         try:
             ruleset = self._load()
-            evaluator = Evaluator(ruleset, also=ALSO)
-            evaluator.restore(self.evaluator.snapshot())
         except RuleError as error:
-            self._refuse(map(str, error.problems))
+            self.refusals += 1
+            self.problems = tuple(map(str, error.problems))
+            log.error("rules refused, the last good ones stay", problems=self.problems)
+            self.on_look(self.looked())
             return
-        except StateError as error:
-            self._refuse([f"the state of the rules in force cannot be taken over: {error}"])
-            return
+        evaluator = Evaluator(ruleset, also=ALSO)
+        evaluator.take_over(self.evaluator)
         self.problems = ()
         self.ruleset, self.evaluator = ruleset, evaluator
         self.wanted = self._wanted()
@@ -165,9 +165,3 @@ class Rulebook:
         self.on_reload(ruleset, evaluator)
         self.on_look(self.looked())
         log.info("rules loaded", rules=len(ruleset.rules))
-
-    def _refuse(self, problems: Iterable[str]) -> None:
-        self.refusals += 1
-        self.problems = tuple(problems)
-        log.error("rules refused, the last good ones stay", problems=self.problems)
-        self.on_look(self.looked())

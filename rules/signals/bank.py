@@ -145,10 +145,10 @@ class Bank:
 
     def dump(self) -> list[SavedRule]:
         """Return all machines as they are saved."""
-        return [
-            SavedRule(machine.rule.name, machine.rule.digest, self._states(machine), self._fired(machine))
-            for machine in self._machines.values()
-        ]
+        return list(map(self._saved, self._machines.values()))
+
+    def _saved(self, machine: Machine) -> SavedRule:
+        return SavedRule(machine.rule.name, machine.rule.digest, self._states(machine), self._fired(machine))
 
     def _states(self, machine: Machine) -> list[tuple[str, SignalState, int, int]]:
         subjects = self._tables[machine.rule.on].subjects
@@ -178,6 +178,15 @@ class Bank:
             if machine.fired is not None and subject_id in rows:
                 machine.fired[rows[subject_id]] = at_ns
         return True
+
+    def take_over(self, former: Bank) -> Iterator[SavedRule]:
+        """Go on where the machines of the same rules were, in tables of the same rows; yields the other machines."""
+        for machine in former._machines.values():
+            own = self._machines.get(machine.rule.name)
+            if own is not None and own.rule.digest == machine.rule.digest:
+                own.take_over(machine)
+            else:
+                yield former._saved(machine)
 
     @staticmethod
     def resume(machine: Machine, row: int, state: SignalState, since: int, seen: int) -> None:

@@ -62,6 +62,13 @@ class DeviceTable(Table):
             del self._of[owner]
         super().remove(subject_id)
 
+    def take_over(self, former: Table) -> None:
+        """Go on with the rows of a table that nobody uses any more."""
+        super().take_over(former)
+        for one, row in self.row_of.items():
+            owner, _between, name = one.partition(BETWEEN)
+            insort(self._of.setdefault(owner, []), (name, row))
+
     def named(self, owner: str) -> list[str]:
         """Return the ids of an owner's devices."""
         return [device_id(owner, name) for name, _row in self._of.get(owner, ())]

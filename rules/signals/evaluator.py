@@ -18,7 +18,16 @@ from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.machine import INACTIVE, STATES
 from virtpilot.rules.signals.quick import Quick
-from virtpilot.rules.signals.saved import VERSION, Saved, SavedHistory, Turn, checked, checked_histories, checked_turns
+from virtpilot.rules.signals.saved import (
+    VERSION,
+    Saved,
+    SavedHistory,
+    SavedRule,
+    Turn,
+    checked,
+    checked_histories,
+    checked_turns,
+)
 from virtpilot.rules.signals.table import Row, Table
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.world import World
@@ -328,10 +337,18 @@ class Evaluator:
         self._world.windows.load(saved.windows)
         self._world.windows.load(checked_histories(windows))
         self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in saved.knobs}
-        for rule in saved.rules:
-            if not self._bank.load(rule):
-                for state in rule.states:
-                    self._ended += self._over(rule.name, *state)
+        self._end_all(rule for rule in saved.rules if not self._bank.load(rule))
+
+    def take_over(self, former: Evaluator) -> None:
+        """Do as `restore` does with the state of an evaluator that nobody uses any more, without a copy of it."""
+        self._ended, self._knobs, self._intake.now_ns = former._ended, former._knobs, former._intake.now_ns
+        self._end_all(self._world.take_over(former._world))
+
+    def _end_all(self, rules: Iterable[SavedRule]) -> None:
+        """End the signals of rules that are not in force any more."""
+        for rule in rules:
+            for state in rule.states:
+                self._ended += self._over(rule.name, *state)
 
     def resume(self, turns: Mapping[str, Any]) -> None:
         """Take up the transitions after what `restore` took up; raises StateError."""

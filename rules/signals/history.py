@@ -216,6 +216,19 @@ class History:
         """Return each series' weights at places of rows, None where it keeps none."""
         return [None if one is None else one[at] for one in self._weight]
 
+    def take_over(self, former: History, places: Sequence[int | None]) -> None:
+        """Go on with the points of a history of the same span and rows that nobody uses any more.
+
+        `places` tells of each series which one it was there; of one that is new nothing is known of the past.
+        """
+        self._time, self.newest, self._step = former._time, former.newest, former._step
+        for series, place in enumerate(places):
+            own = self._value[series]
+            if place is not None and former._value[place].dtype == own.dtype:
+                self._value[series], self._weight[series] = former._value[place], former._weight[place]
+            else:
+                own[self._time != 0] = np.nan
+
     def load(
         self,
         rows: NDArray[np.int64],

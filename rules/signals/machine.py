@@ -66,6 +66,13 @@ class Machine:
             if column is not None:
                 column[column > 0] += by_ns
 
+    def take_over(self, former: Machine) -> None:
+        """Go on where a machine was that nobody uses any more."""
+        self.state, self.since, self.seen = former.state, former.since, former.seen
+        self.active[0] = np.count_nonzero(self.state)
+        if self.fired is not None and former.fired is not None:
+            self.fired = former.fired
+
     def step(
         self,
         columns: RowColumns,

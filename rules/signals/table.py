@@ -287,6 +287,17 @@ class Table:
             values={name: self.values[at, rows].astype(_FLOAT).tobytes() for name, at in self.column.items()},
         )
 
+    def take_over(self, former: Table) -> None:
+        """Go on with the rows of a table that nobody uses any more; fields that are new here have no value yet."""
+        self.row_of, self.subjects, self._free = former.row_of, former.subjects, former._free
+        self.causes, self.used, self.host_row = former.causes, former.used, former.host_row
+        self.time, self.since, self.interval = former.time, former.since, former.interval
+        self.capacity = former.capacity
+        self.changes, self.moves = former.changes + 1, former.moves + 1
+        self.values = np.full((len(self.fields), self.capacity), np.nan)
+        for name in self.column.keys() & former.column.keys():
+            self.values[self.column[name]] = former.values[former.column[name]]
+
     def load(self, saved: SavedTable) -> None:
         """Take up rows that `dump` gave; fields that are not wanted any more are left out."""
         rows = np.array([self.add(subject.id) for subject in saved.subjects], np.int64)

@@ -44,6 +44,13 @@ class _Track:
         }
         self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
 
+    def take_over(self, former: _Track, rows: NDArray[np.int64]) -> None:
+        """Go on with the past that a track of the same span and rows has of some of them."""
+        places = {series: place for place, series in enumerate(former.series)}
+        self.history.take_over(former.history, [places.get(series) for series in self.series])
+        self.stale[:, rows] = True
+        self.forget(rows)
+
     def place(self, window: Window) -> int:
         """Return the place of a window's series."""
         return self.series.index(_series(window))
@@ -218,6 +225,12 @@ class Windows:
                 for (text, merge), values, counts in columns
             ],
         )
+
+    def take_over(self, former: Windows) -> None:
+        """Go on with the histories of windows that nobody uses any more, over tables of the same rows."""
+        for key, track in self._tracks.items():
+            if key in former._tracks:
+                track.take_over(former._tracks[key], self._tables[key[0]].taken())
 
     def load(self, saved: Iterable[SavedHistory]) -> None:
         """Take up histories that `dump` gave; those that no rule reads any more are left out."""

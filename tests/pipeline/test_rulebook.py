@@ -8,7 +8,6 @@ from virtpilot.clock import seconds
 from virtpilot.errors import RuleError
 from virtpilot.model import Kind, Mode, Sample, SignalState
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
-from virtpilot.rules.signals.evaluator import Evaluator
 
 GOOD = "virtpilot: 1\nrules:\n  - {name: busy, on: host, when: cpu_usage_ratio > 90%}\n"
 OTHER = GOOD + "  - {name: idle, on: host, when: cpu_usage_ratio < 5%}\n"
@@ -54,28 +53,6 @@ def test_a_bad_file_is_refused_whole_with_all_its_errors_and_the_last_good_one_s
     assert (len(book.ruleset.rules), book.problems) == (1, ())
     assert [signal.state for signal in book.news(seconds(200), "c")] == [SignalState.INACTIVE]
     assert book.news(seconds(201), "c") == []
-
-
-def test_a_state_that_cannot_be_taken_over_leaves_the_rules_in_force(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Said by the same alert, and over with the next reload that succeeds."""
-    file = tmp_path / "rules.yaml"
-    file.write_text(GOOD)
-    book = Rulebook(RuleOptions(paths=[str(file)]))
-    book.evaluator.feed([host(1, 0.99)], "c")
-    evaluator = book.evaluator
-    with monkeypatch.context() as damaged:
-        damaged.setattr(evaluator, "snapshot", lambda: {**Evaluator(book.ruleset).snapshot(), "knobs": "none"})
-        file.write_text(OTHER)
-        book.watch(seconds(100))
-    assert (book.evaluator is evaluator, len(book.ruleset.rules), book.refusals) == (True, 1, 1)
-    (alarm,) = book.news(seconds(100), "c")
-    assert alarm.state is SignalState.FIRING
-    assert alarm.annotations["problems"].startswith("the state of the rules in force cannot be taken over: signals: ")
-    book.reload()
-    assert [signal.state for signal in book.news(seconds(101), "c")] == [SignalState.INACTIVE]
-    assert [rule.name for rule, _subject in book.evaluator.firing()] == ["busy"]
 
 
 def test_a_mode_in_the_options_stands_in_for_the_rules_own(tmp_path: Path) -> None:
