@@ -58,6 +58,7 @@ class Migrations:
         self._jobs: dict[str, Move] = {}
         self._progress: dict[str, Convergence] = {}
         self._told_to_end: set[str] = set()
+        self._unanswered: set[str] = set()
 
     def start(self, command: Command, action: Migrate, now_ns: int) -> list[Outcome]:
         """Begin to move a guest: plan, pre-check, execute; `poll` verifies. Raises CommandRefused, HypervisorError."""
@@ -237,6 +238,8 @@ class Migrations:
     def _steer(self, operation: Operation, job: Move, status: JobStatus, now_ns: int) -> list[Outcome]:
         """Put an end to a migration that gets nowhere, or takes too long: by post-copy or an abort, as it was asked."""
         if operation.state is OperationState.SWITCHED:
+            if operation.command.id in self._unanswered:
+                self._start_post_copy(operation, job)
             return []  # there is no way back: it ends, or its link does
         if operation.state is OperationState.ABORTING:
             if now_ns >= operation.deadline_ns:
@@ -263,11 +266,18 @@ class Migrations:
         switched = replace(operation, state=OperationState.SWITCHED, deadline_ns=deadline_ns, why=why)
         self._journal.note(OperationKept(switched))
         try:
-            job.post_copy()
+            self._start_post_copy(operation, job)
+        except HypervisorTimeout as error:
+            log.warning("post-copy may have begun, asked for again", guest=operation.guest, error=str(error))
         except HypervisorError as error:
             log.warning("no post-copy, aborted in its place", guest=operation.guest, error=str(error))
             return False
         return True
+
+    def _start_post_copy(self, operation: Operation, job: Move) -> None:
+        self._unanswered.add(operation.command.id)
+        job.post_copy()
+        self._unanswered.discard(operation.command.id)
 
     def _abort(self, operation: Operation, why: str, now_ns: int) -> None:
         deadline_ns = now_ns + ABORT_GRACE_NS
@@ -379,6 +389,7 @@ class Migrations:
         self._jobs.pop(command.id, None)
         self._progress.pop(command.id, None)
         self._told_to_end.discard(command.id)
+        self._unanswered.discard(command.id)
         self._site.reached(Point.AFTER_END_WRITTEN)
         return made
 

@@ -10,7 +10,7 @@ from tests.actuators.one_host import GUEST, SHARES, URI, OneHost, abort, at, com
 from virtpilot.action import Stuck, Way
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.executor import Executor
-from virtpilot.errors import HypervisorError
+from virtpilot.errors import HypervisorError, HypervisorTimeout
 from virtpilot.hypervisor import GuestState
 from virtpilot.model import Outcome, Result
 
@@ -132,6 +132,21 @@ def test_post_copy_is_written_down_before_it_is_asked_for(host: AskingHost, tmp_
     assert host.aborted == []
     made.poll(at(131))
     assert host.aborted == [GUEST]
+
+
+def test_post_copy_that_may_have_begun_is_asked_for_again_and_not_aborted(host: AskingHost, tmp_path: Path) -> None:
+    made = executor(host, tmp_path)
+    made.submit(command(move(way=POST_COPY)), at(0))
+    host.errors["post_copy"] = HypervisorTimeout("no answer within 5 s")
+    made.poll(at(5))
+    made.poll(at(6))
+    assert (host.jobs[0].switches, host.aborted) == (0, [])
+    host.errors.clear()
+    for second in (20, 21, 22):
+        made.poll(at(second))
+    assert (host.jobs[0].switches, host.aborted) == (1, [])
+    host.jobs[0].finish()
+    assert "by post-copy" in only(made.poll(at(23))).reason
 
 
 NOT_NOW = HypervisorError("cannot acquire state change lock")
