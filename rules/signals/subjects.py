@@ -13,6 +13,7 @@ _KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
 _DEVICES: Final = {device.value: declared for device, declared in DECLARED.items()}
 _OWN_TAGS: Final = frozenset({"cluster", "host", "vm", "name"})
 _REMEMBERED: Final = 262_144
+_MOST_CHARS: Final = 64_000_000
 
 
 class Subjects:
@@ -23,6 +24,8 @@ class Subjects:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[dict[str, str], str, Subject | None]] = {}
+        self._alike: dict[tuple[object, ...], tuple[dict[str, str], Subject | None]] = {}
+        self._chars = 0
 
     def of(self, sample: Sample) -> Subject | None:
         """Return whom a sample is about, None where it is no host and no guest."""
@@ -41,10 +44,24 @@ class Subjects:
         # Kept with the tags themselves, so that no others can have this place in memory.
         if known is not None and known[0] is sample.tags and known[1] == sample.measurement:
             return known[2]
-        subject = read(sample)
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[id(sample.tags)] = (sample.tags, sample.measurement, subject)
+        return self._other(sample, read)
+
+    def _other(self, sample: Sample, read: Callable[[Sample], Subject | None]) -> Subject | None:
+        """Return whom a sample is about whose tags are others, or the same in another dictionary: each time, maybe."""
+        tags, text = sample.tags, (sample.measurement, *sample.tags.items())
+        alike = self._alike.get(text)
+        if alike is not None:
+            former, subject = alike
+            self._known.pop(id(former), None)
+        else:
+            subject = read(sample)
+            self._chars += sum(map(len, tags.values())) + sum(map(len, tags))
+            if len(self._alike) >= _REMEMBERED or self._chars > _MOST_CHARS:
+                self._known.clear()
+                self._alike.clear()
+                self._chars = 0
+        self._alike[text] = (tags, subject)
+        self._known[id(tags)] = (tags, sample.measurement, subject)
         return subject
 
 
