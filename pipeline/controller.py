@@ -210,6 +210,10 @@ class Controller:
             self._keeper.save()
             asked.tell(answer)
 
+    def slept(self) -> None:
+        """Take it that a tick just now would change nothing: the next is due after a whole span."""
+        self._next_tick_ns = self._clock.monotonic_ns() + seconds(self._timing.tick_s)
+
     def _is_time(self) -> bool:
         return self._clock.monotonic_ns() >= self._next_tick_ns
 

@@ -34,6 +34,7 @@ CLUSTER: Final = "rehearsal"
 MAX_RECORDS: Final = 1_000_000
 # Nothing here is secret: the key seals what never leaves this process, and a fixed one keeps ids and runs the same.
 _KEY: Final = bytes(32)
+_FAR_NS: Final = 2**63 - 1
 
 
 class Rehearsal:
@@ -100,26 +101,33 @@ class Rehearsal:
     def run_until(self, time_ns: int) -> None:
         """Let time pass, tick by tick, up to a time; ticks at which nothing can happen are left out."""
         while (left_ns := time_ns - self.clock.now_ns()) > 0:
-            self.clock.advance(min(left_ns, self._tick_ns * self._ticks()) / SECOND)
+            quiet_ns = self._quiet_ns()
+            if quiet_ns > left_ns:
+                self.clock.advance(left_ns / SECOND)
+                self.controller.slept()
+                return
+            self.clock.advance(min(left_ns, max(quiet_ns // self._tick_ns, 1) * self._tick_ns) / SECOND)
             self.agents.step(self.clock.now_ns())
             self.controller.step(0)
             self._settled = True
 
-    def _ticks(self) -> int:
-        """Return after how many ticks something may happen, if nothing is measured before."""
+    def _quiet_ns(self) -> int:
+        """Return for how long nothing can happen if nothing is measured, 0 where something may at the next tick."""
         controller, now_ns = self.controller, self.clock.now_ns()
-        evaluator = controller.rulebook.evaluator
         # What is said of many is taken at the tick after a sample; of the cluster each tick is a sample.
-        if not self._settled or self._each_tick or not _rests(controller.pilot):
-            return 1
-        due = [at_ns for at_ns in (self.agents.next_ns(), evaluator.next_silence_ns(now_ns)) if at_ns is not None]
-        return max((min(due) - now_ns) // self._tick_ns, 1) if due else 1
+        if not self._settled or self._each_tick or _waits(controller.pilot):
+            return 0
+        decided_ns = controller.pilot.decider.next_ns()
+        if decided_ns <= now_ns:
+            return 0
+        due = (self.agents.next_ns(), controller.rulebook.evaluator.next_silence_ns(now_ns))
+        return int(min(decided_ns, _FAR_NS, *(at_ns for at_ns in due if at_ns is not None))) - now_ns
 
     def records(self) -> Iterator[Record]:
         """Yield what came to be, in order."""
         return (entry.record for entry in self.controller.entries())
 
 
-def _rests(pilot: Pilot) -> bool:
-    """Tell whether nothing is to be decided, and nothing under way, before another signal comes."""
-    return pilot.decider.rests() and not pilot.desk.crowded and not any(pilot.desk.announced())
+def _waits(pilot: Pilot) -> bool:
+    """Tell whether somebody waits for a turn, or has work of which nobody knows when it ends."""
+    return pilot.desk.crowded or any(pilot.desk.announced())

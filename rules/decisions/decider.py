@@ -68,9 +68,13 @@ class Decider:
         phases = (Phase.COMMANDED, Phase.MEASURING)
         return {ladder.subject.id for phase in phases for _key, ladder in self._shelf.in_phase(phase)}
 
-    def rests(self) -> bool:
-        """Tell whether nothing can be wanted, known or given back before another signal comes."""
-        return not self.holdings.leases and self._shelf.rests(self._parked)
+    def next_ns(self) -> float:
+        """Return when something may change though no sample, signal or outcome comes; 0: at any moment, inf: never."""
+        awake = ((key, one) for key, one in self._shelf.items() if key not in self._parked)
+        ladders = (one.next_ns(self._remedy(key).expect, self._rules[key[0]].cooldown_ns) for key, one in awake)
+        leases = (lease.until_ns for lease in self.holdings.leases.values())
+        at_any_moment = self.holdings.releases or self._exhausted or any(self._flights)
+        return 0 if at_any_moment else min((*leases, *ladders), default=math.inf)
 
     def on_signal(self, signal: Signal) -> None:
         """Take a signal's transition; duplicates and older ones change nothing."""

@@ -12,6 +12,7 @@ signal that is clearing neither ends nor advances a ladder. What comes twice, or
 
 from __future__ import annotations
 
+import math
 import re
 from enum import StrEnum
 from typing import Final
@@ -20,6 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from virtpilot.model import Command, Decision, Outcome, Result, Signal, SignalState, Subject
+from virtpilot.rules.language.records import Expect
 
 MAX_SAID: Final = 32
 
@@ -150,6 +152,17 @@ class Ladder(msgspec.Struct, frozen=True, kw_only=True):
         if self.over:
             return _quiet(self)
         return replace(_quiet(self), phase=Phase.FINISHED, rung=self.rung, note=note, since_ns=now_ns)
+
+    def next_ns(self, expect: Expect | None, cooldown_ns: int) -> float:
+        """Return when time alone may take it further; 0 for at any moment, infinite for never."""
+        match self.phase:
+            case Phase.WANTING | Phase.COMMANDED:
+                return 0
+            case Phase.MEASURING:
+                return self.done_ns + expect.within_ns if expect is not None else 0
+            case Phase.FINISHED if self.firing and cooldown_ns:
+                return self.since_ns + cooldown_ns
+        return math.inf
 
     def cooled(self, cooldown_ns: int, now_ns: int) -> Ladder:
         """Begin again when the cooldown has passed and the signal still fires; without a cooldown never."""

@@ -60,13 +60,6 @@ class Shelf:
             keys = {key: None for subject in about for key in self._subjects.get(subject, ()) if key in keys}
         return [(key, self._ladders[key]) for key in keys]
 
-    def rests(self, parked: Collection[Key]) -> bool:
-        """Tell whether time alone changes none of the ladders, but for those that are `parked`."""
-        return all(
-            key in parked or ladder.phase is Phase.QUIET or (ladder.phase is Phase.FINISHED and ladder.over)
-            for key, ladder in self._ladders.items()
-        )
-
     def items(self) -> list[tuple[Key, Ladder]]:
         """Return all ladders."""
         return list(self._ladders.items())

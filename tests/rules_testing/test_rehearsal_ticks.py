@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 
 import pytest
 
@@ -43,3 +43,23 @@ def test_ticks_are_left_out_while_nothing_fires_and_not_when_somebody_falls_sile
     assert ticks[0] == 1
     assert 60 in ticks
     assert len(ticks) < 50
+
+
+def test_ticks_are_left_out_while_a_knob_is_leased_and_nothing_is_under_way() -> None:
+    gaps_s = [0.0]
+    for file, rules in rule_tests.load_all([LIBRARY / "cpu.test.yaml"]):
+        for test in file.tests:
+            scene = rule_tests.Scene(test, rules)
+            controller = scene._rehearsal.controller
+            leases, tick, last = controller.pilot.decider.holdings.leases, controller.tick, [test.start_ns]
+
+            def watched(
+                now_ns: int, leases: Sized = leases, tick: Callable[[int], None] = tick, last: list[int] = last
+            ) -> None:
+                gaps_s.append((now_ns - last[0]) / 10**9 if leases else 0.0)
+                last[0] = now_ns
+                tick(now_ns)
+
+            controller.tick = watched  # type: ignore[method-assign]
+            scene.play(Coverage(rules.rules))
+    assert max(gaps_s) > 5.0
