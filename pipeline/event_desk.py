@@ -31,6 +31,8 @@ _REFUSED_NS: Final = seconds(5)
 # How long after a change of ours its echo may come.
 _ECHO_NS: Final = seconds(60)
 _BALLOON: Final = "memory_balloon"
+# A period is read with its quota only: that it comes and goes with that is nobody's change.
+_WITH_QUOTA: Final = "_period"
 _JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})
 _SILENT_NS: Final = seconds(10)
 _OF_A_MOVE: Final = LIFECYCLE | _JOBS | {EventKind.MIGRATION_ITERATION}
@@ -130,11 +132,10 @@ class KnobWatch:
         changed = {
             name: value
             for name, value in knobs.items()
-            if former.get(name) != value != self._told.get((guest, name)) and (name != _BALLOON or name in former)
+            if former.get(name) != value != self._told.get((guest, name)) and (name in former or _may_come(name))
         }
-        gone = [
-            name for name in sorted(former.keys() - knobs.keys() - {_BALLOON}) if self._is_news(guest, name, former)
-        ]
+        missing = sorted(name for name in former.keys() - knobs.keys() if _may_come(name))
+        gone = [name for name in missing if self._is_news(guest, name, former)]
         if not changed and not gone:
             return None
         self._told |= {(guest, name): value for name, value in changed.items()}
@@ -150,6 +151,11 @@ class KnobWatch:
     def _is_news(self, guest: str, name: str, former: dict[str, float]) -> bool:
         """Tell whether nobody has said that a limit is gone: libvirt tells of 0 or -1 then."""
         return self._told.get((guest, name), former[name]) == former[name]
+
+
+def _may_come(knob: str) -> bool:
+    """Tell whether somebody must have set a knob that is read for the first time, or not any more."""
+    return knob != _BALLOON and not knob.endswith(_WITH_QUOTA)
 
 
 class EventDesk:

@@ -178,6 +178,21 @@ def test_a_limit_whose_end_was_told_is_not_missed_again(site: Site) -> None:
     assert site.event().numbers == {"vcpu_quota": -1}
 
 
+def test_a_period_that_comes_and_goes_with_its_quota_is_nobodys_change(site: Site) -> None:
+    """It is read with the quota only; changed beside one it is news."""
+    site.desk.own([done("set vcpu_quota", vcpu_quota=10_000)], NOW)
+    site.desk.see(knob(1024))
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", vcpu_quota=10_000))
+    site.desk.see(knob(1024, vcpu_quota=10_000, vcpu_period=100_000))
+    site.desk.see(knob(1024, vcpu_quota=10_000, vcpu_period=50_000))
+    site.told(happened(EventKind.KNOB_CHANGED, "cputune", vcpu_quota=0))
+    site.desk.see(knob(1024))
+    site.desk.flush(NOW)
+    told = [(event.by, event.numbers) for event in site.heard()]
+    assert told[:2] == [(By.VIRTPILOT, {"vcpu_quota": 10_000}), (By.OTHER, {"vcpu_period": 50_000})]
+    assert [numbers for _by, numbers in told[2:]] == [{"vcpu_quota": 0}]
+
+
 def test_a_balloon_that_is_told_of_step_by_step_is_not_found_again(site: Site) -> None:
     site.desk.see(knob(1024, memory_balloon=1000))
     site.told(happened(EventKind.BALLOON_CHANGED, memory_balloon_bytes=900))
