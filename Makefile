@@ -3,7 +3,8 @@
 # make check      ruff, mypy, import-linter, lengths make format     ruff's formatting and fixes
 # make chaos      whatever link of the chain killed at random for CHAOS_SECONDS (120), every sample counted afterwards; then
 #                 CHAOS_NIGHTS (200) nights of a simulated fleet in which everything is killed, from CHAOS_SEED (1) on
-# make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them)
+# make lab        the main job on two real libvirt hosts (LAB_KEEP=1 keeps them; make lab-down removes them;
+#                 LAB_PLAN=three: three hosts with eight guests)
 # make bench      every figure of docs/performance.md, as one JSON document (BENCH="KEY…" some of them)
 # make fuzz       a minute with each parser of what comes from outside (FUZZ="TARGET…", FUZZ_SECONDS=N)
 # make docs       the manual's generated pages       make dashboards the dashboards' JSON
@@ -43,7 +44,7 @@ format:
 
 lab:
 	@deploy/bootstrap.sh full
-	@exec $(BIN)/python -m deploy.lab run $(if $(LAB_KEEP),--keep)
+	@exec $(BIN)/python -m deploy.lab run $(if $(LAB_KEEP),--keep) $(if $(LAB_PLAN),--plan $(LAB_PLAN))
 
 lab-down:
 	@deploy/bootstrap.sh full

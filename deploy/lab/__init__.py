@@ -1,13 +1,16 @@
-"""The lab: two real libvirt hosts with real QEMU guests, a broker and a store on one machine (docs/lab.md)."""
+"""The lab: real libvirt hosts with real QEMU guests, a broker and a store on one machine (docs/lab.md)."""
 
 from deploy.lab.errors import LabBusy, LabError, LabMissing
 from deploy.lab.guest import Guest, GuestPlan
 from deploy.lab.host import Host
-from deploy.lab.lab import GUESTS, Lab, attach, bring_up, ended_by_signals, missing
+from deploy.lab.lab import Lab, attach, bring_up, ended_by_signals, missing
+from deploy.lab.plan import PLANS, THREE, TWO
 from deploy.lab.state import leftovers, tear_down
 
 __all__ = [
-    "GUESTS",
+    "PLANS",
+    "THREE",
+    "TWO",
     "Guest",
     "GuestPlan",
     "Host",

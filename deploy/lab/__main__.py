@@ -14,6 +14,7 @@ from pathlib import Path
 from deploy.lab import image, state
 from deploy.lab.errors import LabError
 from deploy.lab.lab import Lab, attach, bring_up, ended_by_signals
+from deploy.lab.plan import PLANS
 
 
 def say(text: str) -> None:
@@ -39,9 +40,13 @@ def look_around(lab: Lab) -> str:
     )
 
 
+def _bring_up(options: argparse.Namespace) -> Lab:
+    return bring_up(options.name, plans=PLANS[options.plan], network=options.network, cache=options.cache, say=say)
+
+
 def up(options: argparse.Namespace) -> int:
     """Bring the lab up and stay until a signal, or leave it up with --keep."""
-    with ended_by_signals(), bring_up(options.name, network=options.network, cache=options.cache, say=say) as lab:
+    with ended_by_signals(), _bring_up(options) as lab:
         if options.keep:
             lab.keep()
         say(f"up. To look around:\n{look_around(lab)}")
@@ -57,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     from deploy.lab.pilot import RULES
     from virtpilot.pipeline.demo_run import summary
 
-    with ended_by_signals(), bring_up(options.name, network=options.network, cache=options.cache, say=say) as lab:
+    with ended_by_signals(), _bring_up(options) as lab:
         if options.keep:
             lab.keep()
         rules = (options.rules or RULES).resolve()
@@ -106,7 +111,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m deploy.lab", description="Two real libvirt hosts on one machine.")
+    parser = argparse.ArgumentParser(prog="python -m deploy.lab", description="Real libvirt hosts on one machine.")
     parser.add_argument("--name", default="lab", help="the lab's name, when there is more than one (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -117,12 +122,10 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("up", up, "bring the lab up and stay until Ctrl-C")
     one.add_argument("--keep", action="store_true", help="return, and leave the lab up")
-    one.add_argument("--network", type=IPv4Network, help="a free /24 (default: found)")
-    one.add_argument("--cache", type=Path, default=image.DEFAULT_CACHE, help="folder of the guest image (%(default)s)")
+    _add_what(one)
     one = command("run", run, "bring the lab up, play the main job on it, remove it")
     one.add_argument("--keep", action="store_true", help="leave the lab up")
-    one.add_argument("--network", type=IPv4Network, help="a free /24 (default: found)")
-    one.add_argument("--cache", type=Path, default=image.DEFAULT_CACHE, help="folder of the guest image (%(default)s)")
+    _add_what(one)
     one.add_argument("--rules", type=Path, help="rule file or folder in place of the lab's own")
     one.add_argument(
         "--patience", type=float, default=1.0, help="wait this many times as long for a step (%(default)s)"
@@ -136,6 +139,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("host")
     one.add_argument("command", nargs="+", metavar="-- COMMAND")
     return parser
+
+
+def _add_what(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what lab is brought up."""
+    command.add_argument("--plan", choices=PLANS, default="two", help="with how many hosts (%(default)s)")
+    command.add_argument("--network", type=IPv4Network, help="a free /24 (default: found)")
+    command.add_argument(
+        "--cache", type=Path, default=image.DEFAULT_CACHE, help="folder of the guest image (%(default)s)"
+    )
 
 
 def main() -> int:

@@ -106,6 +106,13 @@ class Group:
         unified = [one for one in self._mounted if _is_unified(one)]
         return [(one.path / self.name / _SUBTREE, _delegation(one)) for one in unified]
 
+    def accounts(self) -> Path:
+        """Return the folder whose files tell how much CPU time the group has used; raises LabMissing."""
+        for one in self._mounted:
+            if _is_unified(one) or "cpuacct" in one.controllers:
+                return one.path / self.name
+        raise LabMissing("no cgroup controller cpuacct is mounted below /sys/fs/cgroup")
+
     def pids(self, *, guests_only: bool = False) -> list[int]:
         """Return every live process of the group and of all groups below it; `guests_only`: those below it."""
         found: dict[int, None] = {}

@@ -29,6 +29,7 @@ _XML: Final = Template("""\
   <uuid>$uuid</uuid>
   <metadata><vp:tags xmlns:vp=$namespace $tags/></metadata>
   <memory unit='MiB'>$memory</memory>
+  $balloon
   <vcpu placement='static' current='$vcpus'>$vcpus_max</vcpu>
   <cputune><shares>$shares</shares></cputune>
   <os>
@@ -72,13 +73,17 @@ _AGENT: Final = "<channel type='unix'><target type='virtio' name='org.qemu.guest
 
 @dataclass(frozen=True)
 class GuestPlan:
-    """What a guest is: where it starts, its load in percent of a vCPU, its tags, its size, QEMU's agent inside."""
+    """What a guest is: where it starts, its load in percent of a vCPU, its tags, its size, QEMU's agent inside.
+
+    Of its memory it has `balloon_mib` at first; 0: all of it.
+    """
 
     name: str
     host: str
     load: int = 0
     tags: Mapping[str, str] = field(default_factory=dict)
     memory_mib: int = 128
+    balloon_mib: int = 0
     vcpus: int = 1
     vcpus_max: int = 2
     shares: int = 1024
@@ -99,6 +104,7 @@ class GuestPlan:
             namespace=quoteattr(TAGS_NAMESPACE),
             tags=" ".join(f"{key}={quoteattr(value)}" for key, value in sorted(self.tags.items())),
             memory=self.memory_mib,
+            balloon=f"<currentMemory unit='MiB'>{self.balloon_mib}</currentMemory>" if self.balloon_mib else "",
             vcpus=self.vcpus,
             vcpus_max=self.vcpus_max,
             shares=self.shares,

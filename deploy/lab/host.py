@@ -26,6 +26,7 @@ from deploy.lab.virsh import Virsh
 from deploy.lab.wait import until
 
 _INSIDE: Final = (sys.executable, "-I", "-S", str(Path(__file__).with_name("inside.py")))
+_METER: Final = (sys.executable, "-I", "-S", str(Path(__file__).with_name("meter.py")))
 _PRIVATE: Final = ("/run/libvirt", "/var/lib/libvirt", "/etc/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 _PATHS: Final = {path: path.strip("/").replace("/", "-") for path in _PRIVATE}
 # Without a system bus libvirt asks no machine registry, whose scopes would lie outside of the host's cgroups.
@@ -170,6 +171,9 @@ class Host:
         self.pid = holder.pid
         if not _says_ready(holder, 10.0):
             raise LabError(f"{self.name}: no namespaces: {(self.folder / 'holder.log').read_text().strip()}")
+        words = [*_METER, str(self._stat), str(self.group.accounts()), str(self.cpu)]
+        with (self.folder / "meter.log").open("ab") as log:
+            self.daemons.append(spawn(words, self.group, cwd=Path("/"), output=log))
 
     def configure_network(self, prefix: int) -> None:
         """Bring up loopback, eth0 and the bridge br0 that guests' interfaces join."""
@@ -220,11 +224,16 @@ class Host:
             return True
         return False
 
+    @property
+    def _stat(self) -> Path:
+        return self.folder / "proc-stat"
+
     def _write_folders(self, names: Mapping[str, IPv4Address]) -> None:
         for name in _PATHS.values():
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.path("/var/log/libvirt/qemu").mkdir(exist_ok=True)  # the guests' consoles
         hosts = "".join(f"{address} {name}\n" for name, address in names.items())
+        self._stat.write_text(Path("/proc/stat").read_text())
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
         words = {"address": str(self.address), "uuid": str(uuid5(NAMESPACE_DNS, f"{self.group.name}.virtpilot.dev"))}
         self.path("/etc/libvirt/libvirtd.conf").write_text(_LIBVIRTD_CONF.format_map(words))
@@ -244,6 +253,7 @@ class Host:
             "binds": [
                 *((str(self.folder / name), private) for private, name in _PATHS.items()),
                 (str(self.folder / "hosts"), "/etc/hosts"),
+                (str(self._stat), "/proc/stat"),
             ],
         }
 

@@ -1,4 +1,4 @@
-"""The lab: two libvirt hosts with four guests, a broker and a store on this one machine.
+"""The lab: libvirt hosts with their guests, a broker and a store on this one machine.
 
 bring_up → claim the name → bridge → hosts (cgroups, namespaces, cables, daemons) → servers → guests → loads
 down     → what was started here → guests → daemons → devices → cgroups → folder
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
+from itertools import cycle
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self, TypeVar
@@ -26,15 +27,10 @@ from deploy.lab.errors import GuestAway, LabError, LabMissing
 from deploy.lab.guest import Guest, GuestPlan, port_folder
 from deploy.lab.host import Host, Output, spawn, stop_all
 from deploy.lab.network import Bridge, free_network, free_port, routed_networks
+from deploy.lab.plan import TWO
 
 T = TypeVar("T")
 
-GUESTS: Final = (
-    GuestPlan("web-1", "host-1", load=0, tags={"tier": "web"}),
-    GuestPlan("batch-1", "host-1", load=100, tags={"tier": "batch"}),
-    GuestPlan("batch-2", "host-1", load=100, tags={"tier": "batch"}),
-    GuestPlan("web-2", "host-2", load=0, tags={"tier": "web"}),
-)
 # Command → the Debian package that brings it.
 NEEDED: Final = {
     "mosquitto": "mosquitto",
@@ -83,8 +79,9 @@ class Lab:
         self._children: list[subprocess.Popen[bytes]] = []
         self._servers: list[subprocess.Popen[bytes]] = []
         self._state = kept_state
-        names = sorted({plan.host for plan in plans})
-        for number, (host, cpu) in enumerate(zip(names, sorted(os.sched_getaffinity(0)), strict=False), start=1):
+        # Each host has one core; where there are more hosts than cores the first ones share theirs.
+        names, cores = {plan.host for plan in plans} | kept_state.hosts.keys(), cycle(sorted(os.sched_getaffinity(0)))
+        for number, (host, cpu) in enumerate(zip(sorted(names), cores, strict=False), start=1):
             group = Group(f"{state.group_prefix(name)}{host}", mounted)
             self.hosts[host] = Host(host, self.bridge.host_address(number), cpu, group, self.folder / host)
 
@@ -227,7 +224,7 @@ class Lab:
 def bring_up(
     name: str = "lab",
     *,
-    plans: Sequence[GuestPlan] = GUESTS,
+    plans: Sequence[GuestPlan] = TWO,
     network: IPv4Network | None = None,
     cache: Path = image.DEFAULT_CACHE,
     say: Callable[[str], None] = lambda _: None,
@@ -259,10 +256,11 @@ def attach(name: str = "lab") -> Lab:
     found = state.load(name)
     if found is None or not found.hosts:
         raise LabError(f"no lab named {name!r} is up")
-    plans = [plan for plan in GUESTS if plan.name in found.guests]
-    lab = Lab(name, IPv4Network(found.network), plans or GUESTS, found)
+    # Who the guests are is written down once they run, and no more of them is asked from here.
+    plans = [GuestPlan(guest, facts["host"]) for guest, facts in found.guests.items()]
+    lab = Lab(name, IPv4Network(found.network), plans, found)
     for host, facts in found.hosts.items():
-        lab.hosts[host].pid = int(facts["pid"])
+        lab.hosts[host].pid, lab.hosts[host].cpu = int(facts["pid"]), int(facts["cpu"])
     return lab
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ public_key_files = ["{folder}/keys/controller.pub"]
 [[hooks.allowed]]
 name = "note"
 command = ["/usr/bin/touch", "{folder}/note-{{name}}"]
+[caps]
+{caps}
 """
 _CONTROLLER = """
 cluster = "{cluster}"
@@ -75,12 +78,14 @@ reconnect_max_s = 2.0
 class LabPilot:
     """Starts the processes in a lab that is up; they end with it."""
 
-    def __init__(self, lab: Lab, rules: Path = RULES, guards: str = "") -> None:
-        """Take a lab, the controller's rules, and more lines for the options of its guards."""
+    def __init__(self, lab: Lab, rules: Path = RULES, guards: str = "", caps: str = "") -> None:
+        """Take a lab, the controller's rules, and more lines for the options of its guards and of the hosts' caps."""
         self._lab = lab
         self._guards = guards
+        self._caps = caps
         self._rules = rules
         self.folder = lab.folder / "virtpilot"
+        self._controller: subprocess.Popen[bytes] | None = None
 
     @property
     def records(self) -> Path:
@@ -95,17 +100,31 @@ class LabPilot:
         generate(folder / "keys", "operator")
         values = {
             "cluster": CLUSTER, "folder": folder, "broker": lab.broker_host, "port": lab.broker_port,
-            "store": lab.store_url, "rules": self._rules, "guards": self._guards,
+            "store": lab.store_url, "rules": self._rules, "guards": self._guards, "caps": self._caps,
         }  # fmt: skip
         self._write("operator", _OPERATOR.format(**values))
         for name, host in lab.hosts.items():
             config = self._write(f"agent-{name}", _AGENT.format(host=name, uri=host.uri, **values))
             with self._log(f"agent-{name}") as log:
                 host.popen([*_START, "agent", "--config", str(config)], output=log)
-        for process, text in (("writer", _WRITER), ("controller", _CONTROLLER)):
-            config = self._write(process, text.format(**values))
-            with self._log(process) as log:
-                lab.popen([*_START, process, "--config", str(config)], output=log)
+        self._write("writer", _WRITER.format(**values))
+        self._write("controller", _CONTROLLER.format(**values))
+        self._popen("writer")
+        self.start_controller()
+
+    def start_controller(self) -> None:
+        """Start the controller, for the first time or after it was killed."""
+        self._controller = self._popen("controller")
+
+    def kill_controller(self) -> None:
+        """End the controller as a crash would."""
+        if self._controller is not None:
+            self._controller.kill()
+            self._controller.wait(10)
+
+    def _popen(self, process: str) -> subprocess.Popen[bytes]:
+        with self._log(process) as log:
+            return self._lab.popen([*_START, process, "--config", str(self.folder / f"{process}.toml")], output=log)
 
     def _write(self, name: str, text: str) -> Path:
         path = self.folder / f"{name}.toml"
@@ -113,7 +132,7 @@ class LabPilot:
         return path
 
     def _log(self, name: str):  # type: ignore[no-untyped-def]  # an open binary file
-        return (self.folder / f"{name}.log").open("wb")
+        return (self.folder / f"{name}.log").open("ab")
 
     def logs(self, lines: int = 12) -> str:
         """Return the end of each process's log."""

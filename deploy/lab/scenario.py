@@ -1,4 +1,4 @@
-"""The main job on two real hosts, each step seen through libvirt and the store, not through virtpilot's own log."""
+"""The main job on real hosts, each step seen through libvirt and the store, not through virtpilot's own log."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _story(lab: Lab, pilot: LabPilot, say: Callable[[str], None], patience: floa
         _until(what, timeout_s * patience, holds)
 
     start = lab.where(GUEST)
-    until("both hosts' samples in the store", 60, lambda: _hosts_measured(lab) == len(lab.hosts))
+    until("all hosts' samples in the store", 60, lambda: _hosts_measured(lab) == len(lab.hosts))
     say(f"{GUEST} gets busy on {start}")
     lab.guest(GUEST).set_load(_LOAD)
     until(f"libvirt shows {GUEST} waiting for its CPU", 60, lambda: _steal(lab) > 0.15)
