@@ -115,10 +115,10 @@ class Sources:
     def _foreign(self, said: _Said, sample: Sample, source: str, now_ns: int) -> Sample:
         if sample.time_ns > now_ns:
             sample = Sample(sample.measurement, sample.tags, sample.fields, now_ns)
-        former = said.others.get(source)
+        former = said.others.get(source, said.others.get(_BEFORE))
         if former is not None and sample.time_ns <= former.time_ns:
             return former  # late: as the one before, it is late for the evaluator too
-        if former is None and len(said.others) >= _MAX_SOURCES:
+        if source not in said.others and len(said.others) >= _MAX_SOURCES:
             del said.others[min(said.others, key=lambda other: said.others[other].time_ns)]
         said.others[source] = sample
         return self._whole(said, sample)

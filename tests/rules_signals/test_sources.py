@@ -191,3 +191,16 @@ def test_after_a_restart_the_agent_says_where_a_guest_is() -> None:
     after.restored(T0 + 2 * SECOND)
     joined = from_script(after, vm(3, host="elsewhere", queue=9))
     assert (joined.tags["host"], joined.fields) == ("h1", {"cpu": 0.5, "queue": 9})
+
+
+def test_what_is_delivered_again_after_a_restart_is_late() -> None:
+    """Taken for news, a moment after itself, it would make each usual gap after it look far too long for a `for`."""
+    before = Joining()
+    from_script(before, vm(1, queue=7))
+    after = Joining()
+    after.evaluator.restore(before.evaluator.snapshot())
+    after.restored(T0 + 2 * SECOND)
+    assert from_script(after, vm(1, queue=7)).time_ns == T0 + SECOND
+    assert from_script(after, vm(0, queue=6)).time_ns <= T0 + SECOND
+    again = from_script(after, vm(3, queue=9))
+    assert (again.time_ns, again.fields) == (T0 + 3 * SECOND, {"queue": 9})
