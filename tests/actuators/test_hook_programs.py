@@ -15,6 +15,12 @@ from virtpilot.actuators.hooks.ending import Ending
 from virtpilot.actuators.hooks.program import Program
 
 
+@pytest.fixture(autouse=True)
+def those_of_other_tests_have_ended() -> None:
+    """Wait for them: here nobody can kill them."""
+    assert until(lambda: not any(thread.name.startswith("hook-") for thread in threading.enumerate()), 20)
+
+
 def ended(program: Program) -> str:
     assert until(lambda: program.ending is not None, 20)
     assert program.ending is not None

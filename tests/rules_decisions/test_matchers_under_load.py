@@ -133,7 +133,8 @@ def test_over_so_many_facts_nothing_is_lost_told_twice_or_left_behind(name: Name
     matcher.load(firing_and_idle(rules=60, rungs=1))
     facts = Counted(matcher)
     asserted, told, before = 0, 0, 0
-    while asserted < count:
+    warm = max(count // 4, 4_000)  # the engine grows to what these rules need, once
+    while asserted < warm + count:
         for _ in range(rng.randrange(1, 20)):
             subject = rng.randrange(1, 30)
             rests = rng.random() < 0.4
@@ -143,10 +144,10 @@ def test_over_so_many_facts_nothing_is_lost_told_twice_or_left_behind(name: Name
         assert set(found) == facts.due
         told += len(found)
         facts.due.clear()
-        if not before and asserted > count // 4:
+        if not before and asserted > warm:
             before = resident_kib()
     assert told > count // 3
-    assert resident_kib() - before < 4_096
+    assert resident_kib() - before < 2_048
 
 
 @pytest.mark.parametrize("name", NAMES)
