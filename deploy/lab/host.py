@@ -200,7 +200,7 @@ class Host:
 
     def _start_libvirtd(self) -> None:
         daemon = self._start_daemon("libvirtd", "--listen")
-        until(lambda: self._answers(daemon), 20, f"{self.name}: libvirtd answers at {self.uri}", step_s=0.1)
+        until(lambda: self._answers(daemon), 60, f"{self.name}: libvirtd answers at {self.uri}", step_s=0.1)
 
     def _start_daemon(self, *argv: str) -> subprocess.Popen[bytes]:
         words = [*argv, "--pid-file", f"/run/libvirt/{argv[0]}.pid"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from deploy import lab as lab_module
 from deploy.lab import Lab
 from deploy.lab.container import Container, lacking
 from deploy.lab.pilot import CLUSTER, LabPilot
+from deploy.lab.plan import TWO
 from deploy.lab.scenario import query
 from tests.lab.lab_process import need_a_lab
 from tests.services import lack, until
@@ -90,7 +92,7 @@ class Heard:
 def heard() -> Iterator[Heard]:
     """A lab whose agents run, and somebody who listens to their events."""
     need_a_lab()
-    with lab_module.bring_up(NAME) as lab:
+    with lab_module.bring_up(NAME, plans=[replace(one, load=0) for one in TWO]) as lab:
         pilot = LabPilot(lab)
         pilot.start()
         options = MqttOptions(host=lab.broker_host, port=lab.broker_port)
