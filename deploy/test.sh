@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.." || exit 1
 pytest=(.venv/bin/python -m pytest)
 nothing=5 # pytest's status where it found no test
 cores=$(nproc)
-at_once=(--numprocesses "${TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))}" --dist loadscope --no-loadscope-reorder)
+workers=${TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))}
+at_once=(--dist loadscope --no-loadscope-reorder --numprocesses)
 
 for word in "$@"; do
   if [[ $word == -m* ]]; then exec "${pytest[@]}" "$@"; fi
@@ -27,7 +28,7 @@ part() {
   esac
 }
 
-part "not lab" "${at_once[@]}" "$@"
-part "lab and not alone" "${at_once[@]}" "$@"
+part "not lab" "${at_once[@]}" "$workers" "$@"
+part "lab and not alone" "${at_once[@]}" $((workers + 1)) "$@" # a lab at rest leaves the cores alone
 part "lab and alone" "$@"
 exit "$worst"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.lab.command import output
+from deploy.lab.errors import LabError
 
 
 def parse_domstats(text: str) -> dict[str, int | str]:
@@ -42,6 +43,15 @@ class Virsh:
         return parse_domstats(self("domstats", guest))
 
     def migrate(self, guest: str, uri: str, timeout_s: float = 120.0) -> None:
-        """Live-migrate a guest to the libvirtd at `uri`, its definition too; returns when it runs there."""
+        """Live-migrate a guest to the libvirtd at `uri`, its definition too; returns when it runs there.
+
+        Now and then the two libvirtd stop talking before anything is sent, and after half a minute one of them gives
+        the other up: the guest stays, and a second attempt succeeds.
+        """
         flags = ("--live", "--p2p", "--persistent", "--undefinesource")
-        self("migrate", *flags, guest, uri, timeout_s=timeout_s)
+        try:
+            self("migrate", *flags, guest, uri, timeout_s=timeout_s)
+        except LabError as error:
+            if "client socket is closed" not in str(error) or guest not in self.running():
+                raise
+            self("migrate", *flags, guest, uri, timeout_s=timeout_s)

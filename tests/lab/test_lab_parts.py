@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from deploy.lab.image import Image, newest_kernel
 from deploy.lab.lab import NEEDED
 from deploy.lab.network import free_network
 from deploy.lab.state import check_name
-from deploy.lab.virsh import parse_domstats
+from deploy.lab.virsh import Virsh, parse_domstats
 from deploy.lab.wait import until
 
 KNOWN = frozenset({"cpu", "cpuacct", "cpuset", "memory"})
@@ -110,6 +112,23 @@ def test_no_free_range_is_said() -> None:
 def test_names_that_cannot_name_devices_and_groups_are_refused(name: str) -> None:
     with pytest.raises(LabError, match="cannot name a lab"):
         check_name(name)
+
+
+@pytest.mark.parametrize(("said", "left", "tries"), [("client socket is closed", "web-1", 2), ("no such guest", "", 1)])
+def test_a_move_that_the_two_libvirtd_gave_up_before_it_began_is_tried_again(said: str, left: str, tries: int) -> None:
+    asked: list[str] = []
+
+    def run(argv: Sequence[str], timeout_s: float) -> str:
+        asked.append(argv[4])
+        if argv[4] == "list":
+            return left
+        if asked.count("migrate") == 1:
+            raise LabError(said)
+        return ""
+
+    with contextlib.nullcontext() if tries == 2 else pytest.raises(LabError, match=said):
+        Virsh("qemu+tcp://host/system", run).migrate("web-1", "qemu+tcp://other/system")
+    assert asked.count("migrate") == tries
 
 
 def test_newest_kernel_is_by_number_not_by_text(tmp_path: Path) -> None:
