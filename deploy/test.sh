@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Runs every test in three parts: what is no lab's by several workers at once, since most of it waits for a server or a
 # deadline; then the labs that may stand side by side; then, alone, those that measure what a guest gets of a core.
-# Arguments go to pytest, for each part. TEST_WORKERS is how many work at once (one more than there are cores); with -m
+# Arguments go to pytest, for each part. TEST_WORKERS is how many work at once (two for each core); with -m
 # among the arguments pytest runs once, by itself.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pytest=(.venv/bin/python -m pytest)
 nothing=5 # pytest's status where it found no test
 cores=$(nproc)
-workers=${TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))}
+workers=${TEST_WORKERS:-$((cores < 5 ? 2 * cores : 8))}
 at_once=(--dist loadscope --no-loadscope-reorder --numprocesses)
 
 for word in "$@"; do
@@ -29,6 +29,6 @@ part() {
 }
 
 part "not lab" "${at_once[@]}" "$workers" "$@"
-part "lab and not alone" "${at_once[@]}" $((workers + 1)) "$@" # a lab at rest leaves the cores alone
+part "lab and not alone" "${at_once[@]}" "$workers" "$@"
 part "lab and alone" "$@"
 exit "$worst"
