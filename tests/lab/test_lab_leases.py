@@ -116,6 +116,7 @@ def test_of_two_controllers_the_newer_is_obeyed(site: Leasing) -> None:
     host = site.lab.where(GUEST)
     site.start(host)
     command = site.set(GUEST, lease_s=5)
+    site.comes(lambda: site.results(command), "answered before there is a newer one")
     site.epoch += 1
     newer = site.set("web-2" if site.lab.where("web-2") == host else GUEST, 3000, expected=2048, lease_s=5)
     site.comes(lambda: site.results(newer), "answered")
