@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test in three parts: what is no lab's by several workers at once, since most of it waits for a server or a
 # deadline; then the labs that may stand side by side; then, alone, those that measure what a guest gets of a core.
-# Arguments go to pytest, for each part. TEST_WORKERS is how many work at once (two for each core, for labs one
-# more than cores); with -m
-# among the arguments pytest runs once, by itself.
+# Arguments go to pytest, for each part; with -m among them it runs once, by itself. TEST_WORKERS is how many work at
+# once (two for each core; labs: one more than there are cores).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pytest=(.venv/bin/python -m pytest)
