@@ -2,14 +2,14 @@
 # Runs every test in three parts: what is no lab's by several workers at once, since most of it waits for a server or a
 # deadline; then the labs that may stand side by side; then, alone, those that measure what a guest gets of a core.
 # Arguments go to pytest, for each part; with -m among them it runs once, by itself. TEST_WORKERS is how many work at
-# once (two for each core; labs: one more than there are cores).
+# once (two for each core; one of the labs for each).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pytest=(.venv/bin/python -m pytest)
 nothing=5 # pytest's status where it found no test
 cores=$(nproc)
 workers=${TEST_WORKERS:-$((cores < 5 ? 2 * cores : 8))}
-labs=${TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))} # a guest is emulated: it costs more than it waits
+labs=${TEST_WORKERS:-$((cores < 8 ? cores : 8))} # a guest is emulated: it costs more than it waits
 at_once=(--dist loadscope --no-loadscope-reorder --numprocesses)
 
 for word in "$@"; do

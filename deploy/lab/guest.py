@@ -176,7 +176,7 @@ class Guest:
         cpus, size_kib = self.ask("see 0", timeout_s=timeout_s).split()[1:]
         return cpus, int(size_kib) * 1024
 
-    def ask(self, words: str, *, timeout_s: float = 20.0) -> str:
+    def ask(self, words: str, *, timeout_s: float = 60.0) -> str:
         """Return what the guest answers to an order; asked again where nothing comes; raises LabError."""
         order, answers = f"{words} {secrets.token_hex(4)}", list[str]()
         until(lambda: self._answers(order, answers), timeout_s, f"{self.name} takes the order {order!r}", step_s=0.1)
