@@ -157,21 +157,21 @@ class Guest:
         """Return libvirt's statistics of the guest, from the host that runs it."""
         return self.host.virsh.domstats(self.name)
 
-    def set_load(self, percent: int, *, timeout_s: float = 20.0) -> None:
+    def set_load(self, percent: int, *, timeout_s: float = 60.0) -> None:
         """Make the guest burn `percent` (0 to 100) of one vCPU; returns when it has said so; raises LabError."""
         if not 0 <= percent <= 100:
             raise ValueError(f"a load is 0 to 100 percent, not {percent}")
         self._order(f"load {percent}", timeout_s)
 
-    def set_dirty(self, mib: int, *, timeout_s: float = 20.0) -> None:
+    def set_dirty(self, mib: int, *, timeout_s: float = 60.0) -> None:
         """Make the guest change so much of its memory all the time; returns when it has said so; raises LabError."""
         self._order(f"dirty {mib}", timeout_s)
 
-    def set_deaf(self, deaf: bool, *, timeout_s: float = 20.0) -> None:
+    def set_deaf(self, deaf: bool, *, timeout_s: float = 60.0) -> None:
         """Make the guest ignore its power button, or not; returns when it has said so; raises LabError."""
         self._order(f"deaf {int(deaf)}", timeout_s)
 
-    def see(self, *, timeout_s: float = 20.0) -> tuple[str, int]:
+    def see(self, *, timeout_s: float = 60.0) -> tuple[str, int]:
         """Return the CPUs that the guest's kernel uses, as a list, and its MemTotal in bytes; raises LabError."""
         cpus, size_kib = self.ask("see 0", timeout_s=timeout_s).split()[1:]
         return cpus, int(size_kib) * 1024
