@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from deploy import lab as lab_module
 from deploy.lab import Lab
 from deploy.lab.container import Container, lacking
 from deploy.lab.pilot import CLUSTER, LabPilot
+from deploy.lab.plan import TWO
 from deploy.lab.scenario import query
 from tests.lab.lab_process import need_a_lab
 from tests.services import lack, until
@@ -90,7 +92,7 @@ class Heard:
 def heard() -> Iterator[Heard]:
     """A lab whose agents run, and somebody who listens to their events."""
     need_a_lab()
-    with lab_module.bring_up(NAME) as lab:
+    with lab_module.bring_up(NAME, plans=[replace(one, load=0) for one in TWO]) as lab:
         pilot = LabPilot(lab)
         pilot.start()
         options = MqttOptions(host=lab.broker_host, port=lab.broker_port)
@@ -123,9 +125,14 @@ def test_each_act_by_hand_is_told(heard: Heard) -> None:
 
 def test_a_limit_that_libvirt_tells_nobody_of_is_found_all_the_same(heard: Heard) -> None:
     guest, virsh = "web-2", heard.lab.hosts["host-2"].virsh
+    began_s = SystemClock().now_ns() / SECOND
+    read = f'timestamp(knob_value_count{{name="{guest}"}}) > {began_s:.3f}'
+    assert until(lambda: query(heard.lab, f"count({read})"), 60, 0.5), (
+        "how it started is known: a change is one after that"
+    )
     since = heard.listen()
     virsh("memtune", guest, "--hard-limit", "600000", "--live")
-    assert until(lambda: heard.of(guest, "knob_changed", since), 240, 0.5)
+    assert until(lambda: heard.of(guest, "knob_changed", since), 90, 0.5)
     (seen,) = heard.of(guest, "knob_changed", since)
     assert (seen.detail, seen.numbers) == ("seen", {"memory_hard_limit": 600_000 * 1024})
 
