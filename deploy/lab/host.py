@@ -22,6 +22,7 @@ from uuid import NAMESPACE_DNS, uuid5
 from deploy.lab.cgroup import Group
 from deploy.lab.command import ENVIRONMENT
 from deploy.lab.errors import LabError
+from deploy.lab.network import bridge_mac
 from deploy.lab.virsh import Virsh
 from deploy.lab.wait import until
 
@@ -179,7 +180,7 @@ class Host:
         """Bring up loopback, eth0 and the bridge br0 that guests' interfaces join."""
         for words in (
             "link set lo up",
-            "link add br0 type bridge",
+            f"link add br0 address {bridge_mac(self.address)} type bridge",
             "link set eth0 master br0 up",
             f"address add {self.address}/{prefix} dev br0",
             "link set br0 up",

@@ -50,6 +50,15 @@ def free_port(address: str) -> int:
             return port
 
 
+def bridge_mac(address: IPv4Address) -> str:
+    """Return the hardware address for a bridge at `address`.
+
+    One that is not set follows the lowest of its ports: a guest's interface may change it, even to that of another
+    host's bridge while the guest moves there, and the host is not reached until its neighbours have forgotten the old.
+    """
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x76, *address.packed))
+
+
 class Bridge:
     """The bridge that joins the hosts; this machine is the last address of the range, hosts count from 1."""
 
@@ -68,7 +77,7 @@ class Bridge:
 
     def create(self) -> None:
         """Make the bridge and give this machine its address."""
-        output(["ip", "link", "add", self.name, "type", "bridge"])
+        output(["ip", "link", "add", self.name, "address", bridge_mac(self.address), "type", "bridge"])
         output(["ip", "address", "add", f"{self.address}/{self.network.prefixlen}", "dev", self.name])
         output(["ip", "link", "set", self.name, "up"])
 

@@ -68,6 +68,20 @@ def test_processes_run_on_a_host_of_one_core_and_a_name_of_its_own(lab: Lab) -> 
         assert host.run(["virsh", "-c", "qemu:///system", "hostname"]).strip() == host.name
 
 
+def test_a_bridge_keeps_its_hardware_address_whatever_joins_it(lab: Lab) -> None:
+    """The lowest of its ports would become its own, while neighbours go on sending to the one they know."""
+    host = lab.hosts["host-2"]
+    address = "/sys/class/net/br0/address"
+    before = host.run(["cat", address])
+    host.run("ip link add low address 00:16:3e:00:00:01 type veth peer name other".split())
+    try:
+        host.run("ip link set low master br0 up".split())
+        assert host.run(["cat", address]) == before
+    finally:
+        host.run("ip link delete low".split())
+    assert before not in [one.run(["cat", address]) for one in lab.hosts.values() if one is not host]
+
+
 def test_popen_gives_the_pid_of_the_command_itself(lab: Lab) -> None:
     host = lab.hosts["host-2"]
     child = host.popen([sys.executable, "-c", "import signal; signal.pause()"], cwd=ROOT)
