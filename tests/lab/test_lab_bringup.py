@@ -73,12 +73,12 @@ def test_a_bridge_keeps_its_hardware_address_whatever_joins_it(lab: Lab) -> None
     host = lab.hosts["host-2"]
     address = "/sys/class/net/br0/address"
     before = host.run(["cat", address])
-    host.run("ip link add low address 00:16:3e:00:00:01 type veth peer name other".split())
+    host.run(["ip", "link", "add", "low", "address", "00:16:3e:00:00:01", "type", "veth", "peer", "name", "other"])
     try:
-        host.run("ip link set low master br0 up".split())
+        host.run(["ip", "link", "set", "low", "master", "br0", "up"])
         assert host.run(["cat", address]) == before
     finally:
-        host.run("ip link delete low".split())
+        host.run(["ip", "link", "delete", "low"])
     assert before not in [one.run(["cat", address]) for one in lab.hosts.values() if one is not host]
 
 
