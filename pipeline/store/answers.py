@@ -12,6 +12,7 @@ import msgspec
 from virtpilot.clock import SECOND
 from virtpilot.errors import StoreError, StoreRefused, StoreUnavailable
 
+TAKEN: Final = 204
 TOO_LARGE: Final = 413
 
 _REFUSED: Final = frozenset({400, TOO_LARGE, 422})
@@ -37,7 +38,7 @@ def error_from(status: int, answer: str, headers: Mapping[str, str] | None, line
         return StoreRefused(reason, dict(_named(said, lines)))
     if status in {401, 403}:
         reason += " (is the token in token_file or token_env, and may it write to the bucket?)"
-    if status == 404:
+    if status == 404 or 200 <= status < 300:
         reason += " (are url, org and bucket right?)"
     return StoreUnavailable(reason, _wait_s(headers, now_ns))
 

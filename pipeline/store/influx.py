@@ -7,7 +7,7 @@ stored after `hold_s`, and only where it has not been started anew since: anothe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -20,11 +20,12 @@ from virtpilot.clock import Clock, seconds
 from virtpilot.errors import StoreUnavailable
 from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.settings import read_secret
-from virtpilot.pipeline.store.answers import TOO_LARGE, error_from
+from virtpilot.pipeline.store.answers import TAKEN, TOO_LARGE, error_from
 from virtpilot.pipeline.store.batch import Refused
 from virtpilot.pipeline.store.victoriametrics import SETTLED_NS, Page, Watch, read_page
 
 _CHECK_NS: Final = seconds(1)
+_LINES: Final = "text/plain; charset=utf-8"
 _MAX_BODY_BYTES: Final = 16 << 20
 _MIN_BODY_BYTES: Final = 1 << 10
 log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class InfluxStore:
         self._options = options
         self._clock = clock
         self._client = _client(options)
-        self._writes = _write_api(self._client)
+        self._writes = _write_service(self._client)
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(options.timeout_s), retries=False)
         self._held: OrderedDict[str, int] = OrderedDict()
         self._started: bytes | None = None
@@ -73,9 +74,9 @@ class InfluxStore:
     def write_all(self, messages: Sequence[tuple[str, bytes]]) -> None:
         """Write several messages as one; raises StoreUnavailable or StoreRefused, then the store has any of them."""
         self._know_its_start()
-        body = b"\n".join([lines.rstrip(b"\n") for _, lines in messages])
-        for part in split(body, self._max_bytes):
-            self._post(part)
+        for body in _bodies([lines.rstrip(b"\n") for _, lines in messages]):
+            for part in split(body, self._max_bytes):
+                self._post(part)
         now_ns = self._clock.monotonic_ns()
         for message_id, lines in messages:
             self._held.pop(message_id, None)
@@ -87,7 +88,9 @@ class InfluxStore:
         from influxdb_client.rest import ApiException
 
         try:
-            self._writes.write(bucket=self._options.bucket, org=self._options.org, record=body, write_precision="ns")
+            answer = self._writes.post_write_with_http_info(
+                self._options.org, self._options.bucket, body, precision="ns", content_type=_LINES
+            )
         except ApiException as error:
             if error.status == TOO_LARGE and self._max_bytes > _MIN_BODY_BYTES and body.count(b"\n") > 1:
                 self._max_bytes = max(len(body) // 2, _MIN_BODY_BYTES)
@@ -99,6 +102,9 @@ class InfluxStore:
             raise error_from(error.status or 0, said, error.headers, body, self._clock.now_ns()) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise StoreUnavailable(f"{self._options.url}: {error}") from error
+        if (status := answer[1]) != TAKEN:
+            said = f"a store that has taken it answers {TAKEN}"
+            raise error_from(status, said, answer[2], body, self._clock.now_ns())
 
     def durable(self, now_ns: int) -> Sequence[str]:
         """Return what is known to be on disk; what a restarted store has forgotten is never reported."""
@@ -161,7 +167,6 @@ class InfluxStore:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._writes.close()
         self._client.close()
         self._http.clear()
 
@@ -181,7 +186,23 @@ def _client(options: StoreOptions) -> Any:
     )
 
 
-def _write_api(client: Any) -> Any:
-    from influxdb_client.client.write_api import SYNCHRONOUS
+def _write_service(client: Any) -> Any:
+    """Return what makes one request of a body as it is; the API above it keeps a success's status to itself."""
+    from influxdb_client.service.write_service import WriteService
 
-    return client.write_api(write_options=SYNCHRONOUS)
+    return WriteService(client.api_client)
+
+
+def _bodies(messages: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield what may go in one request: many messages, but each alone that could take those behind it into a string.
+
+    For InfluxDB a line feed within quotes, or behind a backslash, ends no line.
+    """
+    together: list[bytes] = []
+    for lines in messages:
+        if b'"' in lines or lines.endswith(b"\\"):
+            yield lines
+        elif lines:
+            together.append(lines)
+    if together:
+        yield b"\n".join(together)

@@ -69,22 +69,40 @@ class InfluxDB2:
 
     def _take(self, body: bytes) -> Answer:
         """Take the good lines; name the malformed ones, only count those that are too old."""
-        malformed = {bad.number: bad for bad in parse(body).bad}
+        malformed = []
         old = 0
-        for number, line in enumerate(body.split(b"\n"), 1):
-            if not line or number in malformed:
-                continue
-            if int(line.rpartition(b" ")[2]) < self.oldest_ns:
+        for line in points(body):
+            if bad := parse(line).bad:
+                malformed.append((line, bad[0].reason))
+            elif int(line.rpartition(b" ")[2]) < self.oldest_ns:
                 old += 1
             else:
                 self.lines[line] = self.lines.get(line, 0) + 1
         if malformed:
-            said = "\n".join(f"unable to parse '{bad.text}': {bad.reason}" for bad in malformed.values())
+            said = "\n".join(f"unable to parse '{line.decode(errors='replace')}': {why}" for line, why in malformed)
             return Answer(400, {"code": "invalid", "message": said})
         if old:
             said = f"partial write: points beyond retention policy dropped={old}"
             return Answer(422, {"code": "unprocessable entity", "message": said})
         return Answer(204)
+
+
+def points(body: bytes) -> Iterator[bytes]:
+    """Yield a body's lines as InfluxDB parts them: neither a string's line feed nor one behind a backslash ends any."""
+    begin = at = 0
+    in_fields = in_string = False
+    while at < len(body):
+        byte = body[at : at + 1]
+        if byte == b"\\" and at + 2 < len(body):
+            at += 2
+            continue
+        in_fields = in_fields or byte == b" "
+        in_string ^= byte == b'"' and in_fields
+        at += 1
+        if byte == b"\n" and not in_string:
+            yield from filter(None, [body[begin : at - 1]])
+            begin, in_fields = at, False
+    yield from filter(None, [body[begin:]])
 
 
 @contextmanager

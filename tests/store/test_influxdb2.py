@@ -195,3 +195,40 @@ def test_a_store_that_contradicts_itself_is_not_asked_for_ever(double: InfluxDB2
     assert world.writer.step(0) == 1
     assert [line for line, _ in world.dead()] == ["m f=1 1", "m f=2 2"]
     assert world.writer.reported == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        (b'evil s="', b'",t=1 3'),  # a string goes on over line feeds
+        (b'evil,t=a" s="', b'",t=1 3'),
+        (b"evil,t=a\\", b"evil f=1 3"),  # a backslash takes the line feed's meaning
+    ],
+)
+def test_no_message_takes_the_next_one_into_a_value_of_its_own(
+    double: InfluxDB2, tmp_path: Path, before: bytes, behind: bytes
+) -> None:
+    """InfluxDB would take all three as one point, and say nothing."""
+    world = World(double, tmp_path)
+    stranger = TOPICS.metrics("h2")
+    world.sender.publish(Message(stranger, before)).result(1)
+    world.send(1, b"m f=1 1\n")
+    world.sender.publish(Message(stranger, behind)).result(1)
+    assert world.writer.step(0) == 3
+    assert b"m f=1 1" in double.lines
+    assert all(b"\n" not in line for line in double.lines)
+
+
+@pytest.mark.parametrize("status", [200, 202])
+def test_an_answer_that_is_no_stores_is_not_taken_for_one(double: InfluxDB2, tmp_path: Path, status: int) -> None:
+    """A proxy's page for people, or a server that only queues: what nobody has stored is neither told nor forgotten."""
+    world = World(double, tmp_path)
+    double.answers += [Answer(status, "<html>who are you?</html>")] * 2
+    world.send(1, b"m f=1 1\n")
+    with pytest.raises(StoreUnavailable, match=rf"^{status}: .*answers 204 .*url, org and bucket"):
+        world.store.write("h1/b1/1", b"m f=1 1\n")
+    assert world.writer.step(0) == 0
+    assert world.writer.reported == 0
+    world.clock.advance(10)
+    assert world.writer.step(0) == 1
+    assert (list(double.lines), world.writer.reported) == ([b"m f=1 1"], 1)
