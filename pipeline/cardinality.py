@@ -13,6 +13,7 @@ import structlog
 from msgspec import Meta
 
 from virtpilot.clock import Clock, seconds
+from virtpilot.topics import is_name
 
 _FORGET_NS: Final = seconds(24 * 3600)
 _MAX_HOSTS: Final = 10_000
@@ -91,7 +92,7 @@ class SeriesGuard:
         return {host: known.refused for host, known in self._hosts.copy().items() if known.refused}
 
     def _known(self, host: str) -> _Host:
-        if host not in self._hosts and len(self._hosts) >= _MAX_HOSTS:
+        if host not in self._hosts and (len(self._hosts) >= _MAX_HOSTS or not is_name(host)):
             host = _OTHERS
         return self._hosts.setdefault(host, _Host())
 

@@ -96,13 +96,24 @@ class Watch:
 
 def bad_lines(lines: bytes, page: Page, now_ns: int) -> Iterator[tuple[bytes, str]]:
     """Yield the lines that a store with such a page drops, with the reason."""
-    malformed = {bad.number: bad.reason for bad in parse(lines).bad if not bad.reason.endswith(_NO_TIME)}
+    rows = lines.split(b"\n")
+    malformed = dict(_malformed(lines, rows))
     oldest_ns = now_ns - page.retention_ns if page.retention_ns else None
-    for number, row in enumerate(lines.split(b"\n"), 1):
+    for number, row in enumerate(rows, 1):
         if number in malformed:
             yield row, malformed[number]
         elif row and (why := _out_of_time(row.rpartition(b" ")[2], oldest_ns, now_ns)):
             yield row, why
+
+
+def _malformed(lines: bytes, rows: list[bytes]) -> Iterator[tuple[int, str]]:
+    """Yield number and reason of what is no line to the store, for which each line feed ends one, in a string too."""
+    # With strings each row is read by itself; without, all at once is cheaper.
+    read = [(number, parse(row)) for number, row in enumerate(rows)] if b'"' in lines else [(0, parse(lines))]
+    for before, parsed in read:
+        for bad in parsed.bad:
+            if not bad.reason.endswith(_NO_TIME):
+                yield before + bad.number, bad.reason
 
 
 def _out_of_time(time: bytes, oldest_ns: int | None, now_ns: int) -> str:

@@ -12,9 +12,14 @@ MAX_METRICS_BYTES: Final = 256 * 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+def is_name(name: str) -> bool:
+    """Return whether `name` can be one level of our topics."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """Return `name` when it can be one level of a topic; raises ValueError."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ValueError(f"{name!r} cannot be part of a topic: letters, digits, '.', '_' and '-' only, 128 at most")
     return name
 

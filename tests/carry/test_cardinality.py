@@ -66,6 +66,15 @@ def test_a_flood_of_hosts_shares_one_limit_and_memory_stays_bounded() -> None:
     assert all(isinstance(kept, int) and sys.getsizeof(kept) <= 36 for kept in made._hosts["h1"].recent)
 
 
+@pytest.mark.parametrize("host", ["", "..", "a b", "\u2603", "h" * 129])
+def test_what_is_no_name_of_a_host_is_not_remembered_as_one(host: str) -> None:
+    """A topic's level may be 64 KB long, and each name known is a label of what the writer exports."""
+    made, _ = guard(1)
+    assert made.admit(host, lines(1)) == (lines(1), [])
+    assert list(made.counts()) == ["(others)"]
+    assert made.admit(host * 2, lines(2))[0] == b""
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

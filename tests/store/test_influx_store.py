@@ -172,6 +172,8 @@ def test_lines_that_victoriametrics_drops_without_a_word_are_found(victoriametri
         (b"silent,n=old f=1 %d" % (now_ns - 400 * day_ns), "400.0 days old"),
         (b"silent,n=ahead f=1 %d" % (now_ns + 3 * day_ns), "3.0 days ahead"),
         (b"silent,n=huge f=1 %d" % 10**19, "64 bits"),
+        (b'silent,n=open f=1,s="two', "not closed"),
+        (b'lines" %d' % now_ns, "expected"),
     ]
     store.write("h/b/1", good % (1, now_ns))
     for seq, (line, _) in enumerate(bad, 2):
@@ -189,7 +191,11 @@ def test_lines_that_victoriametrics_drops_without_a_word_are_found(victoriametri
         assert found[f"h/b/{seq}"].line == line
         assert reason in found[f"h/b/{seq}"].reason
     assert store.refused() == []
-    assert values(victoriametrics, 'silent_f{n!="none"}', now_ns) == [1] * 5
+    whole = b'silent,n=open f=1,s="two\nlines" %d\n' % now_ns  # one line to us, and none to it
+    store.write("h/b/9", whole)
+    assert until(lambda: list(store.durable(SystemClock().now_ns())) == ["h/b/9"])
+    assert [refused.line for refused in store.refused()] == whole.splitlines()
+    assert values(victoriametrics, 'silent_f{n!="none"}', now_ns) == [1] * (1 + len(bad))
     assert values(victoriametrics, 'silent_f{n="none"}', now_ns), "a line without a time is none of the bad ones"
     store.close()
 
