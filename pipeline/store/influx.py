@@ -190,7 +190,7 @@ def _write_service(client: Any) -> Any:
     """Return what makes one request of a body as it is; the API above it keeps a success's status to itself."""
     from influxdb_client.service.write_service import WriteService
 
-    return WriteService(client.api_client)
+    return WriteService(client.api_client)  # type: ignore[no-untyped-call]
 
 
 def _bodies(messages: Sequence[bytes]) -> Iterator[bytes]:
