@@ -1,5 +1,6 @@
 # make demo       the main job on the embedded default (DEMO_SECONDS=N ends it by itself)
 # make test       every test, unit to lab            make test-all   the server-less ones on each Python there is
+# make test-long  the same with each test's long form, and those that take long for the little they add: some hours
 # make check      ruff, mypy, import-linter, lengths make format     ruff's formatting and fixes
 # make chaos      whatever link of the chain killed at random for CHAOS_SECONDS (120), every sample counted afterwards; then
 #                 CHAOS_NIGHTS (200) nights of a simulated fleet in which everything is killed, from CHAOS_SEED (1) on
@@ -8,7 +9,7 @@
 # make bench      every figure of docs/performance.md, as one JSON document (BENCH="KEY…" some of them)
 # make fuzz       a minute with each parser of what comes from outside (FUZZ="TARGET…", FUZZ_SECONDS=N)
 # make docs       the manual's generated pages       make dashboards the dashboards' JSON
-.PHONY: demo test test-all check bench fuzz chaos lab lab-down format docs dashboards
+.PHONY: demo test test-long test-all check bench fuzz chaos lab lab-down format docs dashboards
 SHELL := /bin/bash
 BIN := .venv/bin
 
@@ -18,7 +19,11 @@ demo:
 
 test:
 	@deploy/bootstrap.sh full
-	@exec deploy/test.sh $(TEST_ARGS)
+	@exec $(BIN)/python -m deploy.testing $(TEST_ARGS)
+
+test-long:
+	@deploy/bootstrap.sh full
+	@VIRTPILOT_THOROUGH=1 exec $(BIN)/python -m deploy.testing $(TEST_ARGS)
 
 test-all:
 	@exec deploy/test-all.sh $(TEST_ARGS)

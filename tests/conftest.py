@@ -15,7 +15,9 @@ from typing import Final, Protocol, TypeVar
 import pytest
 import structlog
 
+from deploy.testing import OWN_CORE
 from tests.services import Alertmanager, Mosquitto, Prometheus, Server, VictoriaMetrics, until
+from tests.thoroughness import THOROUGH
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 
@@ -35,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not _is_worker(config):
         os.environ[_MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
+    elif OWN_CORE in os.environ:
+        cores, number = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(secrets.randbelow(2**32))
 
@@ -49,8 +54,11 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a server's fixture, and put the fast ones first, then the slow, the servers', the lab's."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses a server's fixture, leave out long forms, put the fast first, then slow, servers', the lab's."""
+    if not THOROUGH:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
         if not _SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)

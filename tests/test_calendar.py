@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.calendar import Calendar
 from virtpilot.clock import SECOND
 
@@ -48,7 +49,7 @@ def test_when_it_holds(text: str, local: str, zone: str, inside: bool) -> None:
     assert covers(text, local, zone) is inside
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(
     st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)),  # noqa: DTZ001 - made aware below
     st.integers(0, 1439),

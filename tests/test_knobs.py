@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.knobs import DEVICE_KNOBS, KNOBS, MAX_NUMBER_IN_SET, Family, find, list_of, names, numbers_in
 from virtpilot.libvirt_limits import read_configured
 
@@ -37,7 +38,7 @@ def test_what_is_no_knob_is_not_found(name: str) -> None:
 
 
 @given(st.sampled_from(ALL), st.floats(allow_nan=False, allow_infinity=False))
-@settings(derandomize=True, max_examples=300)
+@settings(derandomize=True, max_examples=examples(300))
 def test_what_is_fitted_is_allowed_and_never_lifts_a_limit(name: str, value: float) -> None:
     knob = find(name)
     assert knob is not None
@@ -49,7 +50,7 @@ def test_what_is_fitted_is_allowed_and_never_lifts_a_limit(name: str, value: flo
 
 
 @given(st.integers(1, 2 ** (MAX_NUMBER_IN_SET + 1) - 1))
-@settings(derandomize=True, max_examples=300)
+@settings(derandomize=True, max_examples=examples(300))
 def test_a_list_names_its_set(numbers: int) -> None:
     assert numbers_in(list_of(numbers)) == numbers
     assert int(float(numbers)) == numbers  # as every measurement carries it

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+_NOT_INHERITED = {"CI", "PYTEST_CURRENT_TEST", "VIRTPILOT_THOROUGH"}
 
 
 def run(folder: Path, tests: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a file of tests under this repository's conftest."""
     file = folder / "test_small.py"
     file.write_text(textwrap.dedent(tests))
-    kept = {name: value for name, value in os.environ.items() if name not in {"CI", "PYTEST_CURRENT_TEST"}}
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-v"]
     options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", *words]
     return subprocess.run(
@@ -72,6 +73,18 @@ def test_fast_tests_come_first_then_servers_then_the_lab(tmp_path: Path) -> None
     without = run(tmp_path, tests, "--collect-only", "-m", "not server and not lab").stdout
     assert "test_fast" in without
     assert "test_server" not in without, "the fixture alone makes it a server's test"
+
+
+def test_long_forms_are_only_for_a_thorough_run(tmp_path: Path) -> None:
+    tests = """
+        import pytest
+        @pytest.mark.long
+        def test_long(): pass
+        @pytest.mark.parametrize("count", [1, pytest.param(1_000_000, marks=pytest.mark.long)])
+        def test_counts(count): pass
+    """
+    assert "1 passed, 2 deselected" in run(tmp_path, tests).stdout
+    assert "3 passed" in run(tmp_path, tests, VIRTPILOT_THOROUGH="1").stdout
 
 
 def test_a_seed_is_printed_and_can_be_given_again(tmp_path: Path) -> None:

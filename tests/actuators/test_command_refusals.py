@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, HOST, START, abort, at, command, move, power, release, set_to
+from tests.thoroughness import examples
 from virtpilot.action import Abort, Action, Run, Stuck, Verb, Way
 from virtpilot.actuators.command import (
     MAX_PAYLOAD_BYTES,
@@ -211,14 +212,14 @@ def test_the_signed_bytes_are_read_where_they_stand() -> None:
     assert [opened(forged_last), opened(forged_first)] == ["signature", GOOD]
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_refused(payload: bytes) -> None:
     with pytest.raises(CommandRefused):
         VERIFIER.open(payload, START)
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(st.integers(0, len(SIGNER.seal(GOOD)) - 1), st.binary(max_size=3), st.integers(0, 3))
 def test_no_altered_payload_opens_as_something_else(place: int, put: bytes, cut: int) -> None:
     """Wherever a payload is altered: it is refused, or it still says exactly what was signed."""
@@ -240,7 +241,7 @@ documents = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(documents)
 def test_a_faulty_controller_is_refused(document: object) -> None:
     """Arbitrary JSON under the right signature is refused like anything else, never an error of another kind."""

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.actuators.crash_scenes import Killed
 from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, OneJob, at, command, executor, move, release, set_to
+from tests.thoroughness import examples
 from virtpilot.action import Action, Way
 from virtpilot.actuators.executor import Executor
 from virtpilot.actuators.ledger import LeaseState
@@ -232,7 +233,7 @@ TestExecutorAmongFaults = OneExecutor.TestCase
 TestExecutorAmongFaults.settings = settings(
     derandomize=True,
     deadline=None,
-    max_examples=40,
+    max_examples=examples(40),
     stateful_step_count=30,
     suppress_health_check=[HealthCheck.too_slow],
 )

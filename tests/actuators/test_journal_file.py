@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, SHARES, START, at, command, move
+from tests.thoroughness import examples
 from virtpilot.actuators.journal import Journal, line, parse
 from virtpilot.actuators.ledger import (
     CommandSeen,
@@ -299,7 +300,7 @@ def test_the_first_word_on_a_command_stays(tmp_path: Path) -> None:
     assert journal.unpublished() == [OUTCOME]
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_read_as_nothing(raw: bytes) -> None:
     """The parser never raises, and accounts for every byte."""
@@ -311,7 +312,7 @@ def test_arbitrary_bytes_are_read_as_nothing(raw: bytes) -> None:
 lines = st.lists(st.lists(st.sampled_from(ALL), min_size=1, max_size=3), max_size=6)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(lines, st.data())
 def test_what_is_before_a_cut_is_read(transactions: list[list[Entry]], data: st.DataObject) -> None:
     """A file cut anywhere gives exactly the transactions that are whole: all of one or nothing of it."""
@@ -325,7 +326,7 @@ def test_what_is_before_a_cut_is_read(transactions: list[list[Entry]], data: st.
     assert parsed.torn_bytes == cut - (ends[whole - 1] if whole else 0)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(lines, st.data())
 def test_a_flipped_bit_is_noticed(transactions: list[list[Entry]], data: st.DataObject) -> None:
     """One flipped bit never changes an entry: its line is dropped, no other one is."""

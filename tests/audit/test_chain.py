@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.errors import InputError
 from virtpilot.pipeline.audit import log as log_module
 from virtpilot.pipeline.audit.chain import CURRENT, HEAD, MAX_LINE, Line, files, opened, sealed
@@ -61,7 +62,7 @@ def _verified(raw: bytes, head: bytes | None = None) -> list[str]:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_whichever_byte_is_changed_is_found(good: bytes, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(good) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda byte: byte != good[place]))
@@ -69,7 +70,7 @@ def test_whichever_byte_is_changed_is_found(good: bytes, data: st.DataObject) ->
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_whichever_lines_are_removed_repeated_or_moved_is_found(good: bytes, data: st.DataObject) -> None:
     all_of_it = good.splitlines(keepends=True)
     order = data.draw(st.lists(st.integers(0, len(all_of_it) - 1), max_size=9))
@@ -231,7 +232,7 @@ def test_where_there_is_no_log_that_is_said(tmp_path: Path) -> None:
 
 
 @given(raw=st.binary(max_size=400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_bytes_at_all_break_the_reading_or_pass_for_a_log(raw: bytes) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.services import until
+from tests.thoroughness import examples
 from virtpilot.errors import StateError
 from virtpilot.pipeline.sequences import SequenceSet
 from virtpilot.pipeline.spool import Spool, SpoolOptions
@@ -80,7 +81,7 @@ def test_a_full_spool_loses_the_oldest_and_counts_them(tmp_path: Path) -> None:
     assert all(len(spool.payload(entry)) == 1000 for entry in spool.pending())
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=examples(150))
 @given(cut=st.integers(0, 400), flipped=st.none() | st.integers(0, 399))
 def test_whatever_is_torn_the_whole_entries_before_it_stay(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int | None
@@ -198,7 +199,8 @@ def test_any_order_of_calls(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     SpoolMachine.folders = tmp_path_factory
     run_state_machine_as_test(
-        SpoolMachine, settings=settings(derandomize=True, deadline=None, max_examples=40, stateful_step_count=30)
+        SpoolMachine,
+        settings=settings(derandomize=True, deadline=None, max_examples=examples(40), stateful_step_count=30),
     )
 
 

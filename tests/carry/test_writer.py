@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.clock import VirtualClock
 from virtpilot.errors import StoreRefused, StoreUnavailable
 from virtpilot.model import Message, Stored
@@ -324,7 +325,7 @@ def test_run_ends_at_once_when_told_although_the_store_is_away(world: World) -> 
     assert world.bus.generation == 0
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=examples(60))
 @given(st.lists(st.sampled_from([b"m f=1 1", b"poison f=1 1", b"broken", b"", b"# comment"]), max_size=30))
 def test_sifting_parts_good_from_bad_in_order(lines: list[bytes]) -> None:
     def refusal(part: bytes) -> StoreRefused | None:

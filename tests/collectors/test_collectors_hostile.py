@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.collectors.told_guests import ToldGuests
 from tests.collectors.trees import TextTree
+from tests.thoroughness import examples
 from virtpilot.clock import seconds
 from virtpilot.collectors import cpu, disk, load, memory, nic, numa, paging, pressure
 from virtpilot.collectors.collector import HostCollector
@@ -57,7 +58,7 @@ UNBOUND: Final = {
     ("vm_disk", "limit_used_ratio"),
     ("vm_net", "limit_used_ratio"),
 }
-bounded = settings(derandomize=True, deadline=None, max_examples=150)
+bounded = settings(derandomize=True, deadline=None, max_examples=examples(150))
 
 words = st.sampled_from(
     [

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.collectors.told_guests import ToldGuests
 from tests.collectors.trees import TextTree
+from tests.thoroughness import examples
 from virtpilot.clock import seconds
 from virtpilot.collectors import throttle
 from virtpilot.collectors.cgroup import FILES, REFRESH_NS
@@ -26,7 +27,7 @@ CASES: Final = sorted(Path(__file__).parent.glob("groups/*.json"))
 START_NS: Final = seconds(1_800_000_000)
 MOUNT: Final = "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 RUNNING: Final = {"state.state": 1, "state.reason": 1}
-bounded = settings(derandomize=True, deadline=None, max_examples=150)
+bounded = settings(derandomize=True, deadline=None, max_examples=examples(150))
 
 
 def scope(run: int) -> str:

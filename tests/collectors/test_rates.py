@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.clock import seconds
 from virtpilot.collectors.rates import MAX_ELAPSED_NS, MIN_ELAPSED_NS, Rates
 
@@ -56,7 +57,7 @@ def test_what_was_not_read_for_too_long_is_forgotten(way: int) -> None:
     assert rates.rate(KEY, 9, seconds(1000) + way * (MAX_ELAPSED_NS + 2)) is None
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(
     st.lists(
         st.tuples(st.floats(0, 2.0**64) | st.integers(0, 2**64), st.integers(-seconds(400), seconds(400))), max_size=20

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.collectors import reading
 from virtpilot.collectors.reading import Read, reader_of
 
@@ -38,7 +39,7 @@ def both(stats: dict[str, Any], before: dict[str, Any], elapsed_s: float) -> tup
     return reader.read(stats, counters, elapsed_s), reader.read_any(stats, counters, elapsed_s)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(
     st.sampled_from([QEMU, TWO_OF_EACH]),
     st.data(),

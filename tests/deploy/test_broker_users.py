@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.mosquitto import users
+from tests.thoroughness import examples
 from virtpilot.topics import check_name
 
 
@@ -53,7 +54,7 @@ def test_no_password_is_in_the_hashed_file_and_equal_ones_look_different(tmp_pat
     assert (tmp_path / "a.password").read_text().strip() not in (tmp_path / users.HASHED).read_text()
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(name=st.text(alphabet="ab1.-_/+#:\n\0 é", max_size=6))
 def test_a_user_has_a_name_that_a_host_may_have(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What users.py takes and what topics take is the same; nothing is written for a bad name."""

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS
+from tests.thoroughness import examples
 from virtpilot.model import Message, Stored
 from virtpilot.pipeline.agent import Agent
 from virtpilot.pipeline.controller import Controller
@@ -59,7 +60,7 @@ def test_what_was_kept_is_survived(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_is_made_of_it_is_survived(name: str) -> None:
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(120), deadline=None, suppress_health_check=list(HealthCheck))
     @given(mutated(kept(name)))
     def run(data: bytes) -> None:
         TARGETS[name](data)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.thoroughness import examples
 from virtpilot.actuators.guards.bucket import Buckets, Budget
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.guards.options import GuardOptions
@@ -124,7 +125,7 @@ def test_a_guest_whose_tag_forbids_it_is_left_alone() -> None:
     assert (refusal.guard, refusal.reason) == ("opt-out", "the guest's tag plb_ignore_vm forbids it")
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=examples(100))
 @given(st.integers(1, 5), st.lists(st.integers(0, 2000), min_size=1, max_size=60))
 def test_never_more_than_the_budget_and_its_filling_in_any_span(count: int, gaps: list[int]) -> None:
     buckets, budget = Buckets(Tracked()), Budget("cluster", count, HOUR)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.actuators.one_host import GUEST, OTHER, at
+from tests.thoroughness import examples
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.guards.bucket import Budget
 from virtpilot.actuators.guards.chain import Guards
@@ -333,7 +334,7 @@ steps = st.lists(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=examples(100))
 @given(steps)
 def test_limits_hold_whatever_is_wanted(wants: list[tuple[int, int, int, int, int]]) -> None:
     """If only what was let through is started: no limit is ever passed, no guest is acted on twice in its cooldown."""

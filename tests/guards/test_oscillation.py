@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.guards.asked import FREE, Story
+from tests.thoroughness import examples
 from virtpilot.model import Result
 
 LIMITS = replace(FREE, oscillation_window_s=7200, oscillation_backoff_s=600)
@@ -108,7 +109,7 @@ def test_it_can_be_switched_off() -> None:
 moves = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900)), max_size=60)
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=examples(150))
 @given(moves)
 def test_no_guest_ever_returns_within_the_back_off(wishes: list[tuple[int, int]]) -> None:
     """Whatever is wanted, and with a restart at each step: a host is never come back to before its time."""

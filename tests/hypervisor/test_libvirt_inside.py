@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.hypervisor.fake_libvirt import DB, WEB, WITH_AGENT, FakeLibvirt, Hang, fail
 from tests.services import until
+from tests.thoroughness import examples
 from virtpilot.clock import VirtualClock
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import GuestDetails
@@ -155,7 +156,7 @@ def test_so_many_file_systems_are_told_and_no_more() -> None:
 values = st.one_of(st.integers(), st.floats(), st.text(max_size=8), st.booleans(), st.none())
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(st.dictionaries(st.one_of(st.sampled_from(sorted(TOLD)), st.text(max_size=8)), values))
 def test_whatever_an_agent_tells_gives_declared_fields_with_numbers(told: dict[str, Any]) -> None:
     found = read_inside(TOLD | told)

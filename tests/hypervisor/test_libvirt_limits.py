@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.fields import FIELDS
 from virtpilot.hypervisor import GuestDetails
 from virtpilot.libvirt_limits import read_configured
@@ -123,7 +124,7 @@ def test_xml_that_is_odd_gives_what_it_can(text: str, found: dict[str, int]) -> 
     assert read_configured(text, {}).details.guest == expected
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=examples(150))
 @given(
     st.text(max_size=20),
     st.one_of(st.text(max_size=12), st.integers().map(str)),

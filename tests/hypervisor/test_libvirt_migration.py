@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.hypervisor.fake_libvirt import DB, WEB, FakeLibvirt, Hang, fail
 from tests.services import until
+from tests.thoroughness import examples
 from virtpilot.action import Stuck, Way
 from virtpilot.clock import VirtualClock
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorTimeout
@@ -298,7 +299,7 @@ def test_uris_of_hosts_pass(uri: str) -> None:
     assert MIGRATION_URI.fullmatch(uri)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(st.text(st.sampled_from("qemu+tcpsh:/@.-[]0a?=& \n%"), max_size=40))
 def test_no_uri_smuggles_parameters_options_or_spaces(text: str) -> None:
     uri = f"qemu+ssh://{text}/system"
@@ -313,7 +314,7 @@ names = st.sampled_from(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(st.dictionaries(names, numbers | st.integers(0, 2**64)))
 def test_a_jobs_statistics_are_numbers_or_absent(told: dict[str, Any]) -> None:
     found = read_job(told)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.services import lack
+from tests.thoroughness import examples
 from virtpilot.events import MEANINGS, EventKind
 from virtpilot.libvirt_tellings import TELLINGS, Told, lifecycle
 
@@ -95,7 +96,7 @@ junk = st.one_of(
 )  # fmt: skip
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(st.sampled_from(EXAMPLES), st.lists(junk, min_size=4, max_size=4))
 def test_whatever_comes_is_told_in_one_line_and_finite_numbers(example: Any, words: list[Any]) -> None:
     name, given_words, _told = example

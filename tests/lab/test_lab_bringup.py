@@ -19,7 +19,7 @@ from deploy.lab.wait import until
 from tests.lab.lab_process import ROOT, need_a_lab, ran
 from virtpilot.clock import SystemClock
 
-pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 NAME = "labtest"
 Rates = dict[str, float]
@@ -108,6 +108,8 @@ def test_servers_are_reached_from_the_hosts_and_from_here(lab: Lab) -> None:
         assert answer.status == 200
 
 
+@pytest.mark.alone
+@pytest.mark.long  # the main job rests on it, and says so where it does not hold
 @pytest.mark.parametrize("percent", [100, 50])
 def test_load_is_seen_in_domstats(lab: Lab, percent: int) -> None:
     guest = lab.guest("web-2")
@@ -124,6 +126,8 @@ def test_load_out_of_range_is_refused(lab: Lab) -> None:
         lab.guest("web-2").set_load(101)
 
 
+@pytest.mark.alone
+@pytest.mark.long  # the main job does so once, by its rules
 def test_starved_guest_is_helped_a_little_by_shares_and_wholly_by_a_move_both_ways(lab: Lab) -> None:
     guest = lab.guest("web-1")
     guest.set_load(70)

@@ -16,7 +16,7 @@ from tests.lab.lab_process import need_a_lab
 from tests.services import until
 from virtpilot.clock import SystemClock, seconds
 
-pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.one_core, pytest.mark.slow]
 
 NAME: Final = "divlab"
 HOST: Final = "host-1"
@@ -50,6 +50,7 @@ PARTS: Final = {
 # How near the shares come to that: what a guest lacks is measured, and the idle vCPU of the third waits now and then.
 NEAR: Final = {"demand": 0.25}
 WALL_S: Final = 12.0
+LONG: Final = pytest.mark.long
 
 
 class Division:
@@ -118,7 +119,9 @@ def division() -> Iterator[Division]:
     assert lab_module.leftovers(NAME) == []
 
 
-@pytest.mark.parametrize("policy", PARTS)
+@pytest.mark.parametrize(
+    "policy", ["max-min", pytest.param("utilisation", marks=LONG), pytest.param("capacity", marks=LONG), "demand"]
+)
 def test_what_the_kernel_gives_each_guest_is_its_part(division: Division, policy: str) -> None:
     parts = division.by(policy)
     # The first look may fall into the change itself.

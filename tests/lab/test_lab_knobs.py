@@ -32,7 +32,7 @@ from virtpilot.errors import KnobUnsupported
 from virtpilot.libvirt_host import LibvirtHypervisor
 from virtpilot.model import Outcome, Result
 
-pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.one_core, pytest.mark.slow]
 
 NAME: Final = "knoblab"
 MIB: Final = 2**20

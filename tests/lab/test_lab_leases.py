@@ -17,13 +17,19 @@ GUEST = "web-1"
 
 @pytest.mark.parametrize(
     "point",
-    [Point.AFTER_INTENT, Point.AFTER_NOTE, Point.AFTER_CHANGE, Point.AFTER_VERIFY, Point.AFTER_KEEP],
+    [
+        Point.AFTER_INTENT,
+        pytest.param(Point.AFTER_NOTE, marks=pytest.mark.long),
+        Point.AFTER_CHANGE,
+        pytest.param(Point.AFTER_VERIFY, marks=pytest.mark.long),
+        Point.AFTER_KEEP,
+    ],
 )
 def test_killed_while_it_sets_a_knob(site: Leasing, point: Point) -> None:
     """What was not told as done is taken back; what was is held, and given back at its end."""
     host = site.lab.where(GUEST)
     site.start(host, point)
-    command = site.set(GUEST, lease_s=20)
+    command = site.set(GUEST, lease_s=8)
     site.died(host)
     assert site.shares(GUEST) == (2048 if point not in {Point.AFTER_INTENT, Point.AFTER_NOTE} else BASELINE)
     assert site.holders(GUEST) == [host]

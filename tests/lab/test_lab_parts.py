@@ -22,6 +22,7 @@ from deploy.lab.network import free_network
 from deploy.lab.state import check_name
 from deploy.lab.virsh import Virsh, parse_domstats
 from deploy.lab.wait import until
+from tests.thoroughness import examples
 
 KNOWN = frozenset({"cpu", "cpuacct", "cpuset", "memory"})
 HYBRID = """\
@@ -34,7 +35,7 @@ HYBRID = """\
 31 25 0:26 / /mnt/unknown rw,relatime - cgroup cgroup rw,whatever
 """
 IMAGE = Image(Path("/boot/vmlinuz"), Path("/cache/initramfs.gz"), Path("/cache/disk.raw"))
-PARSED = settings(derandomize=True, deadline=None, max_examples=60)
+PARSED = settings(derandomize=True, deadline=None, max_examples=examples(60))
 
 
 def test_hybrid_layout_gives_each_hierarchy_once_with_the_options_that_mount_it_again() -> None:

@@ -64,7 +64,7 @@ def bring_up_until() -> Iterator[Start]:
     lab_module.tear_down(KILLED)
 
 
-@pytest.mark.parametrize("text", ["hosts up", "guests up"])
+@pytest.mark.parametrize("text", ["hosts up", pytest.param("guests up", marks=pytest.mark.long)])
 def test_down_removes_what_a_killed_lab_left(bring_up_until: Start, text: str) -> None:
     child = bring_up_until(text)
     child.kill()
@@ -96,7 +96,7 @@ def test_empty_groups_that_no_file_tells_of_are_nobodys_until_a_process_is_in_th
     assert not state.abandoned(KILLED)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
 def test_signal_in_the_middle_of_bring_up_leaves_nothing(bring_up_until: Start, number: signal.Signals) -> None:
     child = bring_up_until("broker ")
     child.send_signal(number)

@@ -18,10 +18,10 @@ KNOBS = {"cpu_shares": 2048, "vcpu_quota": 90_000, "memory_soft_limit": 2**30, "
     ("side", "point"),
     [
         ("source", Point.AFTER_PLAN_WRITTEN),
-        ("source", Point.AFTER_START),
+        pytest.param("source", Point.AFTER_START, marks=pytest.mark.long),
         ("source", Point.BEFORE_LET_GO),
-        ("source", Point.AFTER_LET_GO),
-        ("target", Point.BEFORE_TAKE_UP),
+        pytest.param("source", Point.AFTER_LET_GO, marks=pytest.mark.long),
+        pytest.param("target", Point.BEFORE_TAKE_UP, marks=pytest.mark.long),
         ("target", Point.AFTER_TAKE_UP),
     ],
 )

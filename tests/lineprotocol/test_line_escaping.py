@@ -8,11 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.errors import LineProtocolError
 from virtpilot.lineprotocol import encode, encode_lines, parse, parse_line
 from virtpilot.model import Sample
 
-quick = settings(derandomize=True, deadline=None, max_examples=300)
+quick = settings(derandomize=True, deadline=None, max_examples=examples(300))
 
 # What a name or tag value can be: any text without a line feed that does not end in a backslash.
 nasty = st.text(

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot import linecolumns
 from virtpilot.lineprotocol import Wanted, encode_lines, parse, parse_wanted
 from virtpilot.model import Sample
 
-quick = settings(derandomize=True, deadline=None, max_examples=300)
+quick = settings(derandomize=True, deadline=None, max_examples=examples(300))
 plain = st.sampled_from(
     ["a", "ab", "b", "cpu_usage_ratio", "usage_ratio", "x=y", "sp ace", 'q"uote', "back\\slash", "ü"]
 )

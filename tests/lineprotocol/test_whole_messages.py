@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lineprotocol.test_partial_parser import only
+from tests.thoroughness import examples
 from virtpilot import lineblocks
 from virtpilot.lineblocks import LineReader
 from virtpilot.lineprotocol import encode_lines, parse, parse_wanted
 from virtpilot.model import Sample
 
-quick = settings(derandomize=True, deadline=None, max_examples=300)
+quick = settings(derandomize=True, deadline=None, max_examples=examples(300))
 WANTED = {"vm": frozenset({"a", "b", "ab"}), "host": frozenset({"a"}), "knob": frozenset({"value_count"})}
 NOW_NS = 1_790_000_000_000_000_000
 numbers = st.one_of(

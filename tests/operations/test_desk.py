@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.thoroughness import examples
 from virtpilot.clock import SECOND
 from virtpilot.errors import StateError
 from virtpilot.pipeline.operations.announced import Announcement, Standing, Work
@@ -324,5 +325,5 @@ class Queue(RuleBasedStateMachine):
         assert not hasattr(self, "desk") or list(self.desk.announced()) == []
 
 
-Queue.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Queue.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)
 TestQueue = Queue.TestCase

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.errors import StateError
 from virtpilot.pipeline import state
 from virtpilot.pipeline.state import Change, StateLog, load
@@ -171,7 +172,7 @@ documents = st.dictionaries(names, st.dictionaries(names, st.integers(0, 9)))
 commits = st.lists(st.lists(st.tuples(st.tuples(names, names), st.none() | st.integers(0, 9)), max_size=3), max_size=6)
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(derandomize=True, deadline=None, max_examples=examples(40))
 @given(documents, commits, st.sets(st.integers(0, 5)))
 def test_it_holds_what_a_dict_would(
     tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any], story: list[list[Change]], anew: set[int]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.planner.test_best_target import CROWDED, guest, host
+from tests.thoroughness import examples
 from virtpilot.planner.affinity import Company, Wishes, company, unwanted, wishes
 from virtpilot.planner.placement import GuestLoad, NoMove, Placement, best_target
 
@@ -89,7 +90,7 @@ _counts = st.fixed_dictionaries(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=examples(100))
 @given(_counts, st.sets(st.sampled_from(["plb_pin_host_1", "plb_pin_host_2", "plb_pin_host_3", "plb_affinity_a"])))
 def test_no_move_makes_company_worse_or_breaks_a_pin(known: dict[str, Company], names: set[str]) -> None:
     moved = tagged(*names)

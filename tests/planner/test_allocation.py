@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.action import AllocationPolicy
 from virtpilot.errors import CannotDivide
 from virtpilot.planner.allocation import Claim, divide
@@ -119,7 +120,7 @@ POLICIES = st.sampled_from(AllocationPolicy)
 
 
 @given(policy=POLICIES, house=claims_and_room())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_more_is_divided_than_there_is_and_nothing_is_left_that_somebody_could_have(
     policy: AllocationPolicy, house: tuple[list[Claim], float, float]
 ) -> None:
@@ -134,7 +135,7 @@ def test_no_more_is_divided_than_there_is_and_nothing_is_left_that_somebody_coul
 
 
 @given(policy=POLICIES, house=claims_and_room(), order=st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_the_same_claims_give_the_same_division_in_whatever_order(
     policy: AllocationPolicy, house: tuple[list[Claim], float, float], order: Random
 ) -> None:
@@ -145,7 +146,7 @@ def test_the_same_claims_give_the_same_division_in_whatever_order(
 
 
 @given(house=claims_and_room())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_by_max_min_a_guest_gains_only_by_the_loss_of_one_that_has_no_more_than_it(
     house: tuple[list[Claim], float, float],
 ) -> None:
@@ -163,7 +164,7 @@ def test_by_max_min_a_guest_gains_only_by_the_loss_of_one_that_has_no_more_than_
 
 
 @given(policy=POLICIES, house=claims_and_room())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_parts_between_floor_and_cap_are_in_proportion_to_their_weights(
     policy: AllocationPolicy, house: tuple[list[Claim], float, float]
 ) -> None:

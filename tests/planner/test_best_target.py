@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.thoroughness import examples
 from virtpilot.planner.placement import MIB, GuestLoad, HostLoad, NoMove, Placement, Reserve, best_target
 
 GIB = 1024 * MIB
@@ -159,7 +160,7 @@ guests = st.builds(
 reserves = st.builds(
     Reserve, cpu_ratio=st.floats(0, 0.5), memory_ratio=st.floats(0, 0.5), benefit_ratio=st.floats(0, 0.5)
 )
-repeatable = settings(derandomize=True, deadline=None, max_examples=150)
+repeatable = settings(derandomize=True, deadline=None, max_examples=examples(150))
 
 
 @repeatable

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.planner.scheduling import Operation, Run, Schedule, SchedulingPolicy, Stopping, Turn
 
 SHORTEST, REMAINING, AGEING, DEADLINE = (
@@ -166,7 +167,7 @@ def queues(draw: st.DrawFn, at_once: bool = False, most: int = 12) -> list[Opera
 
 
 @given(queue=queues(at_once=True, most=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_shortest_job_first_has_the_least_mean_waiting_of_all_orders(queue: list[Operation]) -> None:
     best = min(
         fmean(itertools.accumulate((operation.takes_s for operation in order[:-1]), initial=0.0))
@@ -176,7 +177,7 @@ def test_shortest_job_first_has_the_least_mean_waiting_of_all_orders(queue: list
 
 
 @given(queue=queues())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_shortest_remaining_time_is_never_worse_in_mean_completion(queue: list[Operation]) -> None:
     shortest = means(play(REMAINING, queue).values())[1]
     for policy in (SHORTEST, AGEING, DEADLINE):
@@ -184,7 +185,7 @@ def test_shortest_remaining_time_is_never_worse_in_mean_completion(queue: list[O
 
 
 @given(queue=queues(), ageing_s=st.sampled_from([0.1, 0.5, 2.0]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_by_ageing_nothing_waits_longer_than_the_bound(queue: list[Operation], ageing_s: float) -> None:
     """Nobody who came later than the bound goes before; so the wait is at most the work that came until then."""
     schedule = Schedule(policy=AGEING, ageing_s=ageing_s)
@@ -199,7 +200,7 @@ def test_by_ageing_nothing_waits_longer_than_the_bound(queue: list[Operation], a
 
 
 @given(queue=queues(), policy=st.sampled_from(SchedulingPolicy))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_all_end_each_once_and_the_server_never_idles_while_something_waits(
     queue: list[Operation], policy: SchedulingPolicy
 ) -> None:
@@ -243,7 +244,7 @@ def crowds(draw: st.DrawFn) -> tuple[Schedule, list[Operation], list[Operation]]
 
 
 @given(crowd=crowds(), order=st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_place_is_taken_twice_and_only_what_can_be_stopped_is(
     crowd: tuple[Schedule, list[Operation], list[Operation]], order: Random
 ) -> None:

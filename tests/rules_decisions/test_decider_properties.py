@@ -7,12 +7,15 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.rules_decisions.matchers import HAS_DURABLE
 from tests.rules_decisions.world import Step, World, play, scripts
+from tests.thoroughness import examples
 from virtpilot.model import Command, Decision, Outcome, Result
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import Name, choose
 from virtpilot.rules.language import RuleSet
 
-quickly = settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quickly = settings(
+    max_examples=examples(150), derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def using(name: Name) -> type[Decider]:
@@ -36,7 +39,7 @@ def test_everything_delivered_again_and_again_changes_nothing(script: list[Step]
 
 
 @pytest.mark.skipif(not HAS_DURABLE, reason="durable-rules does not import here")
-@settings(quickly, max_examples=60)
+@settings(quickly, max_examples=examples(60))
 @given(scripts)
 def test_both_matchers_lead_to_the_same_decisions(script: list[Step]) -> None:
     steady = play(World(using("small")), script)

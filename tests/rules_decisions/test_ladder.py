@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.thoroughness import examples
 from virtpilot.action import Migrate
 from virtpilot.model import Command, Kind, Outcome, Result, Signal, SignalState, Subject
 from virtpilot.rules.decisions.ladder import MAX_SAID, Ladder, Phase
@@ -204,5 +205,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert ladder.cause or ladder.phase not in {Phase.WANTING, Phase.COMMANDED, Phase.MEASURING}
 
 
-AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=30, derandomize=True, deadline=None)
+AnyOrder.TestCase.settings = settings(
+    max_examples=examples(200), stateful_step_count=30, derandomize=True, deadline=None
+)
 TestAnyOrder = AnyOrder.TestCase

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.rules_decisions.matchers import HAS_DURABLE, Oracle, both, production_sets, steps, told
+from tests.thoroughness import examples
 from virtpilot.rules.decisions.matcher import Fact, Matcher, Production, choose
 
 needs_durable = pytest.mark.skipif(not HAS_DURABLE, reason="durable-rules does not import here")
@@ -42,14 +41,14 @@ def test_durable_and_small_tell_the_same_in_the_same_order(productions: list[Pro
 
 @needs_durable
 @pytest.mark.slow
-@pytest.mark.skipif("VIRTPILOT_THOROUGH" not in os.environ, reason="set VIRTPILOT_THOROUGH=1 for 10,000 examples")
+@pytest.mark.long
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(production_sets(), steps)
 def test_durable_and_small_tell_the_same_in_ten_thousand_stories(productions: list[Production], script: Steps) -> None:
     compare(productions, script)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(100), derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(production_sets(), steps)
 def test_small_tells_what_the_productions_mean(productions: list[Production], script: Steps) -> None:
     small = choose("small")

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.thoroughness import examples
 from virtpilot.model import Kind
 from virtpilot.rules.language.devices import Device
 from virtpilot.rules.language.expression import Aggregate, Numbers, Window, condition, formula
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=300)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(300))
 FIELDS = ["cpu_usage_ratio", "cpu_steal_ratio", "memory_used_ratio", "host.cpu_usage_ratio"]
 TAGS = ["tier", "rack-row", "name"]
 Row = Mapping[str, float | str]

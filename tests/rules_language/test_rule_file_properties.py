@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.errors import Problem
 from virtpilot.model import Kind
 from virtpilot.rules.language import check
 from virtpilot.rules.language.expression import ExpressionError, condition, formula
 from virtpilot.rules.language.units import duration_ns, quantity
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=150)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(150))
 
 _WHOLE = (Path(__file__).parent / "good" / "all-keys.yaml").read_text(encoding="utf-8")
 _PIECES = [

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import FIRING, INACTIVE, START_NS, changes, host, ruleset, vm
+from tests.thoroughness import examples
 from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import condition
 from virtpilot.rules.signals.devices import MAX_OF_ONE
 from virtpilot.rules.signals.evaluator import Evaluator
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=60)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(60))
 FUNCTIONS = ["sum", "avg", "min", "max", "count", "stddev", "p50", "p90"]
 TEXTS = [
     f"{name}(disks.read_latency_seconds{where}) >= 0"

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import RULES, START_NS, Change, Event, Reference, changes, ruleset, streams
+from tests.thoroughness import examples
 from virtpilot.clock import seconds
 from virtpilot.model import Sample, Signal
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.tolerance import Tolerance
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=60)
-LONGER = settings(REPEATABLE, max_examples=250)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(60))
+LONGER = settings(REPEATABLE, max_examples=examples(250))
 ALL = ruleset(RULES)
 # Short times, so that subjects go and come back within a stream.
 SHORT = Tolerance(stale_ns=seconds(60), forget_ns=seconds(200), ahead_ns=seconds(150))

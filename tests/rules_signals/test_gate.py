@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import FIRING, changes, host, ruleset, vm
+from tests.thoroughness import examples
 from virtpilot.model import Kind
 from virtpilot.rules.language.devices import Device
 from virtpilot.rules.language.expression import Aggregate, Numbers, Window, condition
@@ -71,7 +72,7 @@ texts = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=400)
+@settings(derandomize=True, deadline=None, max_examples=examples(400))
 @given(st.lists(texts, min_size=1, max_size=4), values)
 def test_no_rule_fires_behind_a_closed_gate(whens: list[str], rows: list[tuple[float, ...]]) -> None:
     rules = ruleset(HEAD + "".join(f"  - {{name: r{n}, on: vm, when: '{when}'}}\n" for n, when in enumerate(whens)))
@@ -81,7 +82,7 @@ def test_no_rule_fires_behind_a_closed_gate(whens: list[str], rows: list[tuple[f
         assert may or not (fires.any() and rows), rule.when.text
 
 
-@settings(derandomize=True, deadline=None, max_examples=400)
+@settings(derandomize=True, deadline=None, max_examples=examples(400))
 @given(terms.filter(lambda text: not any(one in text for one in ("==", "!=", "max("))), values)
 def test_of_a_single_comparison_of_a_field_it_knows_exactly(when: str, rows: list[tuple[float, ...]]) -> None:
     rules = ruleset(HEAD + f"  - {{name: r, on: vm, when: '{when}'}}\n")

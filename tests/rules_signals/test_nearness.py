@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.clock import SECOND
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import condition
@@ -97,7 +98,7 @@ conditions = st.recursive(
 values = st.dictionaries(st.sampled_from(FIELDS[:3]), st.sampled_from([0.0, 0.05, 0.1, 0.11, 0.45, 0.5, 0.9, 1.0]))
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(conditions, values, st.sampled_from([0.0, 0.1, 0.3, 1.0]))
 def test_what_holds_is_near_and_a_wider_margin_never_loses_anybody(
     when: str, fields: dict[str, float], margin: float

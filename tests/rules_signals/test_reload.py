@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import START_NS, Event, changes, host, ruleset, streams, vm
+from tests.thoroughness import examples
 from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sample, Signal
 from virtpilot.rules.language.expression import condition
 from virtpilot.rules.signals.evaluator import Evaluator
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40))
 OLD = """\
 virtpilot: 1
 rules:

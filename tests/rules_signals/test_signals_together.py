@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import FIRING, INACTIVE, PENDING, START_NS, changes, host, ruleset, vm
+from tests.thoroughness import examples
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Sample, Signal, SignalState
 from virtpilot.rules.signals.evaluator import Evaluator
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=50)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(50))
 # Those that read come before what they read: the order of the file must not matter.
 RULES = ruleset(
     """

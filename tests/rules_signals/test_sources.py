@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.clock import SECOND
 from virtpilot.model import Sample
 from virtpilot.rules.language.records import RuleSet
@@ -146,7 +147,7 @@ steps = st.lists(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(steps)
 def test_each_joined_sample_is_newer_and_holds_what_its_own_source_just_said(
     steps: list[tuple[str, int, str]],

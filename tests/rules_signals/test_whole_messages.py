@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import START_NS, ruleset
+from tests.thoroughness import examples
 from virtpilot import linecolumns
 from virtpilot.clock import seconds
 from virtpilot.lineblocks import LineReader, Lines
@@ -18,7 +19,7 @@ from virtpilot.model import Sample
 from virtpilot.remembered import MAX_BYTES
 from virtpilot.rules.signals.evaluator import Evaluator
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40))
 RULES = ruleset(
     """
 virtpilot: 1

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tests.rules_signals.plain_windows import window_value
 from tests.rules_signals.reference import START_NS, changes, host, ruleset, vm
+from tests.thoroughness import examples
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import Condition, condition
@@ -22,7 +23,7 @@ from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.history import STEPS, UNIT_NS, History, Series
 from virtpilot.rules.signals.table import Where
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=40)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40))
 NUMBER = ["avg", "min", "max", "p1", "p50", "p95", "p99", "stddev", "count", "delta", "slope", "flaps", "forecast"]
 WINDOWS = [
     *(f"{name}(cpu_steal_ratio, {span}) >= 0" for name in NUMBER for span in ("20s", "1m", "10m", "30m")),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.clock import SECOND
 from virtpilot.model import Sample, Sampling
 from virtpilot.pipeline.cadence import MAX_SILENCE_S, Cadence, CadenceOptions
@@ -141,7 +142,7 @@ def test_what_is_malformed_late_or_for_another_host_changes_nothing(payload: byt
 guests = st.lists(st.sampled_from([WEB, DB, BATCH, "", "x" * 300]), max_size=8)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(
     st.lists(
         st.tuples(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.errors import ConfigError
 from virtpilot.pipeline.settings import check, load, loads
 
@@ -144,7 +145,7 @@ _LINES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(st.one_of(st.text(max_size=60), st.lists(_LINES, max_size=8).map("\n".join)))
 def test_whatever_is_in_the_file_it_loads_or_is_a_config_error_inside_the_text(text: str) -> None:
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.pipeline.toml_positions import scan
 
 _KEYS = st.sampled_from(["a", "b-1", '"x y"', "'l.t'", '"q\\"\\u00e9"', "7"])
@@ -66,7 +67,7 @@ def _rest(text: str, place: tuple[int, int]) -> str:
     return "\n".join([lines[place[0] - 1][place[1] - 1 :], *lines[place[0] :]])
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(st.lists(_STATEMENTS, max_size=10).map(_valid))
 def test_every_path_of_the_document_has_its_place_and_no_other(text: str) -> None:
     found = scan(text)
@@ -80,7 +81,7 @@ def test_every_path_of_the_document_has_its_place_and_no_other(text: str) -> Non
         assert rest.startswith((key, f"'{key}'", '"')), (path, place)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(st.lists(_STATEMENTS, max_size=10).map(_valid))
 def test_a_value_stands_where_it_says(text: str) -> None:
     document = tomllib.loads(text)
@@ -101,7 +102,7 @@ def test_a_value_stands_where_it_says(text: str) -> None:
             assert rest[0] in "-0123456789"
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(st.text(alphabet="a=[]{}\"'.,#\n\\ ", max_size=30))
 def test_text_that_is_no_toml_ends_the_scan_quietly(text: str) -> None:
     scan(text)

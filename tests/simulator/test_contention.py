@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.simulator.contention import share
 
 Claim = tuple[float, float, int]
@@ -20,7 +21,7 @@ claims = st.lists(
     max_size=30,
 )
 capacities = st.lists(st.floats(0.1, 64), min_size=HOSTS, max_size=HOSTS)
-repeatable = settings(derandomize=True, deadline=None, max_examples=300)
+repeatable = settings(derandomize=True, deadline=None, max_examples=examples(300))
 
 
 def shared(found: list[Claim], capacity: list[float]) -> list[float]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.errors import InputError
 from virtpilot.simulator.demand import Sine, Steps, Trace
 from virtpilot.simulator.fleet import Fleet
@@ -146,7 +147,7 @@ lines = st.lists(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(lines)
 def test_whatever_the_text_it_is_a_scenario_or_an_input_error(found: list[str]) -> None:
     try:

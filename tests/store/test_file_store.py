@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.errors import StoreRefused, StoreUnavailable
 from virtpilot.lineprotocol import parse
 from virtpilot.pipeline.store.file import FileStore
@@ -56,7 +57,7 @@ def test_a_payload_cannot_pass_for_another_message(tmp_path: Path) -> None:
     again.close()
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=examples(60))
 @given(cut=st.integers(0, 330), flipped=st.none() | st.integers(0, 329))
 def test_what_is_torn_is_cut_off_and_can_be_written_again(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int | None

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thoroughness import examples
 from virtpilot.actuators.command import key_id
 from virtpilot.actuators.order import Operators, sign
 from virtpilot.clock import SECOND, seconds
@@ -149,7 +150,7 @@ def test_a_full_disk_stops_all_the_same(tmp_path: Path) -> None:
     assert made.why
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=examples(300))
 @given(st.binary(max_size=300))
 def test_no_noise_ever_ends_a_stop(noise: bytes) -> None:
     made = Switch(None, OPERATORS, "c1")

@@ -1,0 +1,122 @@
+"""`python -m deploy.testing [PYTEST'S ARGUMENTS]`: every test, in parts of which none takes what another measures.
+
+What needs no lab waits for servers or computes: several workers, and behind all else (nice), so that labs may stand
+beside it. Labs that measure what a guest gets of a core have the machine to themselves, or a core where one is enough.
+With -m among the arguments pytest runs once, by itself. TEST_WORKERS says how many work at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Final, NoReturn
+
+from virtpilot.clock import SystemClock
+
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_PYTEST: Final = (sys.executable, "-m", "pytest")
+_PASSED, _FAILED, _NOTHING_FOUND = 0, 1, 5  # pytest's exit codes
+OWN_CORE: Final = "VIRTPILOT_TEST_OWN_CORE"  # in a worker's environment: it has a core of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tests of one expression of marks; `workers` of 0 is this process alone, one after the other."""
+
+    marks: str
+    workers: int = 0
+    behind: bool = False
+    own_core: bool = False
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """Return the words that run it."""
+        at_once = ["--dist", "loadscope", "--no-loadscope-reorder", "--numprocesses", str(self.workers)]
+        nice = ["nice", "-n", "10"] if self.behind else []
+        return [*nice, *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
+
+    def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
+        """Run it; `output` takes what it prints, else it is shown as it comes."""
+        environment = os.environ | ({OWN_CORE: "1"} if self.own_core else {})
+        return subprocess.Popen(self.command(arguments), cwd=_ROOT, env=environment, stdout=output, stderr=output)
+
+
+def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
+    """Return what runs at once, one group after the other, on so many cores."""
+    return [
+        [
+            Part("not lab", workers=asked or min(2 * cores, 8), behind=True),
+            Part("lab and not alone", workers=asked or min(2 * cores, 8)),
+        ],
+        [Part("lab and alone and one_core", workers=cores, own_core=True)],
+        [Part("lab and alone and not one_core")],
+    ]
+
+
+def together(group: Sequence[Part], arguments: Sequence[str]) -> list[int]:
+    """Run a group of parts at once and return their exit codes; the first is shown live, the others when they end."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in group[1:]]
+        running = [part.start(arguments, output) for part, output in zip(group, [None, *files], strict=True)]
+        try:
+            return [one.wait() for one in running]
+        except (KeyboardInterrupt, SystemExit) as end:
+            # A lab is taken down by the process that brought it up. Ctrl-C at a terminal has reached all of them.
+            for one in running if isinstance(end, SystemExit) else ():
+                one.send_signal(signal.SIGINT)
+            for one in running:
+                one.wait()
+            raise
+        finally:
+            for output in files:
+                output.seek(0)
+                sys.stdout.buffer.write(output.read())
+            sys.stdout.flush()
+
+
+def worst(codes: Sequence[int]) -> int:
+    """Return the exit code of the whole: a part that found nothing is no failure where another found something."""
+    bad = [code for code in codes if code not in (_PASSED, _NOTHING_FOUND)]
+    if bad:
+        return max(bad, key=lambda code: (code != _FAILED, code))
+    return _PASSED if _PASSED in codes else _NOTHING_FOUND
+
+
+def heed_sigterm() -> None:
+    """Take SIGTERM as Ctrl-C: this process ends when what it started has."""
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run every part, also behind one that failed, but not behind one that was broken off; return the exit code."""
+    if any(word.startswith("-m") for word in arguments):
+        return subprocess.run([*_PYTEST, *arguments], cwd=_ROOT, check=False).returncode
+    asked = os.environ.get("TEST_WORKERS")
+    heed_sigterm()
+    clock = SystemClock()
+    codes: list[int] = []
+    for group in parts(len(os.sched_getaffinity(0)), int(asked) if asked else None):
+        began_ns = clock.monotonic_ns()
+        codes += together(group, arguments)
+        print(f"{(clock.monotonic_ns() - began_ns) / 1e9:.0f} s: {'; '.join(part.marks for part in group)}", flush=True)
+        if worst(codes) not in (_PASSED, _FAILED, _NOTHING_FOUND):
+            break
+    return worst(codes)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

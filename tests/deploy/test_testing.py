@@ -1,0 +1,87 @@
+"""`make test` runs every test once, each in one of its parts, and ends as the worst of them did."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from itertools import chain, combinations
+from pathlib import Path
+
+import pytest
+from _pytest.mark.expression import Expression
+
+from deploy.testing import OWN_CORE, Part, parts, together, worst
+from tests.services import until
+
+ROOT = Path(__file__).parents[2]
+MARKS = ("lab", "alone", "one_core", "slow", "server")
+KINDS = [set(some) for some in chain.from_iterable(combinations(MARKS, size) for size in range(len(MARKS) + 1))]
+
+
+@pytest.mark.parametrize("own", KINDS, ids=" ".join)
+def test_each_test_is_in_one_part(own: set[str]) -> None:
+    def marked(name: str, /, **_words: str | int | bool | None) -> bool:
+        return name in own
+
+    found = [
+        part.marks for group in parts(cores=2) for part in group if Expression.compile(part.marks).evaluate(marked)
+    ]
+    assert len(found) == 1, found
+
+
+def test_what_measures_has_nothing_beside_it() -> None:
+    for group in parts(cores=2, asked=3):
+        assert len(group) == 1 or not any("and alone" in part.marks for part in group)
+        assert all(part.behind == (part.marks == "not lab") for part in group)
+
+
+@pytest.mark.parametrize(
+    ("codes", "whole"),
+    [([0, 0], 0), ([0, 5], 0), ([5, 5], 5), ([0, 1, 0], 1), ([1, 2], 2), ([5, 1], 1), ([0, -9], -9), ([1, -9], -9)],
+)
+def test_the_worst_part_tells_for_all(codes: list[int], whole: int) -> None:
+    assert worst(codes) == whole
+
+
+def test_parts_at_once_tell_what_each_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The first as it comes, the others one after the other; each worker of a part of cores has one of its own."""
+    file = tmp_path / "test_small.py"
+    file.write_text(f"""
+import os
+import pytest
+@pytest.mark.slow
+def test_first(): assert os.nice(0) >= 10
+@pytest.mark.server
+def test_second(): assert {OWN_CORE!r} in os.environ and len(os.sched_getaffinity(0)) == 1
+""")
+    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "tests.conftest", "-v", str(file)]
+    group = [Part("slow", behind=True), Part("server", workers=1, own_core=True), Part("lab")]
+    assert together(group, [*options, "-p", "no:cacheprovider"]) == [0, 0, 5]
+    said = capfd.readouterr().out
+    assert said.index("test_first PASSED") < said.index("test_second") < said.index("2 deselected / 0 selected")
+
+
+def test_whoever_ends_it_lets_fixtures_end_first(tmp_path: Path) -> None:
+    file, up, down = (tmp_path / name for name in ("test_small.py", "up", "down"))
+    file.write_text(f"""
+import signal, pathlib, pytest
+@pytest.fixture
+def lab():
+    pathlib.Path({str(up)!r}).touch()
+    yield
+    pathlib.Path({str(down)!r}).touch()
+@pytest.mark.lab
+@pytest.mark.alone
+def test_waits(lab): signal.pause()
+""")
+    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "tests.conftest", str(file)]
+    begin = "import sys; from deploy.testing import *; heed_sigterm(); together([Part('lab')], sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", begin, *options, "-p", "no:cacheprovider"], cwd=ROOT) as running:
+        try:
+            assert until(up.exists, 60)
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(60) == 128 + signal.SIGTERM
+        finally:
+            running.kill()
+    assert down.exists()
