@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from virtpilot.clock import SystemClock
@@ -19,6 +19,7 @@ from virtpilot.pipeline.trail import Trail
 
 # Where nobody watches, a demo without an end would only be in the way.
 UNWATCHED_S: Final = 60.0
+LINES_MIN: Final = 4
 
 
 def run(
@@ -52,15 +53,21 @@ def run(
 
 
 def _play_live(demo: Demo, console: Console, seconds: float | None, stop: threading.Event, speed: float) -> None:
-    names = _names(demo)
+    names = names_of(demo)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for _played in demo.play(seconds, stop, speed, SystemClock()):
-            lines = max(6, console.height - 7 - len(demo.fleet.hosts) - len(names))
-            live.update(screen(demo.fleet.view(), demo.controller.entries(), names, lines=lines), refresh=True)
+            live.update(picture(demo, console, names), refresh=True)
+
+
+def picture(demo: Demo, console: Console, names: dict[str, str]) -> RenderableType:
+    """Return the screen as it is now, with as many of the last records as the terminal has room for."""
+    frames = 5  # two panels' borders, one heading
+    lines = max(LINES_MIN, console.height - frames - len(demo.fleet.hosts) - len(names))
+    return screen(demo.fleet.view(), demo.controller.entries(), names, lines=lines)
 
 
 def _play_lines(demo: Demo, seconds: float | None, stop: threading.Event, speed: float, *, quiet: bool) -> None:
-    names = _names(demo)
+    names = names_of(demo)
     shown = 0
     for _played in demo.play(seconds, stop, speed, SystemClock()):
         entries = list(demo.controller.entries())
@@ -71,7 +78,8 @@ def _play_lines(demo: Demo, seconds: float | None, stop: threading.Event, speed:
         shown = len(entries)
 
 
-def _names(demo: Demo) -> dict[str, str]:
+def names_of(demo: Demo) -> dict[str, str]:
+    """Return the names of the fleet's guests by UUID."""
     return {guest.uuid: guest.name for guest in demo.fleet.view().guests}
 
 

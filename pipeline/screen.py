@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -25,6 +26,8 @@ _STATES = {
 }
 _RESULTS = {Result.DONE: "green", Result.EFFECTIVE: "bold green", Result.REVERTED: "cyan", Result.INEFFECTIVE: "yellow"}
 
+_BAR_MIN: Final = 6  # cells
+
 
 def screen(view: FleetView, entries: Iterable[Entry], names: dict[str, str], *, lines: int = 14) -> RenderableType:
     """Return the whole screen at one moment."""
@@ -41,8 +44,13 @@ def screen(view: FleetView, entries: Iterable[Entry], names: dict[str, str], *, 
 
 def _fleet(view: FleetView) -> Table:
     table = Table(expand=True, box=None, padding=(0, 1))
-    for heading in ("", "CPU", "", "steal", "shares", "memory", ""):
-        table.add_column(heading, justify="right" if heading in {"steal", "shares"} else "left", no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column("CPU", ratio=1, min_width=_BAR_MIN)  # bars take what is left: numbers are shown in full
+    table.add_column(no_wrap=True)
+    table.add_column("steal", justify="right", no_wrap=True)
+    table.add_column("shares", justify="right", no_wrap=True)
+    table.add_column("memory", ratio=1, min_width=_BAR_MIN)
+    table.add_column(no_wrap=True)
     for host in view.hosts:
         table.add_row(*_host(host))
         for guest in sorted(view.guests, key=lambda guest: guest.name):
@@ -73,7 +81,7 @@ def _guest(guest: GuestView) -> list[RenderableType]:
 
 def _bar(ratio: float, hot: float) -> ProgressBar:
     style = "red" if ratio > hot else "cyan"
-    return ProgressBar(total=1.0, completed=min(ratio, 1.0), width=16, complete_style=style, finished_style=style)
+    return ProgressBar(total=1.0, completed=min(ratio, 1.0), complete_style=style, finished_style=style)
 
 
 def _clock(at_ns: int) -> str:
