@@ -8,8 +8,10 @@ firing alert again and again, with an end a few repetitions ahead, so that it en
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlsplit
 
@@ -18,14 +20,17 @@ import structlog
 from msgspec import Meta
 
 from virtpilot.clock import SECOND, Clock, seconds
+from virtpilot.errors import ConfigError, Problem
 from virtpilot.model import Kind, Signal, SignalState
 from virtpilot.pipeline.courier import Courier, Parcel
 from virtpilot.pipeline.keeping import Entries
+from virtpilot.pipeline.settings import read_secret
 from virtpilot.tracked import Tracked
 
 log = structlog.get_logger(__name__)
 
 _REPEATS_UNTIL_END: Final = 4
+_NO_TOKEN: Final = re.compile(r"[^!-~]")
 _WAS_FIRING: Final = (SignalState.FIRING, SignalState.CLEARING)
 
 
@@ -42,6 +47,9 @@ class AlertTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             examples=["http://127.0.0.1:9093"],
         ),
     ]
+    token_file: Annotated[
+        str, Meta(description="A file that holds the token alone that the target asks for (Authorization: Bearer).")
+    ] = ""
     timeout_s: Annotated[float, Meta(description="An attempt ends after this.", gt=0, le=60)] = 5.0
 
     def __post_init__(self) -> None:
@@ -51,7 +59,7 @@ class AlertTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not url.hostname:
             raise ValueError("the url names no host")
         if url.username is not None or url.password is not None:
-            raise ValueError("the url holds a user name or password: secrets do not belong in a config file")
+            raise ValueError("the url holds a user name or password: secrets belong in a file, see token_file")
         if any(char.isspace() or ord(char) < 0x20 for char in self.url) or not self.url.isascii():
             raise ValueError("the url has blanks or characters that must be escaped")
 
@@ -215,7 +223,23 @@ def _key(signal: Signal) -> tuple[str, Kind, str]:
 def _courier(target: AlertTarget, limit: int, clock: Clock) -> Courier:
     is_alertmanager = target.kind == "alertmanager"
     url = target.url.rstrip("/") + "/api/v2/alerts" if is_alertmanager else target.url
-    return Courier(target.name, url, timeout_s=target.timeout_s, limit=limit, as_list=is_alertmanager, clock=clock)
+    return Courier(
+        target.name,
+        url,
+        timeout_s=target.timeout_s,
+        limit=limit,
+        as_list=is_alertmanager,
+        clock=clock,
+        token=_token(target),
+    )
+
+
+def _token(target: AlertTarget) -> str | None:
+    token = read_secret(Path(target.token_file) if target.token_file else None, None, name="token_file")
+    if token is not None and _NO_TOKEN.search(token):
+        problem = Problem(target.token_file, 0, 0, "token_file: blanks or characters that no token has")
+        raise ConfigError([problem])
+    return token
 
 
 def _rfc3339(at_ns: int) -> str:

@@ -45,7 +45,15 @@ class Courier:
     """
 
     def __init__(
-        self, name: str, url: str, *, timeout_s: float, limit: int, clock: Clock, as_list: bool = False
+        self,
+        name: str,
+        url: str,
+        *,
+        timeout_s: float,
+        limit: int,
+        clock: Clock,
+        as_list: bool = False,
+        token: str | None = None,
     ) -> None:
         self.name = name
         self.sent = 0
@@ -55,6 +63,7 @@ class Courier:
         self._timeout_s = timeout_s
         self._limit = limit
         self._clock = clock
+        self._token = token
         self._batch_size = _MAX_LIST if as_list else 1
         self._as_list = as_list
         self._queue: dict[str, Parcel] = {}
@@ -120,7 +129,7 @@ class Courier:
         bodies = [parcel.body for parcel in batch]
         body = b"[" + b",".join(bodies) + b"]" if self._as_list else bodies[0]
         try:
-            status, answer = post_json(self._url, body, self._timeout_s, self._clock)
+            status, answer = post_json(self._url, body, self._timeout_s, self._clock, self._token)
         except (
             OSError,
             ValueError,
@@ -153,17 +162,21 @@ class Courier:
         self._complained = True
 
 
-def post_json(url: str, body: bytes, timeout_s: float, clock: Clock) -> tuple[int, str]:
+def post_json(url: str, body: bytes, timeout_s: float, clock: Clock, token: str | None = None) -> tuple[int, str]:
     """Post once and return the status and the answer's beginning; raises OSError, HTTPException or ValueError.
 
-    The deadline holds for the whole answer, also of a server that sends a byte now and then.
+    A `token` goes with it as the bearer's. The deadline holds for the whole answer, also of a server that sends a byte
+    now and then.
     """
     parts = urlsplit(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
     deadline_ns = clock.monotonic_ns() + seconds(timeout_s)
     connection = _connection(parts.scheme, parts.hostname or "", parts.port, timeout_s)
     try:
-        connection.request("POST", path, body, {"Content-Type": "application/json", "Connection": "close"})
+        connection.request("POST", path, body, headers)
         limited = _UntilDeadline(connection.sock, deadline_ns, clock)
         # HTTPResponse needs no more of a socket than makefile()
         response = http.client.HTTPResponse(cast("socket.socket", limited), method="POST")

@@ -14,9 +14,10 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from datetime import date, time
+from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -33,6 +34,7 @@ _MAX_SECRET_BYTES: Final = 1 << 16
 _MAX_SYNTAX_ERRORS: Final = 20
 _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _WHERE: Final = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
+_NO_CHOICE: Final = "Invalid enum value "
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
 
 
@@ -244,11 +246,25 @@ class _Walk:
             found = _WHERE.search(message)
             deeper = (*path, *_steps(found[1])) if found else path
             message = message[: found.start()] if found else message
+            message = _choices(message, type_)
             prefix = f"{_dotted(deeper)}: " if deeper else ""
             self._add(self._positions.of_value(deeper), f"{prefix}{message}")
 
     def _add(self, place: toml_positions.Place, message: str) -> None:
         self.problems.append(Problem(self._file, *place, message))
+
+
+def _choices(message: str, type_: Any) -> str:
+    """Name what may be said, where something else was."""
+    bare = _bare(type_)
+    words: tuple[Any, ...] = ()
+    if get_origin(bare) is Literal:
+        words = get_args(bare)
+    elif isinstance(bare, type) and issubclass(bare, Enum):
+        words = tuple(member.value for member in bare)
+    if not words or not message.startswith(_NO_CHOICE):
+        return message
+    return f"{message.removeprefix(_NO_CHOICE)} is none of {', '.join(map(str, words))}"
 
 
 def _steps(trail: str) -> list[str | int]:

@@ -25,7 +25,7 @@ def say(text: str) -> None:
 def look_around(lab: Lab) -> str:
     """Return how to look at a lab that is up."""
     name = f" --name {lab.name}" if lab.name != "lab" else ""
-    here = f"python -m deploy.lab{name}"
+    here = f"{_this_python()} -m deploy.lab{name}"
     uri = next(iter(lab.hosts.values())).uri
     return "\n".join(
         [
@@ -38,6 +38,12 @@ def look_around(lab: Lab) -> str:
             f"  {here} down                    remove it",
         ]
     )
+
+
+def _this_python() -> str:
+    """Return the interpreter that runs this as it is typed here: a machine need not have a `python` of its own."""
+    python, here = Path(sys.executable), Path.cwd()
+    return str(python.relative_to(here) if python.is_relative_to(here) else python)
 
 
 def _bring_up(options: argparse.Namespace) -> Lab:

@@ -25,6 +25,7 @@ class Listening(ThreadingHTTPServer):
         self.answers = list(answers) or [200]
         self.headers = headers or {}
         self.paths: list[str] = []
+        self.tokens: list[str | None] = []
         self.bodies: list[Any] = []
 
     @property
@@ -41,6 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = answers.pop(0) if len(answers) > 1 else answers[0]
         # Kept before the answer: whoever waits for the answer finds it here.
         self.server.paths.append(self.path)
+        self.server.tokens.append(self.headers["Authorization"])
         self.server.bodies.append((status, msgspec.json.decode(body)))
         self.send_response(status)
         for name, value in self.server.headers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -193,7 +194,7 @@ def test_no_target_and_a_virtual_clock_is_the_demo() -> None:
     [
         ("ftp://x/", "matching regex"),
         ("http:///x", "names no host"),
-        ("http://user:hunter2@x/", "secrets do not belong"),
+        ("http://user:hunter2@x/", "secrets belong in a file"),
         ("http://x:99999/", "Port out of range"),
         ("http://x/a b", "escaped"),
         ("http://x/é", "escaped"),
@@ -206,6 +207,33 @@ def test_an_address_that_cannot_be_is_refused_with_its_place(url: str, why: str)
     (problem,) = caught.value.problems
     assert problem.line in (1, 4)
     assert "hunter2" not in str(problem)
+
+
+@pytest.mark.parametrize("kind", ["webhook", "alertmanager"])
+def test_a_targets_token_comes_from_a_file(tmp_path: Path, kind: Literal["webhook", "alertmanager"]) -> None:
+    file = tmp_path / "token"
+    file.write_text("t0ken.of-me_\n")
+    file.chmod(0o600)
+    with listening() as server, listening() as other:
+        targets = [AlertTarget("known", kind, server.url, token_file=str(file)), AlertTarget("open", kind, other.url)]
+        alerts = Alerts(AlertOptions(targets=targets), _CLOCK, "c")
+        alerts.signal(signal(FIRING))
+        alerts.close(5.0)
+    assert server.tokens == ["Bearer t0ken.of-me_"]
+    assert other.tokens == [None]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode"), [("hunter2 hunter2", 0o600), ("hunter2\r\nX: y", 0o600), ("hunter2", 0o644)]
+)
+def test_a_token_that_cannot_be_one_is_refused_unseen(tmp_path: Path, content: str, mode: int) -> None:
+    file = tmp_path / "token"
+    file.write_text(content)
+    file.chmod(mode)
+    target = AlertTarget("x", "webhook", "http://127.0.0.1:9", token_file=str(file))
+    with pytest.raises(ConfigError, match="token_file") as caught:
+        Alerts(AlertOptions(targets=[target]), _CLOCK, "c")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_two_targets_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -108,6 +108,10 @@ class Chain:
         """Let some time pass, by chance."""
         assert not until(lambda: False, self.chance.uniform(least_s, most_s), every_s=0.05)
 
+    def measured(self) -> int:
+        """How many samples the agents have certainly spooled so far."""
+        return sum(sum(agent.sent().values()) for agent in self.agents)
+
     def finish(self, within_s: float = 60.0) -> None:
         """Stop measuring and wait until everything is reported stored."""
         for agent in self.agents:

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 # VictoriaMetrics has on disk what it took after that; a test with a real kill of it cannot hold shorter.
 HOLD_S: Final = 12.0
+OUTAGE_S: Final = 30.0
 CHAOS_S: Final = float(os.environ.get("CHAOS_SECONDS", "8"))
 
 MakeChain = Callable[..., Chain]
@@ -59,6 +60,20 @@ def test_a_broker_killed_and_restarted_costs_no_sample(make_chain: MakeChain, pe
     chain.pass_time(0.5, 1.0)
     chain.finish()
     chain.count()
+
+
+def test_a_broker_away_for_half_a_minute_costs_no_sample(make_chain: MakeChain) -> None:
+    """Killed, forgetful, and away for long enough that waits have grown and the keep-alive has run out."""
+    chain = make_chain()
+    chain.begin()
+    before = chain.measured()
+    chain.broker.kill()
+    chain.pass_time(OUTAGE_S, OUTAGE_S)
+    assert chain.measured() > before + OUTAGE_S  # it went on measuring meanwhile
+    chain.broker.start()
+    chain.pass_time(2.0, 4.0)
+    chain.finish()
+    assert chain.count() > before + OUTAGE_S
 
 
 def test_each_of_three_writers_killed_in_turn_costs_no_sample(make_chain: MakeChain) -> None:

@@ -46,7 +46,7 @@ def mounts(service: str) -> list[tuple[str, str, bool]]:
 BINDS: Final = sorted({source for name in SERVICES for source, _, _ in mounts(name) if source.startswith(".")})
 
 
-def test_every_service_that_the_issue_names_is_there() -> None:
+def test_every_service_of_a_whole_virtpilot_is_there() -> None:
     assert {"mosquitto", "victoriametrics", "grafana", "alertmanager", *OURS} <= SERVICES.keys()
 
 

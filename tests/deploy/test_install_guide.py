@@ -39,5 +39,13 @@ def test_each_unit_it_starts_is_shipped_and_each_port_is_its_own() -> None:
         assert f"port = {port}" in (DEPLOY / f"config/{process}.toml").read_text()
 
 
+def test_it_is_installed_from_the_checkout_whose_versions_are_pinned() -> None:
+    """There is no package of that name to be had elsewhere, or it is somebody else's."""
+    installs = re.findall(r"pip install ([^\n`]+)", GUIDE + README)
+    assert len(installs) == 3
+    for words in installs:
+        assert re.fullmatch(r"--constraint constraints.txt (\.|'\.\[libvirt\]')", words), words
+
+
 def test_no_password_is_given_as_an_argument() -> None:
     assert not re.search(r"mosquitto_(sub|pub|passwd)[^\n]* -(P|b)\b", GUIDE)

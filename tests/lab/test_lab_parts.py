@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from defusedxml import ElementTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.lab.__main__ import look_around
 from deploy.lab.cgroup import Group, Hierarchy, groups_of, parse_hierarchies, weight_of
 from deploy.lab.errors import LabError, LabMissing
 from deploy.lab.guest import TAGS_NAMESPACE, GuestPlan
 from deploy.lab.image import Image, newest_kernel
-from deploy.lab.lab import NEEDED
+from deploy.lab.lab import NEEDED, Lab
 from deploy.lab.network import free_network
 from deploy.lab.state import check_name
 from deploy.lab.virsh import Virsh, parse_domstats
@@ -36,6 +40,20 @@ HYBRID = """\
 """
 IMAGE = Image(Path("/boot/vmlinuz"), Path("/cache/initramfs.gz"), Path("/cache/disk.raw"))
 PARSED = settings(derandomize=True, deadline=None, max_examples=examples(60))
+
+
+def test_what_it_says_to_look_around_with_can_be_typed_as_it_stands() -> None:
+    """A machine need not have a `python` of its own."""
+    host = SimpleNamespace(uri="qemu+tcp://10.77.0.1/system")
+    fields = {"broker_host": "10.77.0.254", "broker_port": 1883, "store_url": "http://127.0.0.1:1"}
+    text = look_around(cast("Lab", SimpleNamespace(name="lab2", hosts={"host-1": host}, **fields)))
+    ours = [line.split() for line in text.splitlines() if "deploy.lab" in line]
+    assert len(ours) == 4
+    for words in ours:
+        done = subprocess.run([words[0], "--version"], capture_output=True, text=True, check=True, timeout=20)
+        assert done.stdout.startswith("Python 3.")
+        assert words[1:5] == ["-m", "deploy.lab", "--name", "lab2"]
+        assert words[5] in {"status", "load", "exec", "down"}
 
 
 def test_hybrid_layout_gives_each_hierarchy_once_with_the_options_that_mount_it_again() -> None:

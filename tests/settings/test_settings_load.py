@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.thoroughness import examples
 from virtpilot.errors import ConfigError
+from virtpilot.model import Mode
 from virtpilot.pipeline.settings import check, load, loads
 
 
@@ -52,10 +53,11 @@ class Config(msgspec.Struct, frozen=True):
     named: dict[str, Target] = {}
     hosts: list[Annotated[str, msgspec.Meta(min_length=1)]] = []
     tags: Annotated[dict[str, str], msgspec.Meta(description="Tags.")] = {}
+    modes: Annotated[dict[str, Mode], msgspec.Meta(description="Modes.")] = {}
 
 
 _BROKER = "known here: host, password_file, port"
-_ROOT = "known here: broker, cluster, hosts, limits, named, tags, targets"
+_ROOT = "known here: broker, cluster, hosts, limits, modes, named, tags, targets"
 
 BAD = [
     ("", ["1:1: missing required option cluster"]),
@@ -75,7 +77,7 @@ BAD = [
         [
             "4:1: missing required option targets[1].name",
             "5:10: targets[1].weight: Expected `float` > 0.0",
-            "6:8: targets[1].kind: Invalid enum value 'c'",
+            "6:8: targets[1].kind: 'c' is none of a, b",
         ],
     ),
     ('cluster = "x"\ntargets = [ {name="a"},\n {name = 1, zap=2} ]',
@@ -85,6 +87,7 @@ BAD = [
     ('cluster = "x"\n[tags]\na = "b"\nc = 1\n', ["4:5: tags.c: Expected `str`, got `int`"]),
     ('cluster = "x"\nhosts = [1, "", "ok", 2]', ["2:10: hosts[0]: Expected `str`, got `int`",
      "2:13: hosts[1]: Expected `str` of length >= 1", "2:23: hosts[3]: Expected `str`, got `int`"]),
+    ('cluster = "x"\nmodes = { a = "acct" }\n', ["2:15: modes.a: 'acct' is none of observe, approve, act"]),
     ('cluster = "x"\n[limits]\nlow = 10\n', ["2:1: limits: low must not be above high"]),
     ('cluster = "x"\ntargets = [{name="a", weight=nan}]', ["2:30: targets[0].weight: expected a finite number"]),
     ('cluster = """\nlong\n"""\n# comment = 1\nbroker.zap = 1',
