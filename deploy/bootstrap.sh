@@ -90,7 +90,8 @@ for done_for in "${serving[@]}"; do
 done
 system_for_run
 python_path=$(command -v "$python")
-[ -x "$venv/bin/python" ] || { say "making $venv"; quietly "$python" -m venv "$venv"; }
+# One that was broken off while it was made has no pip yet.
+"$venv/bin/python" -c 'import pip' 2>/dev/null || { say "making $venv"; quietly "$python" -m venv "$venv"; }
 say "installing Python packages into $venv (once)"
 install
 stamp >"$venv/.ready-$profile"
