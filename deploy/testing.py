@@ -24,7 +24,6 @@ from virtpilot.clock import SystemClock
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _PYTEST: Final = (sys.executable, "-m", "pytest")
 _PASSED, _FAILED, _NOTHING_FOUND = 0, 1, 5  # pytest's exit codes
-OWN_CORE: Final = "VIRTPILOT_TEST_OWN_CORE"  # in a worker's environment: it has a core of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,6 @@ class Part:
     marks: str
     workers: int = 0
     behind: bool = False
-    own_core: bool = False
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """Return the words that run it."""
@@ -44,8 +42,7 @@ class Part:
 
     def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
         """Run it; `output` takes what it prints, else it is shown as it comes."""
-        environment = os.environ | ({OWN_CORE: "1"} if self.own_core else {})
-        return subprocess.Popen(self.command(arguments), cwd=_ROOT, env=environment, stdout=output, stderr=output)
+        return subprocess.Popen(self.command(arguments), cwd=_ROOT, stdout=output, stderr=output)
 
 
 def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
@@ -55,7 +52,7 @@ def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
             Part("not lab", workers=asked or min(2 * cores, 8), behind=True),
             Part("lab and not alone", workers=asked or min(2 * cores, 8)),
         ],
-        [Part("lab and alone and one_core", workers=cores, own_core=True)],
+        [Part("lab and alone and one_core", workers=cores)],
         [Part("lab and alone and not one_core")],
     ]
 

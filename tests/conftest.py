@@ -15,7 +15,6 @@ from typing import Final, Protocol, TypeVar
 import pytest
 import structlog
 
-from deploy.testing import OWN_CORE
 from tests.services import Alertmanager, Mosquitto, Prometheus, Server, VictoriaMetrics, until
 from tests.thoroughness import THOROUGH
 
@@ -37,9 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not _is_worker(config):
         os.environ[_MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
-    elif OWN_CORE in os.environ:
-        cores, number = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-        os.sched_setaffinity(0, {cores[number % len(cores)]})
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(secrets.randbelow(2**32))
 

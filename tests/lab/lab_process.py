@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
 
 
-def need_a_lab() -> None:
-    """Skip where the lab cannot come up; under CI=true that is a failure."""
-    lacking = lab.missing()
+def need_a_lab(hosts: int = 2) -> None:
+    """Skip where a lab of so many hosts cannot come up; under CI=true that is a failure."""
+    lacking = lab.missing(hosts)
     if not lacking:
         return
     reason = f"the lab needs {', '.join(lacking)}"
