@@ -19,6 +19,8 @@ from virtpilot.topics import BOOT_PROPERTY, MAX_METRICS_BYTES, SEQUENCE_PROPERTY
 # Messages on their way to the broker at once: what is measured now always finds room beside what is sent again.
 _MAX_SENDING: Final = 64
 _MAX_RESENDING: Final = 32
+# Each waits in memory for the broker's word, and once more in its client.
+_MAX_RESENDING_BYTES: Final = 1 << 20
 _RETRY_NS: Final = seconds(1)
 _MAX_RESEND_NS: Final = seconds(600)
 log = structlog.get_logger(__name__)
@@ -75,7 +77,7 @@ class Uplink:
         self._live: OrderedDict[_Key, _Flight] = OrderedDict()
         self._again: dict[_Key, _Flight] = {}
         self._backlog: OrderedDict[_Key, int] = OrderedDict()
-        self._sending: dict[_Key, Future[None]] = {}
+        self._sending: dict[_Key, tuple[Future[None], int]] = {}
         self._generation = 0
         self._reported_ns = -1
         self._dropped = 0
@@ -153,11 +155,11 @@ class Uplink:
         now_ns = self._clock.monotonic_ns()
         self._give_up_waiting(now_ns)
         for key, flight in list(self._again.items()):
-            if not self._room(_MAX_RESENDING):
+            if not self._room_to_resend():
                 return
             if self._is_due(flight, now_ns):
                 self._resend(key, self._silent(flight))
-        while self._backlog and len(self._again) < self._pace.window and self._room(_MAX_RESENDING):
+        while self._backlog and len(self._again) < self._pace.window and self._room_to_resend():
             self._resend(*self._backlog.popitem(last=False))
 
     def _is_connected(self) -> bool:
@@ -235,7 +237,7 @@ class Uplink:
         properties = {BOOT_PROPERTY: boot, SEQUENCE_PROPERTY: str(seq)}
         future = self._bus.publish(Message(self._topic, payload, properties))
         self.published += 1
-        self._sending[key] = future
+        self._sending[key] = future, len(payload)
         return _Flight(future, self._clock.monotonic_ns(), silent)
 
     def _send_unspooled(self, payload: bytes, error: StateError) -> None:
@@ -248,7 +250,7 @@ class Uplink:
             self._unsent += 1
             return
         self.unspooled += 1
-        self._sending["", self.unspooled] = self._bus.publish(Message(self._topic, payload))
+        self._sending["", self.unspooled] = self._bus.publish(Message(self._topic, payload)), len(payload)
         self.published += 1
 
     def _disk_works(self) -> None:
@@ -258,12 +260,17 @@ class Uplink:
 
     def _room(self, limit: int) -> bool:
         """Return whether less than `limit` is on its way; what the bus has failed to send is to be sent again."""
-        for key, future in list(self._sending.items()):
+        for key, (future, _size) in list(self._sending.items()):
             if future.done():
                 del self._sending[key]
                 if future.exception() is not None and key in self._live:
                     self._again[key] = self._live.pop(key)
         return len(self._sending) < limit
+
+    def _room_to_resend(self) -> bool:
+        if not self._room(_MAX_RESENDING):
+            return False
+        return sum(size for _future, size in self._sending.values()) < _MAX_RESENDING_BYTES
 
     def close(self) -> None:
         """Let go of the spool; what is unreported stays in it."""

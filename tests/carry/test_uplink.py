@@ -183,6 +183,42 @@ def test_a_refused_publish_stays_in_the_spool_and_is_not_repeated_in_a_rush(tmp_
     assert 4 <= bus.tries <= 8
 
 
+class SlowBus:
+    """A broker that takes its time: each message waits for its word."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.waiting: list[Future[None]] = []
+
+    def publish(self, message: Message) -> Future[None]:
+        future: Future[None] = Future()
+        self.waiting.append(future)
+        return future
+
+    def subscribe(self, pattern: str, group: str | None = None) -> None: ...
+    def receive(self, timeout_s: float) -> None: ...
+    def close(self) -> None: ...
+
+
+def test_of_large_messages_fewer_are_on_their_way_at_once(tmp_path: Path) -> None:
+    """Each waits in memory, twice, for the broker's word: 32 of them would take more than all else in an agent."""
+    broker = SlowBus()
+    uplink = Uplink(broker, Spool(tmp_path, "b1", SpoolOptions(fsync=False)), TOPICS, "h", VirtualClock())
+    row = b"m f=1 1\n"
+    for _ in range(20):
+        uplink.send(row * (MAX_METRICS_BYTES // len(row)), 0)
+    broker.generation = 1
+    uplink.tick()
+    assert len(broker.waiting) == 4
+    uplink.tick()
+    assert len(broker.waiting) == 4
+    broker.waiting.pop().set_result(None)
+    uplink.tick()
+    assert len(broker.waiting) == 4
+    uplink.send(row, 0)
+    assert len(broker.waiting) == 5, "what is measured now does not wait for them"
+
+
 def test_without_a_disk_and_without_a_broker_it_is_counted_and_memory_does_not_fill(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
