@@ -83,18 +83,18 @@ class Book:
         reader = Reader(str(file))
         for node, group in outline.expanded(templates):
             found = reader.rule(node)
-            if found is not None:
-                self._add(str(file), msgspec.structs.replace(found[0], group=group), found[1])
+            if found is not None and self._is_first(str(file), *found[:2]) and found[2] is not None:
+                self.rules.append(msgspec.structs.replace(found[2], group=group))
         self.problems += outline.problems + reader.problems
         self.mentions += reader.mentions
         self.names |= reader.names
 
-    def _add(self, file: str, rule: Rule, node: Node) -> None:
+    def _is_first(self, file: str, name: str, node: Node) -> bool:
+        """Note where a rule stands, and a second one of its name, also of one that has mistakes."""
         place = Problem(file, node.start_mark.line + 1, node.start_mark.column + 1, "")
-        known = self.places.get(rule.name)
-        if known is None:
-            self.places[rule.name] = place
-            self.rules.append(rule)
-        else:
-            message = f"a rule named `{rule.name}` stands already at {known.file}:{known.line}"
-            self.problems.append(Problem(file, place.line, place.column, message))
+        known = self.places.setdefault(name, place)
+        if known is place:
+            return True
+        message = f"a rule named `{name}` stands already at {known.file}:{known.line}"
+        self.problems.append(Problem(file, place.line, place.column, message))
+        return False

@@ -91,8 +91,8 @@ class Reader(AttributeReader):
         self.mentions: list[Mention] = []
         self._rule_name = ""
 
-    def rule(self, node: Node) -> tuple[Rule, Node] | None:
-        """Return a rule with its name's node, None where it has mistakes."""
+    def rule(self, node: Node) -> tuple[str, Node, Rule | None] | None:
+        """Return a rule's name, where it stands, and the rule, None where it has mistakes; None without a name."""
         before = len(self.problems)
         keys = self._mapping(node, RULE_KEYS, "a rule")
         if keys is None:
@@ -125,9 +125,12 @@ class Reader(AttributeReader):
             "remedies": get("remedies", lambda n: self._remedies(n, on), tuple[Remedy, ...]()),
             "notify": get("notify", self._names, tuple[str, ...]()),
         }
-        if len(self.problems) > before or when is None:
+        if not self._rule_name:
             return None
-        return Rule(on=on, when=when, digest=_digest(on, when, values), **values), keys["name"]
+        right = None
+        if len(self.problems) == before and when is not None:
+            right = Rule(on=on, when=when, digest=_digest(on, when, values), **values)
+        return self._rule_name, keys["name"], right
 
     def _kind(self, node: Node) -> Kind:
         return self._choice(node, Kind)

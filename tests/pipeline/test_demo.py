@@ -75,7 +75,7 @@ def test_rules_that_only_observe_touch_nothing(tmp_path: Path) -> None:
 
 def test_the_command_prints_one_document_and_ends_by_itself() -> None:
     command = [sys.executable, "-m", "virtpilot.pipeline", "demo", "--seconds", "2", "--headless", "--json"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=60, env={**os.environ, "COLUMNS": "80"})
+    done = subprocess.run(command, capture_output=True, check=True, timeout=180, env={**os.environ, "COLUMNS": "80"})
     document = json.loads(done.stdout)
     assert document["samples_stored"] > 0
     assert set(document) == {
