@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,7 @@ from virtpilot.simulator.knobs import KnobBook
 from virtpilot.simulator.migration import OPERATION, Migration, Migrations
 from virtpilot.simulator.power import PowerJob, switch
 from virtpilot.simulator.stats import guest_stats
-from virtpilot.simulator.world import World
+from virtpilot.simulator.world import MIB, World
 
 _URI: Final = re.compile(r"qemu\+(?:tcp|tls|ssh)://(?:[^/@]+@)?([^/:?]+)(?::\d+)?/system")
 
@@ -156,6 +156,36 @@ class FleetHypervisor:
             return RefusedJob(error)
         return MigrationJob(self._migrations, self._migrations.start(index, self._target(uri), way))
 
+    def unfit(self, guest: str, uri: str, way: Way = Way()) -> str:  # noqa: ARG002, B008 - disks are all shared; frozen
+        """Return what the host in `uri` does not offer of the guest's needs; one that does not answer may do."""
+        index, target = self._find(guest), self._target(uri)
+        return "" if target < 0 or self._way_obstacle(target, uri) else ", ".join(self._lacking(index, target))
+
+    def _lacking(self, guest: int, target: int) -> Iterator[str]:
+        """Yield what a libvirt that answers would say that it does not offer, in LibvirtHypervisor's words."""
+        world = self._world
+        if target == self._host:
+            name = world.scenario.guests[guest].name
+            yield f"the guest's UUID, which is {name}'s there, and that runs"
+        wanted = world.scenario.guests[guest].networks
+        yield from (f"the network {name}" for name in wanted if name not in self._offered(target))
+        free, needed = world.memory_bytes[target] - world.host_used_bytes[target], world.balloon_bytes[guest]
+        if free < needed:
+            yield f"{int(needed) // MIB} MiB of memory ({int(free) // MIB} MiB are free)"
+
+    def there(self, guest: str, uri: str) -> GuestState | None:
+        """Return what the host in `uri` says of a guest: NOSTATE where it has none such, None without an answer."""
+        target = self._target(uri)
+        if target < 0 or self._way_obstacle(target, uri):
+            return None
+        index = self._world.guest_index.get(guest, -1)
+        here = index >= 0 and self._world.host[index] == target
+        return self._world.state_of(index) if here else GuestState.NOSTATE
+
+    def moving(self, guest: str) -> bool:
+        """Return whether a migration of a guest is under way; raises GuestNotFound."""
+        return self._migrations.of(self._find(guest)) is not None
+
     def abort_job(self, guest: str) -> None:
         """Abort a guest's migration; raises GuestNotFound, HypervisorError where none is under way."""
         migration = self._migrations.of(self._find(guest))
@@ -258,7 +288,7 @@ class FleetHypervisor:
         target = self._target(uri)
         if target < 0:
             return f"unable to connect to server at '{uri}': name or service not known"
-        return self._own_obstacle(guest, target) or self._way_obstacle(target, uri)
+        return self._own_obstacle(guest, target) or self._way_obstacle(target, uri) or self._no_network(guest, target)
 
     def _own_obstacle(self, guest: int, target: int) -> str:
         if target == self._host:
@@ -268,6 +298,13 @@ class FleetHypervisor:
         if self._migrations.of(guest):
             return "timed out during operation: cannot acquire state change lock: another migration is under way"
         return ""
+
+    def _no_network(self, guest: int, target: int) -> str:
+        absent = [name for name in self._world.scenario.guests[guest].networks if name not in self._offered(target)]
+        return f"network not found: no network with matching name '{absent[0]}'" if absent else ""
+
+    def _offered(self, host: int) -> list[str]:
+        return self._world.scenario.hosts[host].networks
 
     def _way_obstacle(self, target: int, uri: str) -> str:
         if not self._faults.hypervisor_up(target):

@@ -49,6 +49,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     link_mib_s: Positive = 1100.0
     disk_mib_s: Positive = 1000.0
     net_mib_s: Positive = 1100.0
+    networks: list[str] = []  # that its libvirt has
 
 
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,6 +62,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tags: dict[str, str] = {}
     cpu_shares: Shares = 1024
     running: bool = True
+    networks: list[str] = []  # that its NICs are on
     listens: bool = True  # to its power button: shuts down and reboots when asked
     noise: Ratio = 0.0
     cpu_cores: Signal = 0.0
@@ -270,6 +272,7 @@ def _convert_mistake(raw: object, wanted: Any, path: str) -> Iterator[tuple[str,
 def mistakes(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Yield (path, message) for what a well-formed scenario gets wrong: names, places, sizes, signals."""
     yield from _names(scenario)
+    yield from _networks(scenario)
     hosts = {host.name for host in scenario.hosts}
     guests = {guest.name for guest in scenario.guests}
     for number, host in enumerate(scenario.hosts):
@@ -287,6 +290,13 @@ def mistakes(scenario: Scenario) -> Iterator[tuple[str, str]]:
         kind, known = ("guest", guests) if isinstance(event, GuestVanish | GuestStop | SharesSet) else ("host", hosts)
         if (named := getattr(event, kind)) not in known:
             yield f"events[{number}].{kind}", f"there is no {kind} {named!r}"
+
+
+def _networks(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    offered = {host.name: frozenset(host.networks) for host in scenario.hosts}
+    for number, guest in enumerate(scenario.guests):
+        for name in sorted(set(guest.networks) - offered.get(guest.host, frozenset(guest.networks))):
+            yield f"guests[{number}].networks", f"{guest.host} has no network {name!r}"
 
 
 def _names(scenario: Scenario) -> Iterator[tuple[str, str]]:

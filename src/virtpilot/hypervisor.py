@@ -182,13 +182,19 @@ class Selective(Protocol):
 
 @runtime_checkable
 class Matchmaker(Protocol):
-    """What a hypervisor offers that asks a migration's target before it begins."""
+    """What a hypervisor offers that asks both ends of a migration: before it begins, and where sight of it was lost."""
 
-    def unfit(self, guest: str, uri: str) -> str:
-        """Return what the host at `uri` does not offer of the guest's needs, "" where nothing is known against it."""
+    def unfit(self, guest: str, uri: str, way: Way = ...) -> str:
+        """Return what the host at `uri` does not offer of the guest's needs, "" where nothing is known against it.
+
+        `way` says whether disks are copied; raises HypervisorError where it is not known which.
+        """
 
     def there(self, guest: str, uri: str) -> GuestState | None:
         """Return what the host at `uri` says of a guest: NOSTATE where it has none such, None without an answer."""
+
+    def moving(self, guest: str) -> bool:
+        """Return whether a migration of a guest away from here is under way; raises GuestNotFound."""
 
 
 @runtime_checkable

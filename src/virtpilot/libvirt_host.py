@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -32,6 +33,8 @@ from virtpilot.libvirt_power import Reboot, Switch
 from virtpilot.libvirt_reader import Reader
 from virtpilot.libvirt_stats import Reading
 from virtpilot.libvirt_target import host_cpu, lacking, read_needs
+from virtpilot.libvirt_target_disks import lacking_disks, read_disks
+from virtpilot.libvirt_way import own_disks, read_mounts
 
 T = TypeVar("T")
 _STATES: Final = tuple(GuestState)
@@ -44,6 +47,8 @@ _NEWS: Final = frozenset({
 
 log = structlog.get_logger(__name__)
 
+# The jobs by which a guest may be leaving: an older libvirt does not say which it is.
+_LEAVING: Final = frozenset({"", "migration_out"})
 # How long a target is waited for, before it is moved to without a word of it.
 _THERE_S: Final = 3.0
 
@@ -201,8 +206,11 @@ class LibvirtHypervisor:
     def _no_notes(self) -> Meaning:
         return {self._link.binding.VIR_ERR_NO_SUPPORT: KnobUnsupported}
 
-    def unfit(self, guest: str, uri: str) -> str:
-        """Return what the libvirt at `uri` does not offer of the guest's needs; one that does not answer may do."""
+    def unfit(self, guest: str, uri: str, way: Way = Way()) -> str:  # noqa: B008 - frozen
+        """Return what the libvirt at `uri` does not offer of the guest's needs; one that does not answer may do.
+
+        Raises HypervisorError where it is not known which disks are to be copied.
+        """
         if not MIGRATION_URI.fullmatch(uri):
             return ""  # `migrate` says so
 
@@ -211,18 +219,30 @@ class LibvirtHypervisor:
 
         xml, capabilities = self._link.call(Lane.DETAILS, read)
         needs, own, binding = read_needs(xml), host_cpu(capabilities), self._link.binding
+        disks = read_disks(xml, own_disks(xml, read_mounts) if way.copy_disks else [])
+        found: list[str] = []
+
+        def ask(target: Any) -> None:
+            # One by one: what is known to lack is told, should a later answer take too long.
+            found.extend(chain(lacking(binding, target, needs, own), lacking_disks(binding, target, disks)))
+
         there = LibvirtLink(uri, binding=binding, clock=self._clock, deadline_s=_THERE_S)
         try:
-            return ", ".join(there.call(Lane.COMMAND, lambda target: list(lacking(binding, target, needs, own))))
+            there.call(Lane.COMMAND, ask)
         except HypervisorError as error:
-            log.info("the target cannot be asked what it offers", error=str(error))
-            return ""
+            log.info("the target does not say all that it offers", error=str(error))
         finally:
             there.close()
+        return ", ".join(tuple(found))
 
     def there(self, guest: str, uri: str) -> GuestState | None:
         """Return what the libvirt at `uri` says of a guest: NOSTATE where it has none such, None without an answer."""
         return look_there(self._link, guest, uri) if MIGRATION_URI.fullmatch(uri) else None
+
+    def moving(self, guest: str) -> bool:
+        """Return whether a migration of a guest away from here is under way; raises GuestNotFound."""
+        told = self._on_guest(guest, lambda domain: domain.jobStats())
+        return told.get("type") != self._link.binding.VIR_DOMAIN_JOB_NONE and read_operation(told) in _LEAVING
 
     def migrate(self, guest: str, uri: str, way: Way = Way()) -> Move:  # noqa: B008 - frozen
         """Start a live migration; raises GuestNotFound, Unsupported, or HypervisorError for an unusable URI."""
@@ -237,7 +257,7 @@ class LibvirtHypervisor:
 
         def abort(domain: Any) -> None:
             other = read_operation(domain.jobStats())
-            if other not in {"", "migration_out"}:  # what somebody else may have begun since is not ours to end
+            if other not in _LEAVING:  # what somebody else may have begun since is not ours to end
                 raise HypervisorError(f"no migration is under way, but {other}")
             domain.abortJob()
 

@@ -24,13 +24,19 @@ class AskingHost(OneHost):
         super().__init__()
         self.other: GuestState | None = GuestState.RUNNING
         self.asked_at: list[str] = []
+        self.job = True
 
-    def unfit(self, guest: str, uri: str) -> str:
+    def unfit(self, guest: str, uri: str, way: Way = Way()) -> str:  # noqa: B008 - frozen
         return ""
 
     def there(self, guest: str, uri: str) -> GuestState | None:
         self.asked_at.append(uri)
         return self.other
+
+    def moving(self, guest: str) -> bool:
+        self.answer("moving")
+        self.state(guest)
+        return self.job
 
 
 @pytest.fixture
@@ -193,3 +199,70 @@ def test_everything_that_is_to_stop_includes_what_sight_was_lost_of(host: Asking
     assert failed.reason.startswith("aborted: everything is to stop; the agent restarted")
     made.poll(at(64))
     assert host.knobs[GUEST, SHARES] == 1024
+
+
+def lost(host: AskingHost, folder: Path) -> Executor:
+    """Begin a migration that comes to nothing, for the agent ends with it."""
+    host.job, host.other = False, GuestState.NOSTATE
+    host.errors["abort_job"] = HypervisorError("no job is active on the domain")
+    made = orphan(host, folder)
+    assert made.recover(at(10)) == []
+    return made
+
+
+def of_move(outcomes: list[Outcome]) -> list[tuple[Result, str]]:
+    return [(outcome.result, outcome.reason) for outcome in outcomes if outcome.command == "cm-2"]
+
+
+@pytest.mark.parametrize("other", [GuestState.NOSTATE, GuestState.SHUTOFF])
+def test_what_neither_host_knows_of_any_more_has_come_to_nothing(
+    host: AskingHost, tmp_path: Path, other: GuestState
+) -> None:
+    """What was asked for just before the end may take a moment to begin."""
+    made = lost(host, tmp_path)
+    host.other = other
+    for second in (12, 14, 14.9):
+        assert of_move(made.poll(at(second))) == []
+    ((result, reason),) = of_move(made.poll(at(15)))
+    assert (result, made.busy(GUEST)) == (Result.FAILED, False)
+    assert reason.endswith("neither host knows of it any more; the guest still runs on host-1")
+
+
+def test_what_begins_at_the_last_moment_is_aborted(host: AskingHost, tmp_path: Path) -> None:
+    made = lost(host, tmp_path)
+    host.errors.clear()
+    assert of_move(made.poll(at(15))) == []
+    assert (host.aborted, made.busy(GUEST)) == ([GUEST], True)
+
+
+@pytest.mark.parametrize("sign", ["job", "arriving", "running", "no word of a job"])
+def test_a_sign_of_it_has_it_watched_on(host: AskingHost, tmp_path: Path, sign: str) -> None:
+    made = lost(host, tmp_path)
+    host.job = sign == "job"
+    host.other = {"arriving": GuestState.PAUSED, "running": GuestState.RUNNING}.get(sign, host.other)
+    if sign == "no word of a job":
+        host.errors["moving"] = HypervisorTimeout("no answer")
+    assert of_move(made.poll(at(14))) == []
+    host.job, host.other = False, GuestState.NOSTATE
+    host.errors.pop("moving", None)
+    quiet = 29 if sign == "no word of a job" else 15
+    for second in range(15, quiet + 5):
+        assert of_move(made.poll(at(second))) == []
+    assert of_move(made.poll(at(quiet + 5)))
+
+
+def test_a_target_without_an_answer_is_asked_seldom_and_says_nothing(host: AskingHost, tmp_path: Path) -> None:
+    made = lost(host, tmp_path)
+    host.other, host.asked_at = None, []
+    for second in range(11, 130):
+        assert of_move(made.poll(at(second))) == []
+    assert 7 <= len(host.asked_at) <= 9
+    assert of_move(made.poll(at(130)))
+
+
+def test_an_abort_of_what_is_nowhere_is_over_as_soon(host: AskingHost, tmp_path: Path) -> None:
+    made = lost(host, tmp_path)
+    made.abort_migrations(at(11))
+    ((result, reason),) = of_move(made.poll(at(15)))
+    assert result is Result.FAILED
+    assert reason.startswith("aborted: everything is to stop")

@@ -16,7 +16,7 @@ import pytest
 
 from deploy import lab as lab_module
 from deploy.lab import GuestPlan, Lab
-from tests.hypervisor.scene import OFF_UUID, OFF_XML, Scene, connection, ended, real, simulated
+from tests.hypervisor.scene import OFF_UUID, OFF_XML, Scene, connection, ended, real, simulated, wire
 from tests.lab.lab_process import need_a_lab
 from tests.services import until
 from virtpilot.action import Verb
@@ -24,7 +24,7 @@ from virtpilot.actuators.ledger import Lease, LeaseState
 from virtpilot.actuators.note import read_note, write_note
 from virtpilot.clock import SystemClock
 from virtpilot.errors import GuestNotFound, HypervisorError, HypervisorUnavailable, KnobUnsupported
-from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, JobState, Selective
+from virtpilot.hypervisor import GuestState, GuestStats, Hypervisor, JobState, Matchmaker, Selective
 from virtpilot.libvirt_host import LibvirtHypervisor
 
 NAME: Final = "hyptest"
@@ -44,6 +44,7 @@ def lab() -> Iterator[Lab]:
     with lab_module.bring_up(NAME, plans=PLANS) as up:
         with connection(up) as libvirt:
             libvirt.defineXML(OFF_XML)
+        wire(up, "stayer")
         yield up
     assert lab_module.leftovers(NAME) == []
 
@@ -146,8 +147,41 @@ def test_a_note_is_carried_until_it_is_removed(scene: Scene) -> None:
         hypervisor.write_note(scene.off, write_note(scene.off, [leased(scene.off)]))
 
 
+NOWHERE: Final = "qemu+tcp://127.0.0.9:9/system"
+
+
+def test_a_target_is_asked_what_it_offers(scene: Scene) -> None:
+    """One that is not there says nothing against it."""
+    matchmaker = scene.hypervisor
+    assert isinstance(matchmaker, Matchmaker)
+    assert (matchmaker.unfit(scene.running, scene.target_uri), matchmaker.unfit(scene.wired, NOWHERE)) == ("", "")
+    taken = matchmaker.unfit(scene.running, scene.own_uri)
+    assert taken == "the guest's UUID, which is mover's there, and that runs"
+    assert matchmaker.unfit(scene.wired, scene.target_uri) == "the network blue"
+    scene.offer()
+    assert matchmaker.unfit(scene.wired, scene.target_uri) == ""
+    with pytest.raises(GuestNotFound):
+        matchmaker.unfit(NOBODY, scene.target_uri)
+
+
+def test_both_ends_are_asked_about_a_guest(scene: Scene) -> None:
+    both = scene.hypervisor
+    assert isinstance(both, Matchmaker)
+    told = [both.there(scene.running, uri) for uri in (scene.own_uri, scene.target_uri, NOWHERE)]
+    assert told == [GuestState.RUNNING, GuestState.NOSTATE, None]
+    assert both.moving(scene.running) is False
+    job = both.migrate(scene.running, scene.target_uri)
+    assert scene.wait(lambda: both.moving(scene.running) or job.poll().state is not JobState.RUNNING)
+    assert job.poll().state is JobState.RUNNING
+    job.abort()
+    assert ended(scene, job).state is JobState.FAILED
+    assert both.moving(scene.running) is False
+    with pytest.raises(GuestNotFound):
+        both.moving(NOBODY)
+
+
 def test_a_migration_to_nowhere_fails_and_the_guest_runs_on(scene: Scene) -> None:
-    status = ended(scene, scene.hypervisor.migrate(scene.running, "qemu+tcp://127.0.0.9:9/system"))
+    status = ended(scene, scene.hypervisor.migrate(scene.running, NOWHERE))
     assert status.state is JobState.FAILED
     assert status.error
     assert scene.hypervisor.state(scene.running) is GuestState.RUNNING

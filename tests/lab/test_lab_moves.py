@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -148,19 +149,57 @@ def test_an_abort_by_command_leaves_the_guest_on_the_source(giving: Commander, g
     guest.set_load(0)
 
 
+def refused(giving: Commander, guest: Guest, way: Way) -> str:
+    """Return what the target is said to lack: libvirt was not asked to move the guest at all."""
+    outcome = moved(giving, guest, way)
+    assert (outcome.result, outcome.guard) == (Result.REFUSED, "target"), outcome.reason
+    return outcome.reason.partition(" does not offer ")[2]
+
+
+def test_what_the_target_lacks_is_named_before_libvirt_is_asked(giving: Commander, guest: Guest) -> None:
+    """A bridge, a network and a name: once the target has the first two, and the name is free, it is moved."""
+    lab = giving.lab
+    source, target, _action = there(giving, guest, Way())
+    here, other = lab.hosts[source].virsh, lab.hosts[target].virsh
+    network, namesake = lab.folder / "blue.xml", lab.folder / "namesake.xml"
+    network.write_text("<network><name>blue</name><forward mode='bridge'/><bridge name='br0'/></network>")
+    namesake.write_text(
+        f"<domain type='qemu'><name>{guest.name}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
+    )
+    other("define", str(namesake))
+    _offer(lab, source, network)
+    for kind, link in (("bridge", "br9"), ("network", "blue")):
+        here("attach-interface", guest.name, kind, link, "--live", "--model", "virtio")
+    name = f"the guest's name {guest.name}, which another guest has there"
+    assert refused(giving, guest, Way()) == f"{name}, the network blue, the bridge br9"
+    _offer(lab, target, network)
+    other("undefine", guest.name)
+    done = moved(giving, guest, Way())
+    assert done.result is Result.DONE, done.reason
+
+
+def _offer(lab: Lab, host: str, network: Path) -> None:
+    lab.hosts[host].run(["ip", "link", "add", "br9", "type", "bridge"])
+    lab.hosts[host].run(["ip", "link", "set", "br9", "up"])
+    lab.hosts[host].virsh("net-create", str(network))
+
+
 def test_a_disk_that_only_the_source_can_see_is_copied(giving: Commander, guest: Guest) -> None:
     """The target's own file gets the content; without the copy libvirt would not move the guest at all."""
     lab = giving.lab
     source, target, _action = there(giving, guest, Way())
     inside, noise = "/var/lib/libvirt/images/own.raw", bytes(range(256)) * 4096 * 4
-    for name, content in ((source, noise), (target, bytes(len(noise)))):
-        path = lab.hosts[name].path(inside)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    for name in (source, target):
+        lab.hosts[name].path(inside).parent.mkdir(parents=True, exist_ok=True)
+    lab.hosts[source].path(inside).write_bytes(noise)
     virsh = lab.hosts[source].virsh
     virsh("attach-disk", guest.name, inside, "vdb", "--driver", "qemu", "--subdriver", "raw", "--live")
-    refused = moved(giving, guest, Way(copy_disks=False))
-    assert (refused.result, "unsafe" in refused.reason.lower()) == (Result.FAILED, True)
+    place = f"a place for a copy of the disk vdb: neither {inside} nor a storage pool of its folder"
+    assert refused(giving, guest, Way()) == place
+    assert refused(giving, guest, Way(copy_disks=False)) == f"the disk vdb, {inside}"
+    lab.hosts[target].path(inside).write_bytes(bytes(len(noise)))
+    unsafe = moved(giving, guest, Way(copy_disks=False))
+    assert (unsafe.result, "unsafe" in unsafe.reason.lower()) == (Result.FAILED, True)
     done = moved(giving, guest, Way())
     assert done.result is Result.DONE, done.reason
     lab.hosts[target].virsh("detach-disk", guest.name, "vdb", "--live")

@@ -37,7 +37,7 @@ def test_killed_on_either_side_of_a_move(site: Leasing, side: str, point: Point)
     mortal = source if side == "source" else target
     site.died(mortal)
     site.start(mortal)
-    site.comes(lambda: {"done", "failed"} & set(site.results(moved)), "the move is over", 180)
+    site.comes(lambda: {"done", "failed"} & set(site.results(moved)), "the move is over")
     assert len(site.running_on(GUEST)) == 1
     site.comes(lambda: site.holders(GUEST) == site.running_on(GUEST), "whoever has the guest has its lease")
     assert site.shares(GUEST) == 2048
