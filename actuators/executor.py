@@ -352,6 +352,10 @@ class Executor:
         """Return the id of the command that a long operation on a guest carries out, empty where there is none."""
         return next((one.command.id for one in self._journal.operations() if one.guest == guest), "")
 
+    def came_by(self, guest: str) -> str:
+        """Return the command by which another host's agent brings a guest here, empty where none is known."""
+        return self._travel.came_by(guest)
+
     def leases(self) -> Sequence[Lease]:
         """Return all leases, those being given back too."""
         return self._journal.leases()

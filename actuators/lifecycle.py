@@ -14,7 +14,7 @@ from typing import Final
 from virtpilot.action import Migrate, action_name
 from virtpilot.actuators.journal import Journal
 from virtpilot.actuators.ledger import CommandSeen, Entry, EpochReached, Lease, Operation, OperationState
-from virtpilot.actuators.note import write_note
+from virtpilot.actuators.note import Journey, write_note
 from virtpilot.clock import seconds
 from virtpilot.errors import CommandRefused, GuestNotFound, HypervisorError, KnobUnsupported, StateError
 from virtpilot.events import EventKind
@@ -91,11 +91,11 @@ class Site:
         self._news.append((told, lease.command))
 
     def write_note(self, guest: str) -> None:
-        """Have a guest carry its leases as the journal has them; raises HypervisorError."""
+        """Have a guest carry its leases, and its move, as the journal has them; raises HypervisorError."""
         if isinstance(self.hypervisor, NoteKeeper) and guest != self.host:  # a host's own knobs go nowhere
             leases = [lease for lease in self.journal.leases() if lease.guest == guest]
             with contextlib.suppress(KnobUnsupported):  # a driver without a place for notes moves no guests either
-                self.hypervisor.write_note(guest, write_note(guest, leases))
+                self.hypervisor.write_note(guest, write_note(guest, leases, self.journey_of(guest)))
 
     def rewrite_note(self, guest: str) -> None:
         """Bring a guest's note up to date after its leases have changed, now or as soon as libvirt answers."""
@@ -142,6 +142,12 @@ class Site:
         """Return the migration by which a guest leaves, None where it stays; nothing else holds up its knobs."""
         moves = (one for one in self.journal.operations() if isinstance(one.command.action, Migrate))
         return next((one for one in moves if one.guest == guest), None)
+
+    def journey_of(self, guest: str) -> Journey | None:
+        """Return what the note of a guest that leaves is to say of it, None where it stays."""
+        move = self.move_of(guest)
+        action = move.command.action if move is not None else None
+        return Journey(move.command.id, action.target) if move is not None and isinstance(action, Migrate) else None
 
     def check_stays(self, guest: str) -> None:
         """Refuse a guest that is on its way to another host; raises CommandRefused."""

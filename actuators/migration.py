@@ -100,7 +100,7 @@ class Migrations:
         return replace(asked, bandwidth_bytes_s=min(limits, default=0), when_stuck=stuck)
 
     def _pack(self, action: Migrate, now_ns: int, outcomes: list[Outcome]) -> None:
-        """Have the guest carry its leases: its note may have been removed, or was never written.
+        """Have the guest carry its leases, and that it is moved: the target is to know whose doing it is.
 
         What it is pinned to is this host's: that is given back before it goes.
         """
@@ -108,8 +108,12 @@ class Migrations:
             knob = find(lease.knob)
             if lease.guest == action.guest and knob is not None and knob.is_set:
                 outcomes += self._knobs.end(lease, f"given back before the migration to {action.target}", now_ns)
-        if any(lease.guest == action.guest for lease in self._journal.leases()):
+        try:
             self._site.write_note(action.guest)
+        except HypervisorError as error:
+            if any(lease.guest == action.guest for lease in self._journal.leases()):
+                raise
+            log.warning("the target will not know whose move it is", guest=action.guest, error=str(error))
 
     def _execute(self, operation: Operation, action: Migrate, now_ns: int) -> list[Outcome]:
         started = replace(operation, state=OperationState.STARTED)

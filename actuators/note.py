@@ -2,6 +2,8 @@
 
 <leases guest="UUID"><lease knob="cpu_shares" baseline="1024" value="2048" end_ns="…" command="cm-…" rule="…"/></leases>
 
+While virtpilot moves it, `<move command="cm-…" to="host-2"/>` stands there too: the target knows whose doing it is.
+
 What stands in a guest's metadata may have been written by anybody: what is not well formed is no lease.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 from xml.etree.ElementTree import Element, ParseError, SubElement, tostring
 
 from defusedxml import DefusedXmlException
@@ -25,9 +27,18 @@ _MAX_TEXT: Final = 65_536
 _MAX_LEASES: Final = 64
 
 
-def write_note(guest: str, leases: Iterable[Lease]) -> str:
-    """Return what a guest is to carry, "" where nothing of it is leased."""
+class Journey(NamedTuple):
+    """A move of a guest by virtpilot: the command, and the host that it goes to."""
+
+    command: str
+    to: str
+
+
+def write_note(guest: str, leases: Iterable[Lease], journey: Journey | None = None) -> str:
+    """Return what a guest is to carry, "" where nothing of it is leased and it is not on its way."""
     root = Element("leases", {"guest": guest})
+    if journey is not None:
+        SubElement(root, "move", journey._asdict())
     for lease in leases:
         told = {
             "knob": lease.knob,
@@ -47,16 +58,30 @@ def read_note(guest: str, text: str) -> dict[str, Lease]:
 
     A copy of a guest that was made with its metadata has another UUID: nothing is leased on it.
     """
+    found = [_lease(guest, element) for element in _parts(guest, text)]
+    return {lease.knob: lease for lease in found if lease is not None}
+
+
+def read_journey(guest: str, text: str) -> Journey | None:
+    """Return the move by virtpilot that a guest is on, None where it carries none that is well formed."""
+    for element in _parts(guest, text):
+        if element.tag.rpartition("}")[2] == "move":
+            journey = Journey(element.get("command", ""), element.get("to", ""))
+            return journey if all(map(_WORD.fullmatch, journey)) else None
+    return None
+
+
+def _parts(guest: str, text: str) -> list[Element]:
+    """Return what stands in a guest's note, nothing where it is none."""
     if not text or len(text) > _MAX_TEXT:
-        return {}
+        return []
     try:
         root = fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError):
-        return {}
+        return []
     if root.tag.rpartition("}")[2] != "leases" or root.get("guest") != guest:
-        return {}
-    found = [_lease(guest, element) for element in list(root)[:_MAX_LEASES]]
-    return {lease.knob: lease for lease in found if lease is not None}
+        return []
+    return list(root)[: _MAX_LEASES + 1]
 
 
 def _lease(guest: str, element: Element) -> Lease | None:

@@ -17,7 +17,7 @@ from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.knob import Knobs, held_values
 from virtpilot.actuators.ledger import Lease, LeaseKept, LeaseState
 from virtpilot.actuators.lifecycle import Point, Site
-from virtpilot.actuators.note import read_note
+from virtpilot.actuators.note import read_journey, read_note
 from virtpilot.clock import seconds
 from virtpilot.errors import GuestNotFound, HypervisorError, KnobUnsupported
 from virtpilot.events import EventKind
@@ -66,7 +66,7 @@ class Travel:
                 for outcome in self._knobs.end(lease, "the guest ended", now_ns)
             ]
         # A guest that comes is paused here while it still runs there.
-        if held or self._carried(guest):
+        if held or read_note(guest, self._note(guest) or ""):
             raise NotSettled(f"guest {guest} is {state}")
         return []
 
@@ -91,7 +91,8 @@ class Travel:
     def _settle(self, guest: str, held: Sequence[Lease], now_ns: int) -> list[Outcome]:
         if self._site.move_of(guest) is not None:
             return []  # its end has the guest looked at again
-        carried = self._carried(guest)
+        note = self._note(guest)
+        carried = read_note(guest, note) if note is not None else None
         outcomes = []
         for lease in held:
             if lease.state is LeaseState.HELD and not self._renewed(lease, carried, now_ns):
@@ -99,7 +100,7 @@ class Travel:
         unknown = [lease.knob for lease in self._unheld(guest, carried) if not self._take_up(lease, now_ns)]
         if unknown:
             log.warning("a guest carries leases on knobs that are not known here", guest=guest, knobs=unknown)
-        elif carried is not None and self._differs(guest, carried):
+        elif carried is not None and (self._differs(guest, carried) or read_journey(guest, note or "")):
             self._site.write_note(guest)
         return outcomes
 
@@ -120,12 +121,21 @@ class Travel:
         held = {lease.knob: _told(lease) for lease in self._journal.leases() if lease.guest == guest}
         return held != {knob: _told(lease) for knob, lease in carried.items()}
 
-    def _carried(self, guest: str) -> Mapping[str, Lease] | None:
+    def came_by(self, guest: str) -> str:
+        """Return the command by which a guest is brought here, empty where nobody says so of one of virtpilot's."""
+        try:
+            journey = read_journey(guest, self._note(guest) or "")
+        except HypervisorError as error:
+            log.debug("it is not told how a guest came", guest=guest, error=str(error))
+            return ""
+        return journey.command if journey is not None and journey.to == self._site.host else ""
+
+    def _note(self, guest: str) -> str | None:
         """Return what the guest carries, None where the driver cannot have it carry anything."""
         if not isinstance(self._hypervisor, NoteKeeper):
             return None
         try:
-            return read_note(guest, self._hypervisor.read_note(guest))
+            return self._hypervisor.read_note(guest)
         except KnobUnsupported:
             return None
 

@@ -90,8 +90,8 @@ class Agent:
         source = hypervisor if isinstance(hypervisor, EventSource) else None
         self.attention = attention = commands.attention
         self.executor = executor = attention.executor
-        moving, told = executor.moving, attention.told
-        self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moving=moving, told=told)
+        told = attention.told
+        self.desk = EventDesk(bus=bus, topics=topics, host=host, source=source, moves=executor, told=told)
         self.cadence = Cadence(host, sampling, timing.tick_s)
         self.samples = self.ticks = 0
         self._boot = boot

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -36,16 +36,28 @@ _WITH_QUOTA: Final = "_period"
 _JOBS: Final = frozenset({EventKind.JOB_PROGRESS, EventKind.JOB_COMPLETED, EventKind.JOB_ENDED})
 _SILENT_NS: Final = seconds(10)
 _OF_A_MOVE: Final = LIFECYCLE | _JOBS | {EventKind.MIGRATION_ITERATION}
+# What libvirt tells of a guest that comes here; the end of a move in vain is told so as well, where it was.
+_ARRIVALS: Final = {EventKind.STARTED: {"migrated"}, EventKind.RESUMED: {"migrated", "postcopy"}}
 # The actions that are about a guest as a whole.
 _WHOLE: Final = frozenset({"migrate", *(str(verb) for verb in Verb)})
 log = structlog.get_logger(__name__)
 
 
+class Moves(Protocol):
+    """Who knows by which commands guests move."""
+
+    def moving(self, guest: str) -> str:
+        """Return the command that a guest is under way by, "" by none."""
+
+    def came_by(self, guest: str) -> str:
+        """Return the command that brings a guest here, "" where none is known."""
+
+
 class Own:
     """What virtpilot itself changed on this host lately, so that its echoes are known as such."""
 
-    def __init__(self, moving: Callable[[str], str]) -> None:
-        self._moving = moving
+    def __init__(self, commands: Moves) -> None:
+        self._commands = commands
         self._knobs: dict[tuple[str, str, float], tuple[str, int]] = {}
         self._moves: dict[str, tuple[str, int]] = {}
 
@@ -67,9 +79,15 @@ class Own:
         for name, value in told:
             if (command := self._set(event, name, value)) is not None:
                 return command
-        if event.kind in _OF_A_MOVE:
-            return self._moving(event.guest) or self._moves.get(event.guest, ("", 0))[0]
-        return ""
+        if event.kind not in _OF_A_MOVE:
+            return ""
+        arrives = event.detail in _ARRIVALS.get(event.kind, ())
+        if arrives and event.kind is EventKind.STARTED:
+            self._moves.pop(event.guest, None)  # whatever took it away from here before
+        known = self._commands.moving(event.guest) or self._moves.get(event.guest, ("", 0))[0]
+        if not known and arrives and (known := self._commands.came_by(event.guest)):
+            self._moves[event.guest] = (known, event.at_ns)
+        return known
 
     def _set(self, event: GuestEvent, name: str, value: float) -> str | None:
         found = self._knobs.get((event.guest, name, value))
@@ -168,7 +186,7 @@ class EventDesk:
         topics: Topics,
         host: str,
         source: EventSource | None,
-        moving: Callable[[str], str],
+        moves: Moves,
         told: Callable[[GuestEvent], None] = lambda _event: None,
     ) -> None:
         self.published = 0
@@ -179,7 +197,7 @@ class EventDesk:
         self._tags = {"cluster": topics.cluster, "host": host}
         self._host = host
         self._source = source
-        self._own = Own(moving)
+        self._own = Own(moves)
         self._told = told
         self._knobs = KnobWatch()
         self._waiting: deque[Event] = deque()

@@ -41,9 +41,10 @@ What happens on a host is told on `virtpilot/<cluster>/events/<host>` (QoS 1) as
  "numbers": {"cpu_shares": 500}}
 ```
 
-`by` is `virtpilot` where a command that this host's agent executed led to it, and `cause` is then that command's id.
-All else is `other`: a person, the guest, the hardware, and on the host where a guest arrives also a migration of
-virtpilot's, which its source tells of. Readers know an event that comes twice by its `id`. While the broker is away up
+`by` is `virtpilot` where a command of virtpilot's led to it, and `cause` is then that command's id. On the host where
+a guest arrives its agent knows that by a note that the source's agent has the guest carry (`<move>` in its live
+metadata, beside its leases); where the source has no agent, or nothing could be written, it is `other`, as is all
+else: a person, the guest, the hardware. Readers know an event that comes twice by its `id`. While the broker is away up
 to 2,000 wait. Where some are lost, or libvirtd was away, `events_lost` says so. A driver tells what it can: QEMU all
 of these, LXC and others fewer.
 

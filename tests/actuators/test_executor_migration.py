@@ -9,6 +9,7 @@ import pytest
 
 from tests.actuators.one_host import GUEST, OTHER, SHARES, OneHost, at, command, executor, move, release, set_to
 from virtpilot.actuators.caps import Caps
+from virtpilot.actuators.note import read_note
 from virtpilot.errors import HypervisorError, HypervisorTimeout, HypervisorUnavailable
 from virtpilot.events import EventKind
 from virtpilot.hypervisor import GuestState
@@ -74,9 +75,9 @@ def test_leases_go_with_the_guest(host: OneHost, tmp_path: Path) -> None:
     made = executor(host, tmp_path)
     made.submit(command(set_to(2048)), at(0))
     made.submit(command(set_to(2048, guest=OTHER), "cm-2"), at(0))
-    note = host.notes[GUEST]
+    carried = read_note(GUEST, host.notes[GUEST])
     assert made.submit(command(move(), "cm-3"), at(5)) == []
-    assert (host.shares, host.notes[GUEST], len(made.leases())) == (2048, note, 2)
+    assert (host.shares, read_note(GUEST, host.notes[GUEST]), len(made.leases())) == (2048, carried, 2)
     host.jobs[0].finish()
     assert only(made.poll(at(6))).result is Result.DONE
     assert [lease.guest for lease in made.leases()] == [OTHER]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.actuators.one_host import GUEST, OTHER, SHARES, at
 from virtpilot.actuators.ledger import Lease, LeaseState
-from virtpilot.actuators.note import read_note, write_note
+from virtpilot.actuators.note import Journey, read_journey, read_note, write_note
 
 NUMBERS: Final = st.integers(-(2**62), 2**62)
 WORDS: Final = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,40}", fullmatch=True)
@@ -81,3 +81,29 @@ def test_a_good_lease_beside_a_bad_one_is_read() -> None:
 @given(st.text())
 def test_any_text_is_borne(text: str) -> None:
     assert isinstance(read_note(GUEST, text), dict)
+
+
+THERE: Final = Journey("cm-2", "host-2")
+
+
+@pytest.mark.parametrize("leases", [[], [lease()]])
+def test_a_move_stands_beside_the_leases(leases: list[Lease]) -> None:
+    text = write_note(GUEST, leases, THERE)
+    assert (read_journey(GUEST, text), list(read_note(GUEST, text))) == (THERE, [one.knob for one in leases])
+    assert read_journey(GUEST, write_note(GUEST, leases)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<leases",
+        write_note(OTHER, [], THERE),
+        write_note(GUEST, [], Journey("cm 2", "host-2")),
+        write_note(GUEST, [], Journey("c" * 200, "host-2")),
+        write_note(GUEST, [], Journey("cm-2", "")),
+        write_note(GUEST, [], THERE).replace("move", "lease"),
+    ],
+)
+def test_what_is_no_move(text: str) -> None:
+    assert read_journey(GUEST, text) is None

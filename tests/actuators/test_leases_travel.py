@@ -295,3 +295,46 @@ def test_killed_on_either_side_at_any_point(
             pair.executors[one].poll(at(second))
     assert (pair.value(GUEST), pair.holders(GUEST)) == (BASELINE, [])
     assert not any(made.busy(GUEST) for made in pair.executors.values())
+
+
+def test_a_guest_carries_by_which_command_it_is_moved_until_it_is_there(pair: TwoHosts) -> None:
+    """The target's agent tells its arrival as virtpilot's; one that comes by another way is nobody's."""
+    source, target = pair.executors["host-1"], pair.executors["host-2"]
+    assert [made.came_by(GUEST) for made in (source, target)] == ["", ""]
+    source.submit(command(move(), "cm-2"), at(5))
+    assert source.came_by(GUEST) == ""  # it leaves
+    pair.move(GUEST, "host-2")
+    assert target.came_by(GUEST) == "cm-2"
+    target.look_at(GUEST)
+    target.poll(at(10))
+    assert (target.came_by(GUEST), target.leased(GUEST, SHARES)) == ("", True)
+
+
+def test_a_guest_without_leases_carries_it_too(pair: TwoHosts) -> None:
+    source, host = pair.executors["host-1"], pair.hosts["host-1"]
+    source.submit(command(release(), "cm-3"), at(1))
+    source.submit(command(move(), "cm-2"), at(5))
+    assert "cm-2" in host.notes[GUEST]
+    host.jobs[-1].fail("no route to host")
+    source.poll(at(6))
+    source.poll(at(7))
+    assert host.notes[GUEST] == ""  # it stays
+
+
+@pytest.mark.parametrize("leased", [False, True])
+def test_what_cannot_be_written_holds_back_a_move_only_where_leases_are_to_go_along(
+    pair: TwoHosts, leased: bool
+) -> None:
+    source, host = pair.executors["host-1"], pair.hosts["host-1"]
+    if not leased:
+        source.submit(command(release(), "cm-3"), at(1))
+    host.errors["write_note"] = HypervisorError("cannot acquire state change lock")
+    source.submit(command(move(), "cm-2"), at(5))
+    assert len(host.jobs) == int(not leased)
+
+
+def test_how_a_guest_came_is_not_known_where_libvirt_does_not_say(pair: TwoHosts) -> None:
+    pair.executors["host-1"].submit(command(move(), "cm-2"), at(5))
+    pair.move(GUEST, "host-2")
+    pair.hosts["host-2"].errors["read_note"] = HypervisorError("no answer")
+    assert pair.executors["host-2"].came_by(GUEST) == ""

@@ -31,13 +31,27 @@ class Told:
         return found
 
 
+class Commands:
+    """By which commands guests leave, and are brought here."""
+
+    def __init__(self) -> None:
+        self.leaving: dict[str, str] = {}
+        self.coming: dict[str, str] = {}
+
+    def moving(self, guest: str) -> str:
+        return self.leaving.get(guest, "")
+
+    def came_by(self, guest: str) -> str:
+        return self.coming.get(guest, "")
+
+
 class Site:
     """A desk on a bus, and somebody who reads what it says."""
 
     def __init__(self) -> None:
         self.broker = MemoryBroker(VirtualClock())
         self.source = Told()
-        self.moving: dict[str, str] = {}
+        self.moves = Commands()
         self._reader = self.broker.connect("reader")
         self._reader.subscribe("virtpilot/c/events/+")
         self.desk = EventDesk(
@@ -45,7 +59,7 @@ class Site:
             topics=Topics("c"),
             host="h1",
             source=self.source,
-            moving=lambda guest: self.moving.get(guest, ""),
+            moves=self.moves,
         )
 
     def told(self, *events: GuestEvent) -> list[Sample]:
@@ -131,10 +145,42 @@ def test_a_lease_that_yielded_makes_nobody_elses_change_our_own(site: Site) -> N
     assert site.event().by is By.OTHER
 
 
+def test_a_guest_that_is_brought_here_is_known_to_be_our_doing_from_its_start_on(site: Site) -> None:
+    """Its note says so; what libvirt tells of it next needs no note any more."""
+    site.moves.coming[GUEST] = "cm-7"
+    site.told(happened(EventKind.STARTED, "migrated"))
+    site.moves.coming.clear()
+    site.told(happened(EventKind.RESUMED, "migrated"), happened(EventKind.DEFINED, "added"))
+    assert [(e.kind, e.by, e.cause) for e in site.heard()] == [
+        (kind, By.VIRTPILOT, "cm-7") for kind in ("started", "resumed", "defined")
+    ]
+
+
+def test_so_is_one_that_goes_on_here_a_long_time_after_it_began_to_come(site: Site) -> None:
+    site.moves.coming[GUEST] = "cm-7"
+    site.told(happened(EventKind.STARTED, "migrated"))
+    site.desk.own([], NOW + 100 * SECOND)
+    site.told(happened(EventKind.RESUMED, "postcopy", NOW + 100 * SECOND))
+    assert [event.cause for event in site.heard()] == ["cm-7", "cm-7"]
+
+
+def test_who_else_brings_a_guest_here_is_somebody_else(site: Site) -> None:
+    """Also where we took it away from here a moment ago."""
+    site.desk.own([done("migrate")], NOW)
+    site.told(happened(EventKind.STARTED, "migrated"), happened(EventKind.RESUMED, "migrated"))
+    assert {event.by for event in site.heard()} == {By.OTHER}
+
+
+def test_a_guest_that_boots_does_so_by_no_note(site: Site) -> None:
+    site.moves.coming[GUEST] = "cm-7"
+    site.told(happened(EventKind.STARTED, "booted"))
+    assert site.event().by is By.OTHER
+
+
 def test_an_own_migration_is_known_while_it_runs_and_just_after_its_end(site: Site) -> None:
-    site.moving[GUEST] = "cm-7"
+    site.moves.leaving[GUEST] = "cm-7"
     site.told(happened(EventKind.SUSPENDED, "migrated"), happened(EventKind.WATCHDOG, "reset"))
-    site.moving.clear()
+    site.moves.leaving.clear()
     site.desk.own([done("migrate", downtime_seconds=0.1)], NOW)
     site.told(happened(EventKind.STOPPED, "migrated"))
     assert [(e.kind, e.cause) for e in site.heard()] == [("suspended", "cm-7"), ("watchdog", ""), ("stopped", "cm-1")]

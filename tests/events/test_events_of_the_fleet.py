@@ -127,6 +127,10 @@ def test_own_and_foreign_changes_are_told_apart(demo: tuple[Demo, list[Event]]) 
     assert len(ours) >= 2  # raised, and given back
     assert {event.cause for event in ours} <= own
     assert {event.cause for event in events if event.kind == "job_progress"} <= own
+    moves = {event.cause for event in events if event.kind == "job_completed"}
+    arrived = [event for event in events if (event.kind, event.detail) == ("started", "migrated")]
+    assert arrived
+    assert {(event.by, event.cause) for event in arrived} == {(By.VIRTPILOT, move) for move in moves}
 
 
 def test_the_controller_keeps_what_explains_something_and_counts_the_rest(demo: tuple[Demo, list[Event]]) -> None:

@@ -12,6 +12,15 @@ from virtpilot.pipeline.event_desk import Own
 GUEST = "5f0a1b5e-0000-4000-8000-000000000001"
 
 
+class NoMoves:
+    """No guest is under way."""
+
+    def moving(self, _guest: str) -> str:
+        return ""
+
+    came_by = moving
+
+
 def outcome(knob: str, value: float) -> Outcome:
     return Outcome(
         id="oc-1", cause="cm-1", command="cm-1", host="h", guest=GUEST, result=Result.DONE, at_ns=0,
@@ -37,7 +46,7 @@ def outcome(knob: str, value: float) -> Outcome:
 def test_an_echo_is_known_as_such(
     knob: str, value: float, kind: EventKind, numbers: dict[str, float], detail: str, ours: bool
 ) -> None:
-    own = Own(lambda _guest: "")
+    own = Own(NoMoves())
     own.note([outcome(knob, value)], 0)
     event = GuestEvent(at_ns=1, kind=kind, guest=GUEST, detail=detail, numbers=numbers)
     assert own.command(event) == ("cm-1" if ours else "")

@@ -153,6 +153,7 @@ def test_a_migration_by_hand_is_told_while_it_runs_and_at_its_end(heard: Heard) 
     assert {event.host for event in progress} == {source}
     assert heard.of(guest, "migration_iteration", since)
     assert until(lambda: [e for e in heard.of(guest, "started", since) if e.detail == "migrated"], 15)
+    assert {event.by for event in heard.of(guest, "started", since)} == {By.OTHER}
     stored = f'vm_job_data_processed_bytes{{name="{guest}",host="{source}"}}'
     assert until(lambda: query(lab, f"max_over_time({stored}[1h])"), 30, 0.5)
 
@@ -174,6 +175,9 @@ def test_what_a_command_did_is_told_as_virtpilots_own(heard: Heard) -> None:
     assert knobs == [({"cpu_shares": 1500}, raised)]
     assert {event.cause for event in own if event.kind not in {"knob_changed", "lease_left"}} == {moved}
     assert {"job_progress", "job_completed", "suspended", "stopped"} <= {event.kind for event in own}
+    assert until(lambda: [e for e in heard.of(guest, "resumed", since) if e.host == target], 30)
+    arrived = [e for e in heard.of(guest, "started", since) + heard.of(guest, "resumed", since) if e.host == target]
+    assert {(event.detail, event.by, event.cause) for event in arrived} == {("migrated", By.VIRTPILOT, moved)}
 
 
 def test_a_real_guest_is_sampled_each_second_for_as_long_as_somebody_asks(heard: Heard) -> None:
