@@ -91,8 +91,8 @@ def number(value: object) -> int | float | None:
 
 
 def _count(value: object, flag: bool) -> int | float:
-    """Return a number, NaN for what is none; true and false are one where they are what is told."""
-    if flag:
+    """Return a number, NaN for what is none; true is 1 and false 0, and a flag is nothing else."""
+    if flag or isinstance(value, bool):
         return int(value) if isinstance(value, bool) else nan
     found = number(value)
     return nan if found is None else found
@@ -116,7 +116,7 @@ def _lines(layout: Layout) -> Iterator[str]:
     rates = [f"r{place}" for place in range(len(counters))]
     scaled = [f"{numbers[place]} * {factor!r}" for place, factor in layout.scaled]
     flags = {number for number, key in zip(numbers, layout.numbers, strict=True) if key.endswith(_FLAG)}
-    values = [*[f"+{number}" if number in flags else number for number in numbers], *scaled, *rates]
+    values = [*[f"+{number}" for number in numbers], *scaled, *rates]  # of a truth this makes a number
     state = {field: values[place] for field, place in zip(layout.guest.fields, layout.guest.places, strict=True)}
     yield "def whole(stats, before, elapsed_s):"
     yield from (f"  {number} = stats[{key!r}]" for number, key in zip(numbers, layout.numbers, strict=True))

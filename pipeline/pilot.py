@@ -239,7 +239,7 @@ class Pilot:
     def _plan(self, want: Want, row: Row, now_ns: int) -> tuple[Action, str]:
         """Return the action with the reason for it; raises Refused."""
         if isinstance(want.remedy, SetRemedy):
-            return self._plan_set(want.remedy, row)
+            return self._plan_set(want, want.remedy, row, now_ns)
         if isinstance(want.remedy, PowerRemedy):
             power = Power(guest=row.subject.id, verb=want.remedy.verb, within_s=want.remedy.within_ns / 1e9)
             return power, f"the rule asks the guest to {power.verb}"
@@ -272,19 +272,20 @@ class Pilot:
             self._hosts = self.fleet.host_loads(now_ns, self.guards.migrations(), self._incoming(now_ns))
         return self._hosts
 
-    def _plan_set(self, remedy: SetRemedy, row: Row) -> tuple[Action, str]:
+    def _plan_set(self, want: Want, remedy: SetRemedy, row: Row, now_ns: int) -> tuple[Action, str]:
         current = standing(remedy.knob, row.subject.id, row, self.fleet.evaluator)
         if current is None:
             raise Refused("freshness", f"the value of {remedy.knob} is not known yet")
         value = remedy.target(current, row.values)
         if value is None:
             raise Refused("freshness", f"an input of `{remedy.formula.text}` is missing, or there is no limit yet")
-        if value == current:
+        stays = value == current
+        if stays and not self.decider.holdings.half_over((row.subject.id, remedy.knob), want.rule, remedy, now_ns):
             raise Refused("limits", f"{remedy.knob} is at {value} already")
         action = SetKnob(
             guest=row.subject.id, knob=remedy.knob, value=value, expected=current, lease_s=remedy.lease_ns / 1e9
         )
-        return action, f"the rule asks for {remedy.formula.text}"
+        return action, f"the rule {'still ' * stays}asks for {remedy.formula.text}"
 
     def _decision(
         self,

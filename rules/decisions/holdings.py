@@ -31,6 +31,11 @@ class Holdings:
                 rule=ladder.rule, priority=priority, command=ladder.command, until_ns=at_ns + remedy.lease_ns
             )
 
+    def half_over(self, slot: Slot, rule: str, remedy: SetRemedy, now_ns: int) -> bool:
+        """Tell whether a rule's own lease of a knob is to be renewed, where it still asks for the same."""
+        lease = self.leases.get(slot)
+        return lease is not None and lease.rule == rule and 2 * (lease.until_ns - now_ns) <= remedy.lease_ns
+
     def divided(self, ladder: Ladder, remedy: AllocateRemedy, priority: int, commands: Iterable[Command]) -> None:
         """Take the knobs that a division sets: all are told by the command that the ladder waits for."""
         for command in commands:

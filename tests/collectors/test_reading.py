@@ -68,6 +68,15 @@ def test_whether_a_vcpu_is_halted_is_a_number_either_way(halted: bool, elapsed_s
         assert [(value, type(value)) for value in told] == [(int(halted), int)]
 
 
+@settings(derandomize=True, deadline=None, max_examples=examples(100))
+@given(st.data())
+def test_a_truth_where_a_count_is_told_is_a_number_either_way(data: st.DataObject) -> None:
+    odd = data.draw(st.dictionaries(st.sampled_from([name for name in QEMU if name != "state.state"]), st.booleans()))
+    fast, slow = both(told(QEMU, odd), told(QEMU, dict.fromkeys(QEMU.keys() - {"state.state"}, 0)), 10.0)
+    assert (fast.counters, fast.rates, fast.fields) == (slow.counters, slow.rates, slow.fields)
+    assert {type(value) for fields in fast.fields for value in fields.values()} <= {int, float}
+
+
 def test_a_guest_with_sound_numbers_is_read_by_the_function_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading.Reader, "read_any", None)
     reader = reader_of(tuple(TWO_OF_EACH))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from virtpilot.model import Mode
+from virtpilot.model import Command, Mode
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.simulator.scenario import guest_uuid
@@ -134,4 +135,28 @@ def test_a_rule_on_a_host_turns_on_page_merging_for_its_lease(tmp_path: Path) ->
     assert (lease.guest, lease.knob, lease.baseline) == ("h1", "ksm_run", 0)
     play(demo, 31)
     assert hypervisor.get_knob("h1", "ksm_run") == 0
+    demo.close()
+
+
+def test_a_value_that_is_still_asked_for_has_its_lease_renewed_before_that_ends(tmp_path: Path) -> None:
+    """One command each half lease, however short the rule's cooldown is; once nobody asks any more it is given back."""
+    (tmp_path / "scenario.toml").write_text(SCENARIO)
+    rule = RULE.format(what="vcpu_quota: 50ms", lease="2m", on="vm").replace("cooldown: 10m", "cooldown: 10s")
+    (tmp_path / "rules.yaml").write_text(rule)
+    rules = RuleOptions(paths=[str(tmp_path / "rules.yaml")], modes={"*": Mode.ACT})
+    demo = Demo(tmp_path / "demo", tmp_path / "scenario.toml", rules)
+    hypervisor = demo.fleet.hypervisor("h1")
+    for _ in range(400):
+        demo.step()
+        if hypervisor.get_knob(BUSY, "vcpu_quota") == 50_000:
+            break
+    values = []
+    for _ in range(400):
+        demo.step()
+        values.append(hypervisor.get_knob(BUSY, "vcpu_quota"))
+    assert set(values) == {50_000}
+    commands = [entry.record for entry in demo.controller.entries() if isinstance(entry.record, Command)]
+    spans_s = {round((later.issued_ns - earlier.issued_ns) / 1e9) for earlier, later in pairwise(commands)}
+    assert min(spans_s) >= 60
+    assert len(commands) <= 8
     demo.close()
