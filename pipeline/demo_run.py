@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from virtpilot.clock import SystemClock
+from virtpilot.errors import InputError, Problem
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.process import LogOptions, set_up_logs, stopping
 from virtpilot.pipeline.screen import line, screen
@@ -31,7 +32,10 @@ def run(
     scenario: Path | None,
     folder: Path | None,
 ) -> dict[str, Any]:
-    """Play until `seconds` are over or Ctrl-C, and return what happened."""
+    """Play until `seconds` are over or Ctrl-C, and return what happened; raises InputError for a used `folder`."""
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # Time begins anew with each demo: what another one has left would be its future.
+        raise InputError([Problem(str(folder), 0, 0, "not an empty folder: each demo needs one of its own")])
     set_up_logs(LogOptions(level="warning"))
     console = Console()
     watched = console.is_terminal and not headless and not quiet

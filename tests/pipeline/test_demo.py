@@ -81,3 +81,12 @@ def test_the_command_prints_one_document_and_ends_by_itself() -> None:
     assert set(document) == {
         "samples_published", "samples_stored", "signals", "decisions", "commands", "outcomes", "trails",
     }  # fmt: skip
+
+
+def test_a_folder_that_another_demo_has_used_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    command = [sys.executable, "-m", "virtpilot.pipeline", "demo", "--seconds", "1", "--headless", "--keep"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{tmp_path}:0:0: not an empty folder: each demo needs one of its own\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
