@@ -16,11 +16,11 @@ from tests.services import until
 
 ROOT = Path(__file__).parents[2]
 MARKS = ("lab", "alone", "one_core", "slow", "server")
-KINDS = [set(some) for some in chain.from_iterable(combinations(MARKS, size) for size in range(len(MARKS) + 1))]
+KINDS = list(chain.from_iterable(combinations(MARKS, size) for size in range(len(MARKS) + 1)))
 
 
 @pytest.mark.parametrize("own", KINDS, ids=" ".join)
-def test_each_test_is_in_one_part(own: set[str]) -> None:
+def test_each_test_is_in_one_part(own: tuple[str, ...]) -> None:
     def marked(name: str, /, **_words: str | int | bool | None) -> bool:
         return name in own
 
