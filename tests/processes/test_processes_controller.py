@@ -160,20 +160,23 @@ def saved_whole(site: Site, newest_ns: int) -> bool:
 def test_killed_in_the_middle_of_a_for_it_goes_on_where_it_was(
     site: Site, host: Host, rules: Path, save_s: float
 ) -> None:
-    """Forgotten, the condition would have to hold for another 20 s: until 32, and nothing is measured after 28.
+    """Forgotten, the condition would have to hold for 20 s from the next sample on, and would be told as pending anew.
 
-    So it would where the newest samples are not saved: then more of them are missing than a `for` bears.
+    So it would where the newest samples are not saved: then more of them are missing than a `for` bears. Where only
+    changes are saved there is therefore one sample alone, with which the signal changes.
     """
     controller = site.controller(rules, timing={"tick_s": 0.2, "save_s": save_s}).start().up()
-    host.busy(0, 2, 4, 6, 8, 10)
-    handled(controller, 6)
+    before = range(0, 12, 2) if save_s < 1 else range(0, 2, 2)
+    host.busy(*before)
+    handled(controller, len(before))
     assert until(lambda: saved(site, "pending"), 20)
     if save_s < 1:
-        assert until(lambda: saved_whole(site, host.begun_ns + seconds(10)), 20)
+        assert until(lambda: saved_whole(site, host.begun_ns + seconds(before[-1])), 20)
     controller.kill()
     controller.start().up()
-    host.busy(12, 14, 16, 18, 20, 22, 24, 26, 28)
-    handled(controller, 9)
+    after = range(before.stop, 30, 2)
+    host.busy(*after)
+    handled(controller, len(after))
     firing = (SignalState.FIRING, 20.0)
     assert until(lambda: firing in host.states("busy"), 20.0), (host.signals, controller.output())
     assert host.states("busy") == [(SignalState.PENDING, 0.0), firing], "each said once"
