@@ -23,7 +23,7 @@ from virtpilot.rules.decisions.holdings import Holdings
 from virtpilot.rules.decisions.ladder import Ladder, Phase
 from virtpilot.rules.decisions.matcher import Matcher
 from virtpilot.rules.decisions.options import DecisionOptions
-from virtpilot.rules.decisions.saved import VERSION, checked, slot_of, text_of
+from virtpilot.rules.decisions.saved import changed, checked, document, slot_of
 from virtpilot.rules.decisions.shelf import Shelf
 from virtpilot.rules.decisions.want import (
     Exhausted,
@@ -197,31 +197,16 @@ class Decider:
     def saved(self) -> dict[str, object]:
         """Return the whole state, as msgspec writes it; `changes` counts from here."""
         list(self.changes())
-        return {
-            "version": VERSION,
-            "ladders": {text_of(key): ladder for key, ladder in self._shelf.items()},
-            "flights": {text_of((flight.command, str(flight.release))): flight for flight in self._flights},
-            "leases": {text_of(slot): lease for slot, lease in self.holdings.leases.items()},
-            "rules": self._signatures,
-            "releases": self.holdings.releases,
-            "exhausted": self._exhausted,
-        }
+        return document(self._shelf, self._flights, self.holdings, self._signatures, self._exhausted)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the whole state, JSON-able."""
-        document: dict[str, Any] = msgspec.to_builtins(self.saved())
-        return document
+        whole: dict[str, Any] = msgspec.to_builtins(self.saved())
+        return whole
 
     def changes(self) -> Iterator[tuple[tuple[str, ...], object]]:
         """Yield what has changed since the last call, rules apart, as (path in the state, new value or None)."""
-        ladders, flights, leases = (
-            self._shelf.changes(),
-            self._flights.changes(),
-            self.holdings.leases.changes().items(),
-        )
-        for name, changed in (("ladders", ladders), ("flights", flights), ("leases", leases)):
-            for key, value in changed:
-                yield (name, text_of(key)), value
+        yield from changed(self._shelf, self._flights, self.holdings)
         if self._queued != (queued := (tuple(self.holdings.releases), tuple(self._exhausted))):
             self._queued = queued
             yield ("releases",), self.holdings.releases

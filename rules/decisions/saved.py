@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from virtpilot.errors import StateError
 from virtpilot.rules.decisions.arbiter import Lease
-from virtpilot.rules.decisions.flights import Flight
+from virtpilot.rules.decisions.flights import Flight, Flights
+from virtpilot.rules.decisions.holdings import Holdings
 from virtpilot.rules.decisions.ladder import Ladder
+from virtpilot.rules.decisions.shelf import Shelf
 from virtpilot.rules.decisions.want import Exhausted, Release
 
 VERSION: Final = 2
@@ -26,6 +28,36 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True):
     leases: dict[str, Lease]
     releases: list[Release]
     exhausted: list[Exhausted]
+
+
+def document(
+    shelf: Shelf,
+    flights: Flights,
+    holdings: Holdings,
+    signatures: Mapping[str, tuple[str, str]],
+    exhausted: list[Exhausted],
+) -> dict[str, object]:
+    """Return the whole state, as msgspec writes it."""
+    return {
+        "version": VERSION,
+        "ladders": {text_of(key): ladder for key, ladder in shelf.items()},
+        "flights": {text_of((flight.command, str(flight.release))): flight for flight in flights},
+        "leases": {text_of(slot): lease for slot, lease in holdings.leases.items()},
+        "rules": signatures,
+        "releases": holdings.releases,
+        "exhausted": exhausted,
+    }
+
+
+def changed(shelf: Shelf, flights: Flights, holdings: Holdings) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield what has changed since the last call, as (path in the state, new value or None)."""
+    for name, changes in (
+        ("ladders", shelf.changes()),
+        ("flights", flights.changes()),
+        ("leases", holdings.leases.changes().items()),
+    ):
+        for key, value in changes:
+            yield (name, text_of(key)), value
 
 
 def checked(snapshot: Mapping[str, Any]) -> Saved:

@@ -1,4 +1,4 @@
-"""Migrations of which sight was lost, and aborts that do not work at once: both hosts are asked, nothing is guessed."""
+"""Migrations of which sight was lost, aborts that do not work at once, targets that lack something: hosts are asked."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ class AskingHost(OneHost):
         self.other: GuestState | None = GuestState.RUNNING
         self.asked_at: list[str] = []
         self.job = True
+        self.lacks = ""
+        self.ways_asked: list[Way] = []
 
     def unfit(self, guest: str, uri: str, way: Way = Way()) -> str:  # noqa: B008 - frozen
-        return ""
+        self.answer("unfit")
+        self.ways_asked.append(way)
+        return self.lacks
 
     def there(self, guest: str, uri: str) -> GuestState | None:
         self.asked_at.append(uri)
@@ -266,3 +270,23 @@ def test_an_abort_of_what_is_nowhere_is_over_as_soon(host: AskingHost, tmp_path:
     ((result, reason),) = of_move(made.poll(at(15)))
     assert result is Result.FAILED
     assert reason.startswith("aborted: everything is to stop")
+
+
+@pytest.mark.parametrize("way", [Way(), Way(copy_disks=False)])
+def test_what_the_target_lacks_is_named_before_anything_is_begun(host: AskingHost, tmp_path: Path, way: Way) -> None:
+    host.lacks = "the bridge br0, the disk vda, /srv/web-1.raw"
+    made = executor(host, tmp_path)
+    refused = only(made.submit(command(move(way=way)), at(0)))
+    assert (refused.result, refused.guard) == (Result.REFUSED, "target")
+    assert refused.reason == f"host-2 does not offer {host.lacks}"
+    assert (host.jobs, host.notes, host.ways_asked, made.busy(GUEST)) == ([], {}, [way], False)
+
+
+def test_a_move_whose_disks_are_not_known_to_be_shared_or_not_fails_before_it_begins(
+    host: AskingHost, tmp_path: Path
+) -> None:
+    host.errors["unfit"] = HypervisorError("the disk vda cannot be seen from here")
+    made = executor(host, tmp_path)
+    failed = only(made.submit(command(move()), at(0)))
+    assert (failed.result, failed.reason) == (Result.FAILED, "the disk vda cannot be seen from here")
+    assert (host.jobs, made.busy(GUEST)) == ([], False)
