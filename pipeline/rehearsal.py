@@ -5,7 +5,8 @@ Rule tests and replay run on it: bus, evaluator, decider, guards, planner and si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -28,6 +29,7 @@ from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.standin import Reply, StandIn
 from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.rules.language import RuleSet
+from virtpilot.rules.signals.film.film import Film
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
 CLUSTER: Final = "rehearsal"
@@ -82,12 +84,20 @@ class Rehearsal:
 
     def measure(self, host: str, samples: Sequence[Sample]) -> None:
         """Publish what a host has measured, as one message, and let the controller take it."""
-        self._announce(host)
+        self.measure_all({host: samples})
+
+    def measure_all(self, told: Mapping[str, Sequence[Sample]]) -> None:
+        """Publish what hosts have measured, a message each, and let the controller take them in turn."""
+        for host, samples in told.items():
+            self._announce(host)
+            self._publish(host, samples)
+        self.controller.step(0)
+        self._settled = False
+
+    def _publish(self, host: str, samples: Sequence[Sample]) -> None:
         number = self._sequence[host] = self._sequence.get(host, 0) + 1
         properties = {BOOT_PROPERTY: CLUSTER, SEQUENCE_PROPERTY: str(number)}
         self._bus.publish(Message(self.topics.metrics(host), encode_lines(sorted(samples, key=is_subject)), properties))
-        self.controller.step(0)
-        self._settled = False
 
     def _announce(self, host: str) -> None:
         """Say once that a host is there and takes guests."""
@@ -105,11 +115,38 @@ class Rehearsal:
             if quiet_ns > left_ns:
                 self.clock.advance(left_ns / SECOND)
                 self.controller.slept()
+                self.controller.rulebook.evaluator.pass_time(time_ns)
                 return
             self.clock.advance(min(left_ns, max(quiet_ns // self._tick_ns, 1) * self._tick_ns) / SECOND)
             self.agents.step(self.clock.now_ns())
             self.controller.step(0)
             self._settled = True
+
+    def idle(self) -> bool:
+        """Tell whether nothing is under way, so that only signals can bring something about, and time."""
+        decider = self.controller.pilot.decider
+        awaited = _waits(self.controller.pilot) or decider.awaited()
+        return not awaited and decider.next_ns() > self.clock.now_ns()
+
+    def due_ns(self) -> float:
+        """Return when something happens even if no signal changes, infinite for never."""
+        agents_ns = self.agents.next_ns()
+        return min(self.controller.pilot.decider.next_ns(), math.inf if agents_ns is None else agents_ns)
+
+    def film(self, frames: Iterable[Sequence[Sample]]) -> Film | None:
+        """Return what is to be measured, as a film; None where that is not just more of what was."""
+        return self.controller.rulebook.evaluator.film(frames, self._tick_ns if self._each_tick else 0)
+
+    def take(self, film: Film, at: int, until: int, last: Mapping[str, Sequence[Sample]]) -> None:
+        """Let time pass up to a film's frame, with which nothing happens; `last` is what that frame's hosts say."""
+        for host in last:
+            self._sequence[host] += until - at
+        film.take(at, until, lambda host: f"{host}/{CLUSTER}/{self._sequence[host]}")
+        others = (sample for samples in last.values() for sample in samples)
+        self.controller.rulebook.evaluator.pass_time(film.time_ns(until), others)
+        self.clock.advance((film.time_ns(until) - self.clock.now_ns()) / SECOND)
+        self.controller.slept()
+        self._settled = False
 
     def _quiet_ns(self) -> int:
         """Return for how long nothing can happen if nothing is measured, 0 where something may at the next tick."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +13,12 @@ from virtpilot.errors import ConfigError, Problem, RuleError
 from virtpilot.events import Event
 from virtpilot.model import Command, Kind, Outcome, Result, Sample, Signal, SignalState
 from virtpilot.pipeline.demo import Demo
+from virtpilot.pipeline.foresight import Foresight
 from virtpilot.pipeline.rehearsal import CLUSTER, Rehearsal
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.standin import Reply
 from virtpilot.rules.language import RuleSet, load
-from virtpilot.rules.testing.coverage import Coverage, Reading
+from virtpilot.rules.testing.coverage import Clause, Coverage, Reading
 from virtpilot.rules.testing.document import SUFFIX, load_tests
 from virtpilot.rules.testing.records import Actor, Answer, Expectation, Measured, RuleTest, TestFile
 from virtpilot.rules.testing.report import Failure, Tested, TestedFile
@@ -36,8 +38,8 @@ USUAL: Final[Mapping[Kind, Mapping[str, float]]] = {
 }
 _KNOBS: Final = {"cpu_shares": 1024}
 _TICKS: Final = 10
-_BEFORE: Final = 4
-_AFTER: Final = 2
+_BEFORE: Final = 3
+_AFTER: Final = 1
 
 
 def run(paths: Iterable[Path], clock: Clock) -> list[TestedFile]:
@@ -161,23 +163,41 @@ class Scene:
             self._then[told.guest] = (told.at_ns, answer.then)
 
     def play(self, coverage: Coverage) -> History:
-        """Play the test to its end."""
+        """Play the test to its end; what nothing comes of is taken at once."""
         rehearsal, test = self._rehearsal, self._test
-        for tick in range(test.end_ns // test.every_ns + 1):
+        last, tick = test.end_ns // test.every_ns, 0
+        foresight = Foresight(rehearsal, self._frame, self._state, last)
+        while tick <= last:
             rehearsal.run_until(test.start_ns + tick * test.every_ns)
-            for host in dict.fromkeys(actor.host for actor in test.actors):
-                samples = self._measure(host, tick)
-                if samples:
-                    rehearsal.measure(host, samples)
-            coverage.observe(rehearsal.controller.rulebook.evaluator)
+            seen = foresight.seen(tick)
+            rehearsal.measure_all(self._frame(tick))
+            if seen is None:
+                coverage.observe(rehearsal.controller.rulebook.evaluator)
+            else:
+                coverage.look_ahead(*seen)
+            skipped = None if coverage.closely else foresight.skip(tick)
+            if skipped is not None:
+                coverage.look_ahead(*skipped)
+                tick += skipped.last - skipped.first + 1
+            tick += 1
         rehearsal.run_until(test.start_ns + test.end_ns)
         records = [record for record in rehearsal.records() if not isinstance(record, Event)]
         names = {actor.id: actor.name for actor in test.actors} | {CLUSTER: Kind.CLUSTER.value}
         return History(records, names, test.start_ns)
 
+    def _state(self) -> object:
+        """Return what is measured by, beside the tick."""
+        agents = self._rehearsal.agents
+        return dict(agents.places), dict(agents.states), dict(agents.knobs), dict(self._then)
+
+    def _frame(self, tick: int) -> dict[str, list[Sample]]:
+        """Return what each host measures at a tick, as things stand; nothing of those that are silent."""
+        found = {host: self._measure(host, tick) for host in dict.fromkeys(actor.host for actor in self._test.actors)}
+        return {host: samples for host, samples in found.items() if samples}
+
     def _measure(self, host: str, tick: int) -> list[Sample]:
         """Return what a host measures: itself, then the guests that are on it now."""
-        time_ns = self._rehearsal.clock.now_ns()
+        time_ns = self._test.start_ns + tick * self._test.every_ns
         agents = self._rehearsal.agents
         samples: list[Sample] = []
         for actor in self._actors.values():
@@ -254,14 +274,22 @@ def _trace(test: RuleTest, expected: Expectation, played: History, coverage: Cov
     start_ns = test.start_ns if test.fleet is None else 0
     readings = coverage.readings.get((expected.rule, unique), [])
     clauses = coverage.clauses[expected.rule]
-    at = sum(1 for one in readings if one.time_ns - start_ns <= expected.until_ns)
-    for reading in readings[max(at - _BEFORE, 0) : at + _AFTER]:
-        values = ", ".join(f"{name} {value:g}" for name, value in sorted(reading.values.items())) or "nothing known"
-        yield f"{span(reading.time_ns - start_ns)} {values}"
-        yield f"  {_held([clause.condition.text for clause in clauses], reading)}"
+    # What was seen again and again is told once, with its times.
+    alike = [list(same) for _seen, same in groupby(readings, key=lambda one: (one.values, one.held))]
+    at = sum(1 for same in alike if same[0].time_ns - start_ns <= expected.until_ns)
+    for same in alike[max(at - _BEFORE, 0) : at + _AFTER]:
+        first, last = (span(one.time_ns - start_ns) for one in (same[0], same[-1]))
+        values = ", ".join(f"{name} {value:g}" for name, value in sorted(same[0].values.items())) or "nothing known"
+        yield f"{first if first == last else f'{first} to {last}'} {values}"
+        yield f"  {_held(clauses, same[0])}"
     yield from (played.told(record) for record in played.about(expected.rule, expected.of))
 
 
-def _held(texts: Sequence[str], reading: Reading) -> str:
+def _held(clauses: Sequence[Clause], reading: Reading) -> str:
+    """Return whether each comparison held, after the key that they stand in: `when a: true; b: false; clear c: …`."""
     words_of = {True: "true", False: "false", None: "unknown"}
-    return "; ".join(f"{text}: {words_of[held]}" for text, held in zip(texts, reading.held, strict=True))
+    keys = ["", *(clause.key for clause in clauses)]
+    return "; ".join(
+        f"{'' if clause.key == former else f'{clause.key} '}{clause.condition.text}: {words_of[held]}"
+        for former, clause, held in zip(keys, clauses, reading.held, strict=False)
+    )

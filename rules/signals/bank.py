@@ -47,6 +47,10 @@ class Bank:
         """Tell whether some rule is about subjects of a kind."""
         return bool(self._of[kind])
 
+    def machines(self, kind: Kind) -> list[Machine]:
+        """Return the machines of the rules about a kind, each after those that it asks."""
+        return [machine for _number, machine in self._of[kind]]
+
     def machine(self, rule: str) -> Machine | None:
         """Return a rule's machine."""
         return self._machines.get(rule)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from virtpilot.model import Kind, Subject
 from virtpilot.rules.language.devices import DECLARED, NO_JOB, Device, Of
-from virtpilot.rules.language.expression import Aggregate, Condition, Masks, Numbers, Window
+from virtpilot.rules.language.expression import Aggregate, Columns, Condition, Masks, Numbers, Window
 from virtpilot.rules.signals.aggregates import Members, evaluate
 from virtpilot.rules.signals.table import Where
 from virtpilot.rules.signals.windows import gather
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from virtpilot.rules.signals.world import World
 
 
-_SINGLE: Final = {device.value: device for device, declared in DECLARED.items() if not declared.tag}
+SINGLE: Final = {device.value: device for device, declared in DECLARED.items() if not declared.tag}
 
 
 class RowColumns:
@@ -50,8 +50,8 @@ class RowColumns:
 
     def _gather(self, measurement: str, name: str) -> Numbers:
         """Return a field; all fields are gathered at once, for one is seldom alone."""
-        if measurement in _SINGLE:
-            return self._single(_SINGLE[measurement], name)
+        if measurement in SINGLE:
+            return self._single(SINGLE[measurement], name)
         table = self._table if measurement == self._kind.value else self._hosts
         found: Numbers = self.fields(measurement)[table.column[name]]
         return found
@@ -85,7 +85,7 @@ class RowColumns:
     def _extreme(self, extreme: np.ufunc, measurement: str, names: tuple[str, ...]) -> Numbers:
         """Return the extreme values of fields: of all fields at once, for one is seldom alone."""
         # Both leave NaN out; of nothing but NaN they are NaN, which compares with nothing.
-        if measurement in _SINGLE:
+        if measurement in SINGLE:
             return np.array([extreme.reduce(self.field(measurement, name), initial=np.nan) for name in names])
         key = (extreme, measurement)
         found = self._extremes.get(key)
@@ -126,7 +126,7 @@ class RowColumns:
         """Return a tag of each subject, "" where it has none."""
         if name not in self._tags:
             subjects = self._table.subjects
-            found = [_tag(subject, name) if (subject := subjects[row]) else "" for row in self._rows.tolist()]
+            found = [tag_of(subject, name) if (subject := subjects[row]) else "" for row in self._rows.tolist()]
             self._tags[name] = np.array(found, dtype=np.object_)
         return self._tags[name]
 
@@ -178,7 +178,7 @@ class RowColumns:
         return self._world.bank.fires(rule, rows, times, within_ns)
 
 
-def _tag(subject: Subject, name: str) -> str:
+def tag_of(subject: Subject, name: str) -> str:
     """Return a tag; those that say who a subject is are kept with its name, not with the others."""
     match name:
         case "name":
@@ -191,7 +191,7 @@ def _tag(subject: Subject, name: str) -> str:
             return subject.tags.get(name, "")
 
 
-def masks(condition: Condition, columns: RowColumns, count: int) -> Masks:
+def masks(condition: Condition, columns: Columns, count: int) -> Masks:
     """Evaluate a condition; a constant one becomes a whole column. Runs below `np.errstate` (division by zero)."""
     true, false = condition.evaluate(columns)
     if len(true) == len(false) == count:

@@ -15,6 +15,7 @@ from virtpilot.linecolumns import heads_of
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.signals.film.film import Film, film_of
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.machine import INACTIVE, STATES
 from virtpilot.rules.signals.quick import Quick
@@ -89,6 +90,16 @@ class Evaluator:
         for devices in taken.after:
             self._quick.devices.put(devices)
         return signals
+
+    def film(self, frames: Iterable[Sequence[Sample]], tick_ns: int) -> Film | None:
+        """Return frames to come as a film, None where they are not just more of the same; see `film_of`."""
+        return film_of(self._world, self._intake, frames, tick_ns, self._tolerance)
+
+    def pass_time(self, now_ns: int, others: Iterable[Sample] = ()) -> None:
+        """Let it be later, with ticks and samples of which nothing comes; `others` are the newest of no subject."""
+        self._intake.now_ns = now_ns
+        for sample in others:
+            self._knob(sample)
 
     def _knobs_of(self, lines: Lines) -> None:
         for sample in lines.others.values():

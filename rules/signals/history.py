@@ -50,12 +50,19 @@ class Points(NamedTuple):
     valid: NDArray[np.bool_]
 
 
+class Newest(NamedTuple):
+    """A series' newest point of some rows after each of some samples: samples by rows, NaN where it is none."""
+
+    value: NDArray[np.float64]
+    weight: _Weight
+
+
 class History:
     """Rings of one span: the times of all subjects' points, and the values of each series."""
 
     def __init__(self, span_ns: int, series: Sequence[Series], capacity: int) -> None:
         self.span_ns = span_ns
-        self._step_ns = max(span_ns // STEPS, 1)
+        self.step_ns = max(span_ns // STEPS, 1)
         self._merges = tuple([one.merge for one in series])
         # By place, then by row. 0: nothing was ever there. Else the lower half of the time in units.
         self._time: NDArray[np.uint32] = np.zeros((PLACES, capacity), np.uint32)
@@ -93,8 +100,8 @@ class History:
 
     def move(self, by_ns: int) -> None:
         """Move the times of all points, by whole steps: each keeps its place among the others."""
-        steps = by_ns // self._step_ns
-        units = steps * self._step_ns // UNIT_NS
+        steps = by_ns // self.step_ns
+        units = steps * self.step_ns // UNIT_NS
         self._forget_old(np.flatnonzero(self.newest), self.newest[self.newest > 0])
         self.newest[self.newest > 0] += units
         self._step[self._step >= 0] += steps
@@ -103,6 +110,23 @@ class History:
         self._value = [np.roll(one, steps, axis=0) for one in self._value]
         self._weight = [None if one is None else np.roll(one, steps, axis=0) for one in self._weight]
 
+    def part(self, rows: Where) -> History:
+        """Return a copy of some rows."""
+        kept = [Series(merge, own.dtype == np.float64) for merge, own in zip(self._merges, self._value, strict=True)]
+        found = History(self.span_ns, kept, 0)
+        found._time, found.newest, found._step = (
+            self._time[:, rows].copy(),
+            self.newest[rows].copy(),
+            self._step[rows].copy(),
+        )
+        found._value = [one[:, rows].copy() for one in self._value]
+        found._weight = [None if one is None else one[:, rows].copy() for one in self._weight]
+        return found
+
+    def steps(self, rows: Where) -> NDArray[np.int64]:
+        """Return the step of each row's last sample, -1 for none."""
+        return self._step[rows]
+
     def clear(self, row: int) -> None:
         """Forget a row."""
         self._time[:, row] = 0
@@ -110,7 +134,7 @@ class History:
 
     def push(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
         """Take a sample of each row, newer than the one before it, with a value for each series: NaN where none is."""
-        steps = times // self._step_ns
+        steps = times // self.step_ns
         first = int(steps[0])
         units = times // UNIT_NS
         newest = self.newest[where]
@@ -135,6 +159,56 @@ class History:
                     at = (steps[chosen] % PLACES, rows[chosen])
                     self._put(at, units[chosen], [one[chosen] for one in values], joins=joined)
         self.newest[where], self._step[where] = units, steps
+
+    def push_all(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> list[Newest]:
+        """Do as `push` does with each of several samples of rows that are all of one step, at one time each.
+
+        `values` has for each series samples by rows. Returns of each series the newest point after each sample.
+        """
+        rows = np.arange(self.slots)[where]
+        steps, units = times // self.step_ns, times // UNIT_NS
+        found = [
+            Newest(np.full((len(times), len(rows)), np.nan), np.zeros((len(times), len(rows)), np.uint16))
+            for _ in self._value
+        ]
+        self._forget_old(rows, np.full(len(rows), units[0]))
+        layers = _layers(steps, int(self._step[rows[0]]))
+        # In a whole turn of the ring no two steps have one place.
+        turns = (steps - steps[0]) // PLACES
+        for turn in range(int(turns[-1]) + 1):
+            here = turns == turn
+            for layer in range(int(layers[here].max(initial=-1)) + 1):
+                some = np.flatnonzero(here & (layers == layer))
+                if not len(some):
+                    continue
+                self._put_layer(rows, steps[some], units[some], [one[some] for one in values], joins=layer > 0)
+                for point, own, weight in zip(found, self._value, self._weight, strict=True):
+                    at = (steps[some, None] % PLACES, rows)
+                    point.value[some] = np.where(self._time[at] != 0, own[at].astype(np.float64), np.nan)
+                    if weight is not None:
+                        point.weight[some] = weight[at]
+        self.newest[rows], self._step[rows] = units[-1], steps[-1]
+        return found
+
+    def _put_layer(
+        self,
+        rows: NDArray[np.int64],
+        steps: NDArray[np.int64],
+        units: NDArray[np.int64],
+        values: Sequence[NDArray[np.float64]],
+        *,
+        joins: bool,
+    ) -> None:
+        """Put samples of different steps at once; with `joins` each follows another one of its step."""
+        place = np.repeat(steps % PLACES, len(rows))
+        row, unit = np.tile(rows, len(steps)), np.repeat(units, len(rows))
+        told = [one.ravel() for one in values]
+        known = np.repeat(np.any([np.isfinite(one).any(axis=1) for one in values], axis=0), len(rows))
+        same = (self._time[place, row] != 0) & joins
+        for chosen, joined in ((known & ~same, False), (known & same, True)):
+            if chosen.any():
+                self._put((place[chosen], row[chosen]), unit[chosen], [one[chosen] for one in told], joins=joined)
+        self._time[place[~known], row[~known]] = np.where(same, _low(unit), 0)[~known]
 
     def _forget_old(self, rows: NDArray[np.int64], units: NDArray[np.int64]) -> None:
         """Empty the places of rows that are older than the window that ends, for each row, at its time in units."""
@@ -237,7 +311,7 @@ class History:
         weights: Sequence[_Weight | None],
     ) -> None:
         """Take up points; what a row has already stays where it is newer."""
-        steps = units * UNIT_NS // self._step_ns
+        steps = units * UNIT_NS // self.step_ns
         fresh = units > self.newest[rows]
         rows, units, steps = rows[fresh], units[fresh], steps[fresh]
         at = (steps % PLACES, rows)
@@ -248,6 +322,15 @@ class History:
                 weight[at] = count[fresh]
         np.maximum.at(self.newest, rows, units)
         np.maximum.at(self._step, rows, steps)
+
+
+def _layers(steps: NDArray[np.int64], former: int) -> NDArray[np.int64]:
+    """Return for each of several samples in order how many came before it in its step."""
+    every = np.concatenate([[former], steps])
+    begins = np.flatnonzero(np.concatenate([[True], every[1:] != every[:-1]]))
+    which = np.searchsorted(begins, np.arange(len(every)), "right") - 1
+    found: NDArray[np.int64] = (np.arange(len(every)) - begins[which])[1:]
+    return found
 
 
 def _low(units: NDArray[np.int64]) -> NDArray[np.uint32]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from virtpilot.model import SignalState
 from virtpilot.rules.language.records import NoData, Rule
-from virtpilot.rules.signals.columns import RowColumns, masks
+from virtpilot.rules.language.typed import Columns
+from virtpilot.rules.signals.columns import masks
 
 INACTIVE, PENDING, FIRING, CLEARING = range(4)
 STATES: Final = (SignalState.INACTIVE, SignalState.PENDING, SignalState.FIRING, SignalState.CLEARING)
@@ -75,7 +76,7 @@ class Machine:
 
     def step(
         self,
-        columns: RowColumns,
+        columns: Columns,
         rows: NDArray[np.int64],
         times: NDArray[np.int64],
         patience: NDArray[np.int64],
@@ -87,7 +88,7 @@ class Machine:
         `patience` is how long (ns) nothing may be known without `for` and `clear_for` beginning again.
         Returns (position in `rows`, former state, new state) for each row that has changed.
         """
-        given = self._in_time(self._inputs(columns, len(rows), silent=silent), times)
+        given = self.given(columns, times, silent=silent)
         # Where nothing is and nothing fires, nothing happens: mostly that is nearly everywhere.
         live = np.flatnonzero((self.state[rows] != INACTIVE) | given.fires)
         if not len(live):
@@ -114,7 +115,11 @@ class Machine:
             self.fired[rows] = np.where((old >= FIRING) | (new >= FIRING), times, self.fired[rows])
         return [(int(live[at]), int(old[at]), int(new[at])) for at in np.flatnonzero(new != old)]
 
-    def _inputs(self, columns: RowColumns, count: int, *, silent: bool) -> _Inputs:
+    def given(self, columns: Columns, times: NDArray[np.int64], *, silent: bool = False) -> Given:
+        """Return what the rule's conditions say of each row at its time."""
+        return self._in_time(self._inputs(columns, len(times), silent=silent), times)
+
+    def _inputs(self, columns: Columns, count: int, *, silent: bool) -> Given:
         rule = self.rule
         none = np.zeros(count, np.bool_)
         fires, calm = (none, none) if silent else masks(rule.when, columns, count)
@@ -129,19 +134,19 @@ class Machine:
             # What is missing speaks for calm, in the condition and in `clear`, unless the condition holds.
             clears, stays = clears | ~(fires | clears | stays) | ~(fires | calm), stays & (fires | calm)
             calm = ~fires
-        given = _Inputs(fires, calm, clears, stays, none)
+        given = Given(fires, calm, clears, stays, none)
         if rule.where is None and rule.unless is None:
             return given
         return self._where(given, columns, count)
 
-    def _in_time(self, given: _Inputs, times: NDArray[np.int64]) -> _Inputs:
+    def _in_time(self, given: Given, times: NDArray[np.int64]) -> Given:
         """Let a rule rest outside of its times."""
         if not self.rule.during and not self.rule.not_during:
             return given
         rests = np.array([not self.rule.in_time(at_ns) for at_ns in times.tolist()], np.bool_)
         return given._replace(fires=given.fires & ~rests, clears=given.clears & ~rests, void=given.void | rests)
 
-    def _where(self, given: _Inputs, columns: RowColumns, count: int) -> _Inputs:
+    def _where(self, given: Given, columns: Columns, count: int) -> Given:
         """Let a rule speak only where it applies; where that is not known, all stays as it is."""
         applies, apart = np.ones(count, np.bool_), np.zeros(count, np.bool_)
         if self.rule.where is not None:
@@ -152,10 +157,10 @@ class Machine:
         if self.rule.no_data is NoData.CLEAR:
             apart = ~applies
         fires, calm, clears, stays, _void = given
-        return _Inputs(fires & applies, calm & applies, clears & applies, stays & applies, apart)
+        return Given(fires & applies, calm & applies, clears & applies, stays & applies, apart)
 
 
-class _Inputs(NamedTuple):
+class Given(NamedTuple):
     """What a rule's conditions say of each row; where neither a thing nor its opposite, it is not known."""
 
     fires: NDArray[np.bool_]
@@ -164,6 +169,6 @@ class _Inputs(NamedTuple):
     stays: NDArray[np.bool_]
     void: NDArray[np.bool_]
 
-    def only(self, places: NDArray[np.int64]) -> _Inputs:
+    def only(self, places: NDArray[np.int64]) -> Given:
         """Return what is said of some of the rows."""
-        return _Inputs(*(mask[places] for mask in self))
+        return Given(*(mask[places] for mask in self))

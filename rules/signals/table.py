@@ -40,6 +40,13 @@ def whereabouts(rows: NDArray[np.int64]) -> Where:
     return slice(int(rows[0]), int(rows[0]) + count)
 
 
+def following(usual: NDArray[np.float64], since_last: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    """Return the usual intervals (ns) after one more sample of each row; 0 for none yet."""
+    follows = usual + _INTERVAL_WEIGHT * (since_last - usual)
+    first = np.count_nonzero(usual) < len(usual)
+    return np.where(usual == 0.0, since_last, follows) if first else follows
+
+
 class Row(msgspec.Struct, frozen=True):
     """One subject as last measured; a guest's values also hold its host's as `host.<field>`."""
 
@@ -212,10 +219,7 @@ class Table:
     def _mark(self, rows: Where, times: NDArray[np.int64], usual: NDArray[np.float64], cause: Cause) -> None:
         """Note when samples came, and of which message."""
         self.causes[rows] = cause
-        since_last = times - self.time[rows]
-        follows = usual + _INTERVAL_WEIGHT * (since_last - usual)
-        first = np.count_nonzero(usual) < len(usual)
-        self.interval[rows] = np.where(usual == 0.0, since_last, follows) if first else follows
+        self.interval[rows] = following(usual, times - self.time[rows])
         self.time[rows] = times
 
     def _picked(self, fields: Sequence[Mapping[str, float]]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ Key = tuple[Of, int]
 _ROWS_AT_ONCE: Final = 250
 
 
-class _Track:
+class Track:
     """The histories of one kind and span, and the windows that are read from them, each with its newest values."""
 
     def __init__(self, windows: list[Window], asked: Collection[tuple[tuple[Of, str], bool]], capacity: int) -> None:
@@ -44,7 +44,7 @@ class _Track:
         }
         self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
 
-    def take_over(self, former: _Track, rows: NDArray[np.int64]) -> None:
+    def take_over(self, former: Track, rows: NDArray[np.int64]) -> None:
         """Go on with the past that a track of the same span and rows has of some of them."""
         places = {series: place for place, series in enumerate(former.series)}
         self.history.take_over(former.history, [places.get(series) for series in self.series])
@@ -81,14 +81,22 @@ class _Track:
 
     def take(self, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
         """Take a sample of each row."""
-        read = [np.asarray(read(columns, np.nan), np.float64) for read in self._reads]
-        values = [
-            one if len(one) == len(times) else np.broadcast_to(one, len(times)) for one in map(np.atleast_1d, read)
-        ]
+        values = self.read(columns, len(times))
         self.history.push(where, times, values)
         self.stale[:, where] = True
         for place, _window, one in self._bounds:
             one.take(where, values[place])
+
+    def read(self, columns: Columns, count: int) -> list[NDArray[np.float64]]:
+        """Return the number of each series for each row."""
+        read = [np.asarray(read(columns, np.nan), np.float64) for read in self._reads]
+        return [one if len(one) == count else np.broadcast_to(one, count) for one in map(np.atleast_1d, read)]
+
+    def push_all(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
+        """Take several samples of each row, one after another; bounds begin anew."""
+        self.history.push_all(where, times, values)
+        self.stale[:, where] = True
+        self.forget(where)
 
     def look(self, series: int, where: Where, times: NDArray[np.int64]) -> None:
         """Work out the windows over a series."""
@@ -118,7 +126,7 @@ class Windows:
         for window in every.values():
             tracks.setdefault((window.on, window.span_ns), []).append(window)
         keys = {(window.key, upper) for window, upper in asked}
-        self._tracks = {key: _Track(own, keys, tables[key[0]].capacity) for key, own in tracks.items()}
+        self._tracks = {key: Track(own, keys, tables[key[0]].capacity) for key, own in tracks.items()}
         self._of = {key: (self._tracks[window.on, window.span_ns], window) for key, window in every.items()}
         self._about = {kind: [track for (on, _), track in self._tracks.items() if on is kind] for kind in tables}
 
@@ -129,6 +137,14 @@ class Windows:
     def nbytes(self) -> int:
         """How much memory all histories take once all their places are taken."""
         return sum(track.history.nbytes for track in self._tracks.values())
+
+    def track(self, window: Window) -> tuple[Track, Window]:
+        """Return where a window is kept, and the first of its text."""
+        return self._of[window.key]
+
+    def about(self, kind: Of) -> Sequence[Track]:
+        """Return what is kept of a kind's subjects."""
+        return self._about[kind]
 
     def value(self, window: Window, rows: Where) -> NDArray[np.float64]:
         """Return a window's value of rows, NaN where it is not known and for rows below 0.
@@ -163,7 +179,7 @@ class Windows:
         return np.where(rows >= 0, found.now(own, times[own]), np.nan)
 
     @staticmethod
-    def _look(track: _Track, series: int, where: Where, table: Table) -> None:
+    def _look(track: Track, series: int, where: Where, table: Table) -> None:
         with np.errstate(all="ignore"):
             track.look(series, where, table.time[where])
 
@@ -241,7 +257,7 @@ class Windows:
                 with np.errstate(all="ignore"):
                     self._load(one, track, self._tables[kind])
 
-    def _load(self, saved: SavedHistory, track: _Track, table: Table) -> None:
+    def _load(self, saved: SavedHistory, track: Track, table: Table) -> None:
         known = np.array([table.row_of.get(one, -1) for one in saved.subjects], np.int64)
         rows = np.repeat(known, saved.counts)
         here = rows >= 0

@@ -13,6 +13,7 @@ from virtpilot.model import Kind
 from virtpilot.rules.language.clauses import parts
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule
+from virtpilot.rules.signals.film.film import Film
 
 
 class Observed(Protocol):
@@ -57,7 +58,7 @@ class Coverage:
         self.fired: set[str] = set()
         self.tested: set[str] = set()
         self.readings: dict[tuple[str, str], list[Reading]] = {}
-        self._closely = closely
+        self.closely = closely
         self._seen: dict[Kind, Mapping[str, int]] = {}
 
     def begin(self) -> None:
@@ -80,13 +81,24 @@ class Coverage:
                 clause.true += int(np.count_nonzero(true))
                 clause.false += int(np.count_nonzero(false))
             masks = iter(found)
-            for rule in own if self._closely else ():
+            for rule in own if self.closely else ():
                 self._read(
                     rule,
                     {name: times[name] for name in ids},
                     list(islice(masks, len(self.clauses[rule.name]))),
                     evaluator,
                 )
+
+    def look_ahead(self, film: Film, first: int, last: int) -> None:
+        """Note what each rule sees at frames that are taken at once, the last included."""
+        for rule in self.rules.values():
+            if rule.on not in film.reels:
+                continue
+            for clause in self.clauses[rule.name]:
+                true, false = film.truths(clause.condition, first, last)
+                clause.true += int(np.count_nonzero(true))
+                clause.false += int(np.count_nonzero(false))
+        self._seen |= {kind: film.newest(kind, last) for kind in film.reels if isinstance(kind, Kind)}
 
     def _read(self, rule: Rule, times: Mapping[str, int], found: Sequence[Masks], evaluator: Observed) -> None:
         for place, (subject_id, time_ns) in enumerate(times.items()):

@@ -65,6 +65,11 @@ def lines(files: Sequence[TestedFile]) -> Iterator[str]:
                 yield f"  happened  {failure.happened}"
                 yield from (f"    {line}" for line in failure.trace)
         yield from (f"  not shown: {gap}" for gap in file.coverage.gaps())
+    if len(files) > 1:
+        failed, tests = sum(file.failed for file in files), sum(len(file.tests) for file in files)
+        took_s = sum(test.seconds for file in files for test in file.tests)
+        verdict = f"{failed} of {tests} tests FAILED" if failed else f"{tests} tests passed"
+        yield f"{verdict} in {len(files)} files, {took_s:.1f} s"
 
 
 def document(files: Sequence[TestedFile]) -> dict[str, Any]:

@@ -79,6 +79,19 @@ def test_states_are_those_at_their_time(tmp_path: Path) -> None:
     assert tested.failed == 0
 
 
+def test_samples_that_come_seldom_are_heard(tmp_path: Path) -> None:
+    tested = run(
+        tmp_path,
+        """
+        {signal: starved, of: g1, at: 50m, is: firing}
+        {signal: starved, of: g1, at: 20m, is: inactive}
+        """,
+        steal="0x2 30%",
+        more="    every: 10m\n",
+    )
+    assert happened(tested) == []
+
+
 def test_what_did_not_come_true_is_told_with_what_did(tmp_path: Path) -> None:
     tested = run(
         tmp_path,
@@ -96,8 +109,8 @@ def test_what_did_not_come_true_is_told_with_what_did(tmp_path: Path) -> None:
     assert told[3] == "it is inactive, as it was all the time"
     (test,) = tested.tests
     assert (test.failures[0].line, test.failures[0].column) == (10, 9)
-    assert "50s cpu_steal_ratio 0.3" in test.failures[0].trace
-    assert "  cpu_steal_ratio > 10%: true; cpu_steal_ratio < 5%: false" in test.failures[0].trace
+    assert "0s to 1m cpu_steal_ratio 0.3" in test.failures[0].trace
+    assert "  when cpu_steal_ratio > 10%: true; clear cpu_steal_ratio < 5%: false" in test.failures[0].trace
     assert "20s signal pending → firing" in test.failures[0].trace
 
 

@@ -1,0 +1,84 @@
+"""Looks ahead in a rehearsal: what is measured while no signal changes and nothing is under way is taken at once.
+
+The controller is run, as in production, for all the rest; what comes to be is the same to the letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from virtpilot.model import Sample
+from virtpilot.pipeline.lines import is_subject
+from virtpilot.pipeline.rehearsal import Rehearsal
+from virtpilot.rules.signals.film.film import Film
+
+_MOST_FRAMES: Final = 64
+# What each host says, in its own order.
+Frame = Mapping[str, Sequence[Sample]]
+
+
+class Span(NamedTuple):
+    """Frames of a film, the last included."""
+
+    film: Film
+    first: int
+    last: int
+
+
+class Foresight:
+    """Leaves out what need not be stepped through; `frame` gives what is measured at a tick, if nothing is done.
+
+    `state` is all that it depends on beside the tick.
+    """
+
+    def __init__(
+        self, rehearsal: Rehearsal, frame: Callable[[int], Frame], state: Callable[[], object], last: int
+    ) -> None:
+        self._rehearsal = rehearsal
+        self._frame = frame
+        self._state = state
+        self._last = last
+        self._film: Film | None = None
+        self._made: dict[int, Frame] = {}
+        self._first = 0
+        self._known: object = None
+
+    def seen(self, tick: int) -> Span | None:
+        """Return what is known of a tick that is to be measured now, None where it was not looked at before."""
+        film, frame = self._film, tick - self._first
+        if film is None or frame > film.frames or not film.lasting or self._state() != self._known:
+            return None
+        return Span(film, frame, frame)
+
+    def skip(self, tick: int) -> Span | None:
+        """Take what follows on a tick that was measured, as long as nothing happens; None where that is nothing."""
+        if not self._rehearsal.idle():
+            self._film = None
+            return None
+        film = self._filmed(tick)
+        if film is None:
+            return None
+        at = tick - self._first
+        until = film.calm(at)
+        due_ns = self._rehearsal.due_ns()
+        while until > at and film.time_ns(until) >= due_ns:
+            until -= 1
+        if until == at:
+            return None
+        self._rehearsal.take(film, at, until, self._made[self._first + until])
+        return Span(film, at + 1, until)
+
+    def _filmed(self, tick: int) -> Film | None:
+        """Return a film in which there is something to come after a tick."""
+        state, film = self._state(), self._film
+        if film is not None and film.lasting and state == self._known and tick < self._first + film.frames:
+            return film
+        self._first, self._known, self._made = tick, state, {}
+        self._film = self._rehearsal.film(self._frames(tick))
+        return self._film
+
+    def _frames(self, tick: int) -> Iterator[list[Sample]]:
+        for coming in range(tick + 1, min(tick + _MOST_FRAMES, self._last) + 1):
+            made = self._made[coming] = self._frame(coming)
+            yield [sample for samples in made.values() for sample in sorted(samples, key=is_subject)]

@@ -1,0 +1,211 @@
+"""A film: frames to come, each a sample of every subject, seen at once; up to which of them no signal changes.
+
+The rules' own conditions are evaluated, by columns whose rows are moments. A film decides nothing: where it shows that
+a signal may change, the evaluator takes that frame's samples as ever. It stays right as long as its frames are what
+comes; where rules ask for signals (`lasting` is False) only until one changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtpilot.model import Kind, Sample
+from virtpilot.rules.language.devices import Of
+from virtpilot.rules.language.expression import Condition, Masks
+from virtpilot.rules.language.typed import Aggregate, Numbers, Window
+from virtpilot.rules.signals.aggregates import Members, evaluate
+from virtpilot.rules.signals.columns import masks
+from virtpilot.rules.signals.film.columns import FilmColumns
+from virtpilot.rules.signals.film.past import Past
+from virtpilot.rules.signals.film.reels import Reel, reels
+from virtpilot.rules.signals.intake import Intake
+from virtpilot.rules.signals.machine import CLEARING, FIRING, INACTIVE, PENDING, Given, Machine
+from virtpilot.rules.signals.tolerance import Tolerance
+from virtpilot.rules.signals.windows import Track
+from virtpilot.rules.signals.world import World
+
+Mask = NDArray[np.bool_]
+
+
+class Film:
+    """What the rules see of the frames to come; frame 0 is what the tables held when it was made."""
+
+    def __init__(self, world: World, reels: Mapping[Of, Reel]) -> None:
+        self.world = world
+        self.reels = reels
+        self._columns: dict[Of, FilmColumns] = {}
+        self._pasts: dict[int, Past] = {}
+        self._windows: dict[tuple[Of, str], Numbers] = {}
+        self._aggregates: dict[tuple[Kind, str], Numbers] = {}
+        self._given: dict[str, Given] = {}
+        self._masks: dict[int, tuple[Condition, Masks]] = {}
+
+    @property
+    def frames(self) -> int:
+        """The number of the last frame."""
+        return len(self.reels[Kind.HOST].times) - 1
+
+    def time_ns(self, frame: int) -> int:
+        """Return a frame's time."""
+        return int(self.reels[Kind.HOST].times[frame])
+
+    @property
+    def lasting(self) -> bool:
+        """Tell whether no rule asks for signals."""
+        return not any(machine.rule.signals() for kind in Kind for machine in self.world.bank.machines(kind))
+
+    def columns(self, kind: Of) -> FilmColumns:
+        """Return the inputs of all moments of a kind."""
+        found = self._columns.get(kind)
+        if found is None:
+            found = self._columns[kind] = FilmColumns(self, kind)
+        return found
+
+    def past(self, track: Track) -> Past:
+        """Return the points of a track at each moment."""
+        found = self._pasts.get(id(track))
+        if found is None:
+            kind = next(kind for kind in self.reels if track in self.world.windows.about(kind))
+            reel = self.reels[kind]
+            shape = (len(reel.times), len(reel.rows))
+            told = [one.reshape(shape) for one in track.read(self.columns(kind), shape[0] * shape[1])]
+            found = self._pasts[id(track)] = Past(track, reel, told)
+        return found
+
+    def window(self, window: Window) -> Numbers:
+        """Return what a window says at each moment of each row."""
+        found = self._windows.get(window.key)
+        if found is None:
+            track, first = self.world.windows.track(window)
+            reel = self.reels[window.on]
+            nobody = np.zeros((len(reel.times), 0))
+            found = self._windows[window.key] = self.past(track).value(first) if len(reel.rows) else nobody
+        return found
+
+    def aggregate(self, aggregate: Aggregate) -> Numbers:
+        """Return an aggregate over hosts or guests as of each frame: of each host, or (one column) of the cluster."""
+        found = self._aggregates.get(aggregate.key)
+        if found is None:
+            assert isinstance(aggregate.members, Kind)  # noqa: S101 - others are read with their owners
+            reel, frames = self.reels[aggregate.members], self.frames + 1
+            groups = 1 if aggregate.scope is Kind.CLUSTER else len(self.reels[Kind.HOST].rows)
+            own = np.zeros(len(reel.rows), np.int64) if aggregate.scope is Kind.CLUSTER else reel.owners
+            numbered = np.where(own >= 0, np.arange(frames)[:, None] * groups + own, -1).ravel()
+            members = Members(self.columns(aggregate.members), numbered, frames * groups, np.tile(reel.rows, frames))
+            found = self._aggregates[aggregate.key] = evaluate(aggregate, members).reshape(frames, groups)
+        return found
+
+    def calm(self, at: int) -> int:
+        """Return up to which frame no signal changes after frame `at`, which is the newest in the tables."""
+        until = self.frames
+        with np.errstate(all="ignore"):
+            for kind in (Kind.HOST, Kind.VM, Kind.CLUSTER):
+                reel = self.reels.get(kind)
+                for machine in self.world.bank.machines(kind) if reel is not None and len(reel.rows) else ():
+                    until = min(until, self._calm(machine, self.reels[kind], self.reels[kind].last(at)))
+        return until
+
+    def _calm(self, machine: Machine, reel: Reel, moment: int) -> int:
+        """Return the frame before that in which a machine may change after a moment."""
+        given = self._of(machine, reel)
+        state, shape = machine.state[reel.rows], (len(reel.times), len(reel.rows))
+        fires, gives_up, clears, stays, void = (
+            np.broadcast_to(one, shape[0] * shape[1]).reshape(shape)[moment + 1 :] for one in given
+        )
+        del gives_up
+        changes = (state == INACTIVE) & fires & ~void
+        if state.any():
+            times = reel.times[moment + 1 :, None]
+            lasts = times - machine.since[reel.rows]
+            before = np.where(np.arange(len(times))[:, None] == 0, machine.seen[reel.rows], reel.times[moment:-1, None])
+            # After a gap what is waited for begins again.
+            again = times - before > reel.patience[moment + 1 :]
+            changes |= (state == PENDING) & (~fires | void | again | (lasts >= machine.rule.for_ns))
+            changes |= (state == FIRING) & (clears | void)
+            over = stays | ~clears | void | again | (lasts >= machine.rule.clear_for_ns)
+            changes |= (state == CLEARING) & over
+        first = changes.any(axis=1)
+        return int(reel.frames[moment + 1 + int(first.argmax())]) - 1 if first.any() else self.frames
+
+    def _of(self, machine: Machine, reel: Reel) -> Given:
+        """Return what a rule's conditions say at each moment."""
+        found = self._given.get(machine.rule.name)
+        if found is None:
+            times = np.repeat(reel.times, len(reel.rows))
+            found = self._given[machine.rule.name] = machine.given(self.columns(reel.kind), times)
+        return found
+
+    def truths(self, condition: Condition, first: int, last: int) -> Masks:
+        """Return where a condition is true and where false in some frames, the last included, of all subjects."""
+        known = self._masks.get(id(condition))
+        reel = self.reels[condition.on]
+        shape = (len(reel.times), len(reel.rows))
+        if known is None:
+            with np.errstate(all="ignore"):
+                found = masks(condition, self.columns(condition.on), shape[0] * shape[1])
+            known = self._masks[id(condition)] = (condition, found)
+        # Of the cluster's ticks the last one before each frame.
+        moments = slice(first, last + 1) if shape[0] == self.frames + 1 else reel.lasts[first : last + 1]
+        true, false = known[1]
+        return true.reshape(shape)[moments], false.reshape(shape)[moments]
+
+    def newest(self, kind: Kind, frame: int) -> dict[str, int]:
+        """Return all subjects of a kind, each with the time of its newest sample as of a frame."""
+        reel, subjects = self.reels[kind], self.world.tables[kind].subjects
+        at_ns = int(reel.times[reel.last(frame)])
+        return {subject.id: at_ns for row in reel.rows.tolist() if (subject := subjects[row]) is not None}
+
+    def take(self, at: int, until: int, cause: Callable[[str], str]) -> None:
+        """Put the frames after `at`, up to one, into the tables: nothing changes with them, `calm` has said.
+
+        `cause` gives the id of a host's last message.
+        """
+        for kind, reel in self.reels.items():
+            first, last = reel.last(at) + 1, reel.last(until)
+            if first > last or not len(reel.rows):
+                continue
+            self._put(kind, reel, last, cause)
+            for track in self.world.windows.about(kind):
+                told = [one[first : last + 1] for one in self.past(track).told]
+                track.push_all(reel.where, reel.times[first : last + 1], told)
+            for machine in self.world.bank.machines(kind) if isinstance(kind, Kind) else ():
+                _go_on(machine, reel, first, last)
+
+    def _put(self, kind: Of, reel: Reel, last: int, cause: Callable[[str], str]) -> None:
+        table = self.world.tables[kind]
+        subjects = [table.subjects[row] for row in reel.rows.tolist()]
+        told = [
+            f"tick/{reel.times[last]}" if kind is Kind.CLUSTER else cause(one.host if one else "") for one in subjects
+        ]
+        table.values[:, reel.where] = reel.values[:, last]
+        table.time[reel.where], table.interval[reel.where] = reel.times[last], reel.intervals[last]
+        table.causes[reel.where] = np.array(told, np.object_)
+
+
+def film_of(
+    world: World, intake: Intake, frames: Iterable[Sequence[Sample]], tick_ns: int, rest: Tolerance
+) -> Film | None:
+    """Return frames to come as a film, as far as they are just more of the same; see `reels`."""
+    found = reels(world, intake, frames, tick_ns, rest)
+    return None if found is None else Film(world, found)
+
+
+def _go_on(machine: Machine, reel: Reel, first: int, last: int) -> None:
+    """Let a machine's rows be as they are after calm moments."""
+    state = machine.state[reel.rows]
+    if not state.any():
+        return
+    rows = reel.rows[(state == PENDING) | (state == CLEARING)]
+    firing = np.flatnonzero(state == FIRING)
+    times = reel.times[first : last + 1, None]
+    for place in firing.tolist():
+        row = reel.rows[place]
+        late = times[:, 0] - machine.seen[row] > reel.patience[first : last + 1, place]
+        if late.any():
+            machine.since[row] = times[np.flatnonzero(late)[-1], 0]
+    machine.seen[rows] = reel.times[last]
+    if machine.fired is not None:
+        machine.fired[reel.rows[state >= FIRING]] = reel.times[last]

@@ -1,0 +1,144 @@
+"""Frames that are seen at once leave nothing out: the same records and the same coverage as step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from virtpilot.model import Sample
+from virtpilot.pipeline import rule_tests
+from virtpilot.pipeline.rehearsal import Rehearsal
+from virtpilot.pipeline.rulebook import LIBRARY
+from virtpilot.rules.language import RuleSet
+from virtpilot.rules.testing.coverage import Coverage
+from virtpilot.rules.testing.records import RuleTest
+
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=10)
+# One of each kind that the language has; the cluster's apart, for there each tick is a sample.
+ALONE = """
+virtpilot: 1
+rules:
+  - {name: plain, on: vm, when: cpu_steal_ratio > 20%, for: 30s, clear: cpu_steal_ratio < 5%, clear_for: 1m, mode: act,
+     cooldown: 2m, priority: 60, remedies: [{set: {cpu_shares: current * 2}, lease: 3m, expect:
+     cpu_steal_ratio < 15% within 1m}, {migrate: {to: best}}]}
+  - {name: past, on: vm, when: 'avg(cpu_steal_ratio, 1m) > 20%', mode: act, remedies: [{migrate: {to: best}}]}
+  - {name: trend, on: vm, when: 'forecast(cpu_usage_ratio, 1m) > 50% or p90(cpu_steal_ratio, 5m) >= 25%'}
+  - {name: long, on: vm, when: 'avg(cpu_usage_ratio, 2h) > 30% and stddev(cpu_usage_ratio, 1h) > 20%', for: 2m}
+  - {name: rising, on: vm, when: 'rate(cgroup_io_read_bytes_total, 2h) > 10B/s', no_data: clear}
+  - {name: of-host, on: vm, when: 'cpu_steal_ratio > 5% and avg(host.cpu_usage_ratio, 1m) > 50%'}
+  - {name: crowded, on: host, when: 'sum(vms.cpu_usage_ratio) > 60% and max(vms.cpu_steal_ratio) > 5%', for: 1m}
+  - {name: above, on: vm, when: cpu_usage_ratio > avg(hosts.cpu_usage_ratio), where: tags.tier == "gold"}
+  - {name: slow-disk, on: vm, when: max(disks.read_latency_seconds) > 200ms, for: 20s, no_data: fire}
+  - {name: disk-errors, on: vm, when: 'any(disks where avg(write_latency_seconds, 1m) > 150ms)'}
+  - {name: both-disks, on: vm, when: 'flaps(count(disks where read_latency_seconds > 300ms), 5m) > 1'}
+  - {name: moving, on: vm, when: job.running_count == 1 and job.throttle_ratio > 30% and job.operation == "out"}
+  - {name: own, on: vm, when: 'cpu_steal_ratio > override(steal, 20%)', during: '00:01-00:04'}
+"""
+ASKING = """
+  - {name: hot, on: host, when: cpu_usage_ratio > 80%, clear_for: 20s, no_data: fire}
+  - {name: kept, on: vm, when: cpu_steal_ratio > 5%, unless: hot, for: 20s}
+  - {name: several, on: host, when: {at least 2 of vms within 2m: plain}}
+"""
+CLUSTER = """
+  - {name: uneven, on: cluster, when: 'max(hosts.cpu_usage_ratio) - min(hosts.cpu_usage_ratio) > 30%', for: 1m}
+  - {name: mean, on: cluster, when: 'avg(avg(vms.cpu_steal_ratio), 5m) > 15%', clear_for: 1m}
+  - {name: slow-guests, on: cluster, when: 'count(vms where any(disks where read_latency_seconds > 200ms)) > 1'}
+"""
+_level = st.sampled_from(["0", "0.1", "0.25", "0.3333333", "0.9", "0.05", "0.2"])
+_much = st.sampled_from(["", "x1", "x3", "x7", "x20"])
+_item = st.one_of(
+    st.builds("{}{}".format, _level, _much),
+    st.builds("{}{}".format, _level, _much),
+    st.builds("{}+0.01x{}".format, _level, st.integers(1, 9)),
+    st.just("_"),
+)
+_series = st.lists(_item, min_size=1, max_size=5).map(" ".join)
+_counter = st.lists(
+    st.builds("{}+{}x{}".format, st.integers(0, 900), st.integers(0, 900), st.integers(1, 20)), min_size=1
+)
+_latency = st.lists(st.builds("0.{}{}".format, st.integers(0, 4), _much), min_size=1, max_size=5).map(" ".join)
+
+
+@st.composite
+def _tests(draw: st.DrawFn) -> str:
+    lines = [
+        "virtpilot: 1",
+        "tests:",
+        "  - name: any",
+        f"    every: {draw(st.sampled_from(['10s', '30s', '1m', '5m']))}",
+    ]
+    lines += ["    hosts:"]
+    lines += [f"      {name}: {{series: {{cpu_usage_ratio: {draw(_series)}}}}}" for name in ("h1", "h2")]
+    lines += ["    guests:"]
+    for name, host, tier in (("g1", "h1", "gold"), ("g2", "h1", "x"), ("g3", "h2", "gold")):
+        told = [f"cpu_steal_ratio: {draw(_series)}", f"cpu_usage_ratio: {draw(_series)}"]
+        told += [f"cgroup_io_read_bytes_total: {' '.join(draw(_counter))}"]
+        lines += [f"      {name}:", f"        host: {host}", f"        tags: {{tier: {tier}, steal: '0.2'}}"]
+        lines += [f"        series: {{{', '.join(told)}}}"]
+        if draw(st.booleans()):
+            lines += [f"        disks: {{vda: {{read_latency_seconds: {draw(_latency)}, write_latency_seconds: 0.2}},"]
+            lines += [f"                vdb: {{read_latency_seconds: {draw(_latency)}}}}}"]
+        if draw(st.booleans()):
+            lines += ["        job: {operation: out, running_count: 0x3 1, throttle_ratio: 0 0.4x6 0}"]
+    lines += ["    answers: [{to: set, of: g1, after: 5s, then: {cpu_steal_ratio: 0.01}}]"]
+    lines += [f"    expect: [{{signal: plain, of: g1, at: {draw(st.integers(2, 20))}m, is: firing}}]"]
+    return "\n".join(lines)
+
+
+def _load(folder: Path, rules: str, tests: str) -> tuple[RuleTest, RuleSet]:
+    (folder / "any.yaml").write_text(rules)
+    (folder / "any.test.yaml").write_text(tests)
+    (file, loaded) = rule_tests.load_all([folder / "any.test.yaml"])[0]
+    return file.tests[0], loaded
+
+
+def _seen(coverage: Coverage) -> dict[str, list[tuple[str, int, int]]]:
+    return {name: [(one.key, one.true, one.false) for one in own] for name, own in coverage.clauses.items()}
+
+
+def _assert_alike(test: RuleTest, rules: RuleSet) -> None:
+    # Looked at closely, each frame is stepped through.
+    ahead, stepwise = Coverage(rules.rules), Coverage(rules.rules, closely=True)
+    played = [rule_tests.Scene(test, rules).play(coverage).records for coverage in (ahead, stepwise)]
+    assert played[0] == played[1]
+    assert _seen(ahead) == _seen(stepwise)
+
+
+@pytest.mark.parametrize("rules", [ALONE, ALONE + ASKING, ALONE + CLUSTER], ids=["alone", "asking", "cluster"])
+def test_whatever_is_measured(rules: str, tmp_path: Path) -> None:
+    @REPEATABLE
+    @given(_tests())
+    def hold(tests: str) -> None:
+        _assert_alike(*_load(tmp_path, rules, tests))
+
+    hold()
+
+
+def library() -> Iterator[tuple[RuleTest, RuleSet]]:
+    for file, rules in rule_tests.load_all([LIBRARY]):
+        yield from ((test, rules) for test in file.tests if test.fleet is None)
+
+
+@pytest.mark.parametrize(("test", "rules"), list(library()), ids=lambda one: getattr(one, "name", ""))
+def test_the_tests_of_the_shipped_rules(test: RuleTest, rules: RuleSet) -> None:
+    _assert_alike(test, rules)
+
+
+def test_most_frames_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped: list[int] = []
+    measure = Rehearsal.measure_all
+
+    def watched(rehearsal: Rehearsal, told: Mapping[str, Sequence[Sample]]) -> None:
+        stepped.append(len(told))
+        measure(rehearsal, told)
+
+    monkeypatch.setattr(Rehearsal, "measure_all", watched)
+    frames = 0
+    for test, rules in library():
+        rule_tests.Scene(test, rules).play(Coverage(rules.rules))
+        frames += test.end_ns // test.every_ns + 1
+    assert len(stepped) < frames / 5
