@@ -119,7 +119,7 @@ def test_a_container_does_what_it_can_and_refuses_what_it_cannot(giving: Command
     assert hypervisor.state(container.uuid) is GuestState.PAUSED
     assert power(Verb.RESUME) == (Result.DONE, "")
     uri = giving.lab.hosts["host-1"].uri
-    assert ended(Migrate(guest=container.uuid, target="host-9", uri=uri)) == (Result.REFUSED, "driver")
+    assert ended(Migrate(guest=container.uuid, target="host-9", uri=uri)) == (Result.REFUSED, "target")
     assert hypervisor.state(container.uuid) is GuestState.RUNNING
     assert power(Verb.DESTROY) == (Result.DONE, "")
     assert power(Verb.DESTROY) == (Result.DONE, "")
