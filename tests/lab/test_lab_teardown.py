@@ -111,13 +111,14 @@ def test_ctrl_c_in_the_middle_of_the_main_job_leaves_nothing(bring_up_until: Sta
     assert lab_module.leftovers(KILLED) == []
 
 
+@pytest.mark.alone  # the host must be busy by its own guests, for the rule to fire
 def test_step_that_did_not_happen_is_named_and_ends_with_status_1(tmp_path: Path) -> None:
     """A rule that only observes raises no shares: the lab sees that in libvirt, whatever the log says."""
     need_a_lab()
     (shipped,) = RULES.glob("*.yaml")
     (tmp_path / "observing.yaml").write_text(shipped.read_text().replace("mode: act", "mode: observe"))
-    done = ran(KILLED, "run", "--rules", str(tmp_path), "--patience", "0.7")
+    done = ran(KILLED, "run", "--rules", str(tmp_path), "--patience", "0.4")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "did not happen within 42 s: a remedy raised its CPU shares" in done.stderr
+    assert "did not happen within 24 s: a remedy raised its CPU shares" in done.stderr
     assert "refused by mode" in done.stderr
     assert lab_module.leftovers(KILLED) == []
