@@ -33,14 +33,14 @@ rules:
       count(vms where tags.tier == "web" and cpu_steal_ratio > 25%) > 0 and host.cpu_usage_ratio > 85%
       and cpu_usage_ratio > 40%
     for: 4s
-    clear: count(vms where tags.tier == "web" and cpu_steal_ratio > 22%) == 0
+    clear: count(vms where tags.tier == "web" and cpu_steal_ratio > 18%) == 0
     clear_for: 4s
     mode: act
     cooldown: 10m
     remedies:
       - set: {vcpu_quota: 10ms}
-        lease: 60s
-        expect: count(vms where tags.tier == "web" and cpu_steal_ratio > 22%) == 0 within 50s
+        lease: 30s
+        expect: count(vms where tags.tier == "web" and cpu_steal_ratio > 18%) == 0 within 20s
 """
 SHORT: Final = """
 virtpilot: 1
@@ -111,10 +111,11 @@ def test_a_noisy_neighbour_is_throttled_and_let_go_when_it_is_calm(site: ThreeHo
     loud, starving = site.lab.guest("batch-3"), site.lab.guest("web-2")
     free = site.told("batch-3", "vcpu_quota")
     site.rule(NOISY)
-    starving.set_load(80)
+    # Beside the loud one's tenth the host has room for it: at 80 % it was full by both, and who starved went on to.
+    starving.set_load(60)
     loud.set_load(100)
     site.comes(lambda: site.told("batch-3", "vcpu_quota") == 10_000, "the loud one has a quota")
-    site.comes(lambda: site.cpu("batch-3")[0] < 0.2 and site.cpu("web-2")[1] < 0.22, "who starved has its CPU")
+    site.comes(lambda: site.cpu("batch-3")[0] < 0.2 and site.cpu("web-2")[1] < 0.18, "who starved has its CPU")
     loud.set_load(0, timeout_s=60)
     site.comes(lambda: site.told("batch-3", "vcpu_quota") == free, "its quota is gone")
     (command,) = site.commands("batch-3", SetKnob)
