@@ -14,13 +14,17 @@ from typing import Final, Protocol
 import msgspec
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from virtpilot.clock import SECOND
 from virtpilot.model import Kind, Signal, SignalState, Subject
 from virtpilot.rules.language.clauses import parts
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.evaluator import Evaluator
+from virtpilot.rules.signals.reading import inputs
+from virtpilot.rules.signals.scout import Scout, scout_of
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +35,7 @@ MAX_VALUES: Final = 32
 MAX_CLOSELY: Final = 64
 # All rules are looked at once in so long, some of them at each tick.
 ROUND_S: Final = 30.0
-_AT_ONCE: Final = 200
+_AT_ONCE: Final = 500
 _TRUE, _FALSE = 1, 2
 _TRUTH: Final = (None, True, False)
 
@@ -114,6 +118,7 @@ class Tracer:
         self._log = evaluations
         self._ruleset: RuleSet | None = None
         self._parts: dict[str, list[tuple[str, Condition]]] = {}
+        self._scouts: dict[str, list[Scout]] = {}
         self._near: dict[str, dict[str, bytes]] = {}
         self._next = 0
         self._looked_ns = 0
@@ -136,9 +141,10 @@ class Tracer:
         kind = signals[0].subject.kind
         # Of those that have gone there is nothing left to see.
         own = [signal for signal in signals if self._rules.evaluator.knows(kind, signal.subject.id)]
-        for signal, held in zip(own, self._held(rule, kind, [one.subject.id for one in own]), strict=True):
-            # In a storm of signals, what the condition read must do.
-            values = self._values(rule, signal.subject.id) if len(own) <= MAX_CLOSELY else signal.inputs
+        ids = [one.subject.id for one in own]
+        # In a storm of signals, what the condition read must do.
+        read = self._values(rule, kind, ids) if len(own) <= MAX_CLOSELY else [one.inputs for one in own]
+        for signal, held, values in zip(own, self._held(rule, kind, ids), read, strict=True):
             yield Evaluation(
                 rule=rule,
                 subject=signal.subject,
@@ -161,48 +167,67 @@ class Tracer:
         turn = [rules[(self._next + step) % len(rules)] for step in range(turns)]
         self._next = (self._next + turns) % len(rules)
         self._room = MAX_A_LOOK
+        world = self._rules.evaluator.world
         for kind in Kind:
             own = [rule for rule in turn if rule.on is kind]
-            every = self._rules.evaluator.known(kind) if own else []
-            for ids in batched(every):
-                self._look_at(kind, own, ids, now_ns)
+            every = world.tables[kind].taken() if own else np.zeros(0, np.int64)
+            for first in range(0, len(every), _AT_ONCE):
+                self._look_at(kind, own, every[first : first + _AT_ONCE], now_ns)
                 yield
-            self._forget(own, every)
+            self._forget(own, self._rules.evaluator)
 
-    def _look_at(self, kind: Kind, rules: list[Rule], ids: list[str], now_ns: int) -> None:
+    def _look_at(self, kind: Kind, rules: list[Rule], rows: NDArray[np.int64], now_ns: int) -> None:
         """Look at some subjects; those that have gone since the look began are nobody's any more."""
-        ids = [one for one in ids if self._rules.evaluator.knows(kind, one)]
-        # One call for all rules: what they read is gathered once.
-        conditions = [condition for rule in rules for _key, condition in self._parts[rule.name]]
-        found = iter(self._rules.evaluator.truths(kind, conditions, ids))
+        world = self._rules.evaluator.world
+        table = world.tables[kind]
+        rows = rows[table.used[rows]]
+        ids = [subject.id for row in rows.tolist() if (subject := table.subjects[row]) is not None]
+        columns = world.columns(kind, rows)
         for rule in rules:
-            self._compare(rule, ids, list(islice(found, len(self._parts[rule.name]))), now_ns)
+            with np.errstate(all="ignore"):
+                near = self._near_by(rule, columns, ids)
+            self._compare(rule, ids, near, now_ns)
 
-    def _forget(self, rules: list[Rule], every: list[str]) -> None:
+    def _near_by(self, rule: Rule, columns: RowColumns, ids: list[str]) -> dict[str, bytes]:
+        """Return the subjects for which a comparison of `when` holds, each with what is said of all comparisons.
+
+        What is dear is worked out only where one may hold.
+        """
+        may = np.zeros(1, np.bool_)
+        for scout in self._scouts[rule.name]:
+            may = may | scout(columns)
+        places = np.flatnonzero(np.broadcast_to(may, len(ids)))
+        if not len(places):
+            return {}  # as it is nearly everywhere
+        some = columns if len(places) == len(ids) else columns.only(places)
+        own = self._parts[rule.name]
+        found = [masks(condition, some, len(places)) for _key, condition in own]
+        holds = np.logical_or.reduce([true for (key, _), (true, _) in zip(own, found, strict=True) if key == "when"])
+        codes = np.array([_coded(both) for both in found]).T
+        return {ids[places[at]]: codes[at].tobytes() for at in np.flatnonzero(holds).tolist()}
+
+    def _forget(self, rules: list[Rule], evaluator: Evaluator) -> None:
         """Forget the near misses of subjects that have gone."""
-        there = frozenset(every)
         for rule in rules:
             near = self._near.get(rule.name, {})
-            self._near[rule.name] = {one: codes for one, codes in near.items() if one in there}
+            self._near[rule.name] = {one: codes for one, codes in near.items() if evaluator.knows(rule.on, one)}
 
     def _take_rules(self) -> None:
         if self._ruleset is not self._rules.ruleset:
             self._ruleset = self._rules.ruleset
             self._parts = {rule.name: list(parts(rule)) for rule in self._ruleset.rules}
+            self._scouts = {
+                name: [scout_of(condition.part) for key, condition in own if key == "when"]
+                for name, own in self._parts.items()
+            }
             self._near = {name: near for name, near in self._near.items() if name in self._parts}
 
-    def _compare(self, rule: Rule, ids: list[str], found: list[Masks], now_ns: int) -> None:
+    def _compare(self, rule: Rule, ids: list[str], near: dict[str, bytes], now_ns: int) -> None:
         """Keep the subjects for which a comparison has begun or ceased to hold, while there is room."""
-        when = [
-            true for (key, _part), (true, _false) in zip(self._parts[rule.name], found, strict=True) if key == "when"
-        ]
         known = self._near.setdefault(rule.name, {})
-        near_by = np.flatnonzero(np.logical_or.reduce(when))
-        if not len(near_by) and not known:
-            return  # as it is nearly everywhere
-        codes = np.array([_coded((true[near_by], false[near_by])) for true, false in found]).T
-        near = {ids[at]: codes[place].tobytes() for place, at in enumerate(near_by.tolist())}
-        changed = [one for one in ids if known.get(one) != near.get(one)]
+        changed = [one for one, codes in near.items() if known.get(one) != codes]
+        if known:
+            changed += [one for one in ids if one in known and one not in near]
         self.left_out += max(len(changed) - self._room, 0)
         self._log.add(self._near_misses(rule, changed[: self._room], now_ns))
         self._room = max(self._room - len(changed), 0)
@@ -214,13 +239,10 @@ class Tracer:
 
     def _near_misses(self, rule: Rule, ids: list[str], now_ns: int) -> Iterator[Evaluation]:
         rows = {one: row for one in ids if (row := self._rules.evaluator.row(rule.on, one)) is not None}
-        for (one, row), held in zip(rows.items(), self._held(rule.name, rule.on, list(rows)), strict=True):
+        held, read = self._held(rule.name, rule.on, list(rows)), self._values(rule.name, rule.on, list(rows))
+        for row, own, values in zip(rows.values(), held, read, strict=True):
             yield Evaluation(
-                rule=rule.name,
-                subject=row.subject,
-                at_ns=min(row.time_ns, now_ns),
-                values=self._values(rule.name, one),
-                clauses=held,
+                rule=rule.name, subject=row.subject, at_ns=min(row.time_ns, now_ns), values=values, clauses=own
             )
 
     def _held(self, rule: str, kind: Kind, ids: list[str]) -> list[list[Held]]:
@@ -233,19 +255,14 @@ class Tracer:
             for at in range(len(ids))
         ]
 
-    def _values(self, rule: str, subject_id: str) -> dict[str, float]:
-        values: dict[str, float] = {}
-        for _key, condition in self._parts[rule]:
-            values |= self._rules.evaluator.inputs(condition, subject_id)
-        return dict(list(values.items())[:MAX_VALUES])
+    def _values(self, rule: str, kind: Kind, ids: list[str]) -> list[dict[str, float]]:
+        """Return for each subject what the conditions read."""
+        world = self._rules.evaluator.world
+        rows = np.array([world.tables[kind].row_of[one] for one in ids], np.int64)
+        found = inputs(world, [condition for _key, condition in self._parts[rule]], rows)
+        return [dict(islice(own.items(), MAX_VALUES)) for own in found]
 
 
 def _coded(masks: Masks) -> np.ndarray:
     true, false = masks
     return np.where(true, _TRUE, np.where(false, _FALSE, 0)).astype(np.uint8)
-
-
-def batched(ids: list[str]) -> Iterator[list[str]]:
-    """Yield ids in portions that take a moment to look at."""
-    for first in range(0, len(ids), _AT_ONCE):
-        yield ids[first : first + _AT_ONCE]

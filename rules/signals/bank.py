@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from virtpilot.rules.signals.saved import SavedRule
 from virtpilot.rules.signals.scout import scout
 from virtpilot.rules.signals.table import Table
 
+_NOWHERE: Final[NDArray[np.int64]] = np.zeros(0, np.int64)
+_CALM: Final[NDArray[np.bool_]] = np.zeros(1, np.bool_)
 # A place among the rows that were given, the rule's number, the rule, its former and its new state.
 Change = tuple[int, int, Rule, int, int]
 
@@ -82,13 +85,13 @@ class Bank:
 
     def _live(self, machine: Machine, columns: RowColumns, count: int, *, may_fire: bool) -> NDArray[np.int64]:
         """Return the places of the rows on which something may happen: those that are not calm, or might fire."""
-        scout = self._scouts[machine.rule.name]
-        if may_fire and scout is None:
-            return np.arange(count)
-        live: NDArray[np.bool_] = machine.state[columns.where] != INACTIVE
-        if may_fire and scout is not None:
-            live = live | scout(columns)
-        return np.flatnonzero(live)
+        active = machine.active[0] > 0
+        if not may_fire and not active:
+            return _NOWHERE
+        live: NDArray[np.bool_] = machine.state[columns.where] != INACTIVE if active else _CALM
+        if may_fire:
+            live = live | self._scouts[machine.rule.name](columns)
+        return np.flatnonzero(live if len(live) == count else np.broadcast_to(live, count))
 
     def silence(self, columns: RowColumns, kind: Kind, rows: NDArray[np.int64], now_ns: int) -> list[Change]:
         """Note that no sample comes of these rows, for rules to which that means something."""

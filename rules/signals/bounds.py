@@ -1,8 +1,9 @@
 """What a window can say at most, or at least, without a look at its points: kept up with each sample, for little.
 
 A rule such as `flaps(state_code, 30m) > 5` can only fire where there were changes since it was last worked out. Where
-a bound leaves a comparison open the window is worked out, and the bound begins again from there. A bound that is not
-known is infinite; where too little is known for a value, there may still be a bound.
+a bound leaves a comparison open the window is worked out, and the bound begins again from there. A forecast's bound is
+not kept up: it is a rough forecast, made where it is asked for. A bound that is not known is infinite; where too little
+is known for a value, there may still be a bound.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from virtpilot.clock import SECOND
 from virtpilot.rules.language.functions import quantile
 from virtpilot.rules.language.typed import Numbers, Window
-from virtpilot.rules.signals.history import Points
-from virtpilot.rules.signals.table import Where
+from virtpilot.rules.signals.history import History, Points
+from virtpilot.rules.signals.table import Where, whereabouts
 
 # Histories keep 24 bits of some numbers, and sums are rounded: by less than this share.
 _SLACK: Final = 1e-6
+# Rows of more moments than so many are not looked at moment by moment.
+_MOMENTS: Final = 8
 
 
 class Bound(Protocol):
@@ -40,8 +44,14 @@ class Bound(Protocol):
         """Return the bound of rows whose last samples came at some times."""
 
 
-def bound(window: Window, *, upper: bool, capacity: int) -> Bound | None:
-    """Return a bound of a window from above or from below, None where there is none that costs little."""
+def bound(window: Window, *, upper: bool, history: History, place: int) -> Bound | None:
+    """Return a bound of a window from above or from below, None where there is none that costs little.
+
+    `history` keeps its points, in the series at `place`.
+    """
+    capacity = history.slots
+    if window.function == "forecast":
+        return _Line(window, history, place, upper=upper)
     if window.function == "flaps" or (window.function in {"rate", "delta"} and window.what == "counter"):
         return _Changes(window, capacity) if upper else None
     if window.function not in {"avg", "min", "max"} and quantile(window.function) is None:
@@ -147,6 +157,72 @@ class _Changes:
     def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:  # noqa: ARG002 - the protocol's
         most = self._most[where]
         return np.where(most > 0, np.inf, most) if self._rate else _more(most)
+
+
+class _Line:
+    """A forecast is a sum of weighted values, and rows measured at the same times have the same weights.
+
+    Within a rounding it is what the window would be; it is made once for each sample, and not where a value is missing.
+    """
+
+    def __init__(self, window: Window, history: History, place: int, *, upper: bool) -> None:
+        self._ahead_ns = window.ahead_ns
+        self._history, self._place = history, place
+        self._sign = 1.0 if upper else -1.0
+        self._beyond = np.full(history.slots, np.inf)
+        self._made = np.zeros(history.slots, np.bool_)
+
+    def grow(self, capacity: int) -> None:
+        self._beyond = _wider(self._beyond, capacity, np.inf)
+        self._made = _wider(self._made, capacity, False)
+
+    def forget(self, rows: Where | int) -> None:
+        self._made[rows] = False
+
+    def take(self, where: Where, values: Numbers) -> None:  # noqa: ARG002 - the protocol's
+        self._made[where] = False
+
+    def looked(self, where: Where, points: Points, values: Numbers) -> None:
+        pass
+
+    def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:
+        new = ~self._made[where]
+        count = np.count_nonzero(new)
+        if count == len(new):
+            self._make(where, times)
+        elif count:
+            self._make(np.arange(len(self._made))[where][new], times[new])
+        return self._sign * self._beyond[where]
+
+    def _make(self, where: Where, times: NDArray[np.int64]) -> None:
+        if not len(times):
+            return
+        self._beyond[where], self._made[where] = np.inf, True
+        first = int(times[0])
+        if np.count_nonzero(times == first) == len(times):
+            self._beyond[where] = self._lines(where, first)
+            return
+        moments = np.unique(times).tolist()
+        rows = np.arange(len(self._made))[where]
+        for at_ns in moments if len(moments) <= _MOMENTS else ():
+            some = rows[times == at_ns]
+            self._beyond[some] = self._lines(whereabouts(some), at_ns)
+
+    def _lines(self, where: Where, at_ns: int) -> Numbers | float:
+        """Return the forecasts of rows that were last measured at a time, turned, with what rounding may add."""
+        found = self._history.alike(where, at_ns, self._place)
+        if found is None:
+            return np.inf
+        times, values = found
+        if len(times) < 2:
+            return np.inf
+        when = (times - at_ns) / SECOND
+        middle = when.mean()
+        away = when - middle
+        weights = 1 / len(when) + (self._ahead_ns / SECOND - middle) * away / (away @ away)
+        beyond: Numbers = self._sign * (weights @ values) + (np.abs(weights) @ np.abs(values)) * _SLACK
+        beyond[np.isnan(beyond)] = np.inf
+        return beyond
 
 
 def _more(numbers: Numbers) -> Numbers:

@@ -22,7 +22,7 @@ from virtpilot.rules.signals.world import World
 
 _NOT_THERE: Final = np.iinfo(np.int64).max
 
-Places = Mapping[Kind, list[tuple[NDArray[np.int64], list[int]]]]
+Places = Mapping[Kind, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]
 """Where the lines about hosts and guests stand in a message: rows, and the places of their lines."""
 
 
@@ -81,7 +81,7 @@ class DeviceLines:
             (kind, row): place
             for kind, pieces in (places.items() if single else ())
             for rows, at in pieces
-            for row, place in zip(rows.tolist(), at, strict=True)
+            for row, place in zip(rows.tolist(), at.tolist(), strict=True)
         }
         for place in sorted(single):
             sample = single[place]

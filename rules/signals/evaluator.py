@@ -136,7 +136,7 @@ class Evaluator:
         columns = self._world.columns(kind, rows, where)
         self._world.windows.take(kind, columns, columns.where, times)
         for at, number, rule, old, new in self._bank.step(columns, kind, rows, times, patience):
-            yield orders[at], number, self._signal(rule, int(rows[at]), old, new, int(times[at]))
+            yield int(orders[at]), number, self._signal(rule, int(rows[at]), old, new, int(times[at]))
 
     def _signal(self, rule: Rule, row: int, old: int, new: int, at_ns: int) -> Signal:
         table = self._tables[rule.on]

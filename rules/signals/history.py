@@ -273,6 +273,19 @@ class History:
         value, weight = self._value[series][:, where][order].astype(np.float64), self._weight[series]
         return Points(time, value, None if weight is None else weight[:, where][order], there & np.isfinite(value))
 
+    def alike(self, where: Where, at_ns: int, series: int) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+        """Return the times, in no order, and the values of a series within the window that ends at a time.
+
+        A value is not finite where there is none. None where rows were measured at different times.
+        """
+        low, newest = self._time[:, where], self.newest[where]
+        first, last = low[:, 0], newest[:1]
+        if np.count_nonzero(newest == last) < len(newest) or np.count_nonzero(low == first[:, None]) < low.size:
+            return None
+        times = (last - _ages(last, first)) * UNIT_NS
+        there = np.flatnonzero((first != 0) & (times > at_ns - self.span_ns))
+        return times[there], self._value[series][:, where][there].astype(np.float64)
+
     def taken(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return the places that hold something within the span: the position among the rows, the place, the time."""
         low = self._time[:, rows].T

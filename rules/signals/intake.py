@@ -7,7 +7,7 @@ A device is looked at with its owner's next sample: what comes after that sample
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.world import World
 
 _OFF: Final = frozenset({5, 6})  # virDomainState: shut off, crashed
+_NEVER_NS: Final = np.iinfo(np.int64).max
 
 
 class Entries(NamedTuple):
@@ -30,7 +31,7 @@ class Entries(NamedTuple):
     rows: NDArray[np.int64]
     times: NDArray[np.int64]
     patience: NDArray[np.int64]
-    orders: list[int]
+    orders: Sequence[int] | NDArray[np.int64]
     where: Where | None = None
     """The rows as `whereabouts` has them, if that was looked for already."""
 
@@ -195,7 +196,7 @@ class Intake:
         for kind, part in parts.items():
             if part.rows:
                 entries = self._put(self._tables[kind], part, cause)
-                if entries.orders:
+                if len(entries.orders):
                     found[kind] = entries
         return found
 
@@ -233,7 +234,7 @@ class Intake:
     def all_news(self, table: Table, rows: Where, times: NDArray[np.int64]) -> bool:
         """Tell whether samples of known rows are all newer than what is known, and none is far ahead."""
         late = np.count_nonzero(times <= table.time[rows])
-        return not late and max(times.tolist()) <= self._latest_ns()
+        return not late and int(times.max(initial=0)) <= self._latest_ns()
 
     def _latest_ns(self) -> int:
-        return self.now_ns + self._tolerance.ahead_ns if self.now_ns else np.iinfo(np.int64).max
+        return self.now_ns + self._tolerance.ahead_ns if self.now_ns else _NEVER_NS

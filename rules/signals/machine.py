@@ -88,13 +88,16 @@ class Machine:
         `patience` is how long (ns) nothing may be known without `for` and `clear_for` beginning again.
         Returns (position in `rows`, former state, new state) for each row that has changed.
         """
-        given = self.given(columns, times, silent=silent)
+        state = self.state[rows]
+        # What clears a signal is asked where one fires.
+        may_clear = bool(np.count_nonzero(state >= FIRING))
+        given = self.given(columns, times, silent=silent, may_clear=may_clear)
         # Where nothing is and nothing fires, nothing happens: mostly that is nearly everywhere.
-        live = np.flatnonzero((self.state[rows] != INACTIVE) | given.fires)
+        live = np.flatnonzero((state != INACTIVE) | given.fires)
         if not len(live):
             return []
         given, rows, times, patience = given.only(live), rows[live], times[live], patience[live]
-        old = self.state[rows]
+        old = state[live]
         new = old.copy()
         new[(old == INACTIVE) & given.fires] = PENDING
         new[(old == PENDING) & given.gives_up] = INACTIVE
@@ -115,15 +118,17 @@ class Machine:
             self.fired[rows] = np.where((old >= FIRING) | (new >= FIRING), times, self.fired[rows])
         return [(int(live[at]), int(old[at]), int(new[at])) for at in np.flatnonzero(new != old)]
 
-    def given(self, columns: Columns, times: NDArray[np.int64], *, silent: bool = False) -> Given:
-        """Return what the rule's conditions say of each row at its time."""
-        return self._in_time(self._inputs(columns, len(times), silent=silent), times)
+    def given(
+        self, columns: Columns, times: NDArray[np.int64], *, silent: bool = False, may_clear: bool = True
+    ) -> Given:
+        """Return what the rule's conditions say of each row at its time, without `may_clear` not what clears it."""
+        return self._in_time(self._inputs(columns, len(times), silent=silent, may_clear=may_clear), times)
 
-    def _inputs(self, columns: Columns, count: int, *, silent: bool) -> Given:
+    def _inputs(self, columns: Columns, count: int, *, silent: bool, may_clear: bool) -> Given:
         rule = self.rule
         none = np.zeros(count, np.bool_)
         fires, calm = (none, none) if silent else masks(rule.when, columns, count)
-        if rule.clear is None:
+        if rule.clear is None or not may_clear:
             clears, stays = calm, fires
         else:
             clears, stays = (none, none) if silent else masks(rule.clear, columns, count)

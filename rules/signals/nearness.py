@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from virtpilot.model import Kind
 from virtpilot.rules.language.records import Rule
 from virtpilot.rules.language.typed import COMPARE, Aggregate, Columns, Masks, Part, Window
-from virtpilot.rules.signals.columns import masks
+from virtpilot.rules.signals.columns import RowColumns, masks
+from virtpilot.rules.signals.scout import against_number
 from virtpilot.rules.signals.world import World
 
 _UPWARDS: Final = frozenset({">", ">="})
 _DOWNWARDS: Final = frozenset({"<", "<="})
+_NOWHERE: Final[NDArray[np.int64]] = np.zeros(0, np.int64)
+_EVERYWHERE: Final[NDArray[np.bool_]] = np.ones(1, np.bool_)
 
 
 def near(world: World, rules: Iterable[Rule], margin: float, rows: NDArray[np.int64] | None = None) -> set[str]:
@@ -31,31 +34,50 @@ def near(world: World, rules: Iterable[Rule], margin: float, rows: NDArray[np.in
     columns = world.columns(Kind.VM, rows)
     found = np.zeros(len(rows), np.bool_)
     with np.errstate(all="ignore"):
-        for rule in rules:
-            if rule.on is not Kind.VM or not len(rows):
+        for rule in rules if len(rows) else ():
+            if rule.on is not Kind.VM:
                 continue
-            close = np.broadcast_to(_close(rule.when.part, columns, margin), len(rows))
-            if rule.where is not None and close.any():
-                close = close & masks(rule.where, columns, len(rows))[0]
-            found |= close
+            close = _close(rule.when.part, columns, margin, len(rows))
+            if rule.where is not None and len(close):
+                some = columns if len(close) == len(rows) else columns.only(close)
+                close = close[masks(rule.where, some, len(close))[0]]
+            found[close] = True
     return set(table.ids(rows[found]))
 
 
-def _close(part: Part, columns: Columns, margin: float) -> NDArray[np.bool_]:
-    """Return where a condition would hold; what is dear is worked out only where what else it asks leaves it open."""
-    if part.sign != "and":
-        return relaxed(part, columns, margin)[0]
+def _close(part: Part, columns: RowColumns, margin: float, count: int) -> NDArray[np.int64]:
+    """Return the places where a condition would hold.
+
+    What is dear is worked out only where what else it asks, and what windows can be at most, leave it open.
+    """
+    parts = part.parts if part.sign == "and" else (part,)
+    dear = [one for one in parts if _is_dear(one)]
     true: NDArray[np.bool_] = np.ones(1, np.bool_)
-    for one in sorted(part.parts, key=_is_dear):
-        true = true & relaxed(one, columns, margin)[0]
+    for one in parts:
+        may = _may_hold(one, columns, margin) if one in dear else relaxed(one, columns, margin)[0]
+        true = true & may
         if not true.any():
-            break
-    return true
+            return _NOWHERE
+    places = np.flatnonzero(np.broadcast_to(true, count))
+    for one in dear:
+        if len(places):
+            some = columns if len(places) == count else columns.only(places)
+            places = places[np.broadcast_to(relaxed(one, some, margin)[0], len(places))]
+    return places
 
 
 def _is_dear(part: Part) -> bool:
     """Tell whether a part reads a window, or devices and others."""
     return isinstance(part.source, Window | Aggregate) or any(map(_is_dear, part.parts))
+
+
+def _may_hold(part: Part, columns: RowColumns, margin: float) -> NDArray[np.bool_]:
+    """Return where a relaxed comparison may hold by what is known of its window without a look at it."""
+    window, sign, number = against_number(part) or (None, "", 0.0)
+    if not isinstance(window, Window) or sign not in _UPWARDS | _DOWNWARDS:
+        return _EVERYWHERE
+    bound = columns.bound(window, upper=sign in _UPWARDS)
+    return _compared(sign, bound, np.array([number]), np.array([margin * abs(number)]))
 
 
 def relaxed(part: Part, columns: Columns, margin: float) -> Masks:

@@ -46,15 +46,15 @@ class _Piece(NamedTuple):
 
     group: _Group
     times: NDArray[np.int64]
-    places: list[int]
+    places: NDArray[np.int64]
     names: tuple[str, ...]
     values: NDArray[np.float64]
     samples: list[Sample]
     cause: str | NDArray[np.object_]
 
-    def within(self, base: int) -> list[int]:
+    def within(self, base: int) -> NDArray[np.int64]:
         """Return the places in their message, the first line of which has the place `base`."""
-        return [place - base for place in self.places] if base else self.places
+        return self.places - base
 
 
 class Quick:
@@ -96,15 +96,18 @@ class Quick:
             if piece is None or not self._intake.all_news(self._tables[kind], piece.group.where, piece.times):
                 return None
             found[kind].append(piece)
-        hosts, guests = ([place for one in pieces for place in one.places] for pieces in found.values())
-        return None if hosts and guests and max(hosts) > min(guests) else found
+        hosts, guests = found[Kind.HOST], found[Kind.VM]
+        if not hosts or not guests:
+            return found
+        last, first = max(int(one.places.max()) for one in hosts), min(int(one.places.min()) for one in guests)
+        return None if last > first else found
 
     def _pieces(self, lines: Lines, cause: str, base: int) -> Iterator[tuple[Kind, _Piece | None]]:
         for block in lines.blocks:
             kind = _KINDS.get(block.measurement)
             if kind is not None:
                 group = self._group(block, kind)
-                places = [base + place for place in block.places] if base else block.places
+                places = base + np.array(block.places, np.int64)
                 yield (
                     kind,
                     None if group is None else _Piece(group, block.times, places, block.names, block.values, [], cause),
@@ -112,7 +115,7 @@ class Quick:
         for name, kind in _KINDS.items():
             some = {place: one for place, one in lines.others.items() if one.measurement == name}
             if some:
-                samples, places = list(some.values()), [base + place for place in some]
+                samples, places = list(some.values()), base + np.array(list(some), np.int64)
                 group = self._find(kind, [one.tags for one in samples])
                 times = np.array([one.time_ns for one in samples], np.int64)
                 yield kind, None if group is None else _Piece(group, times, places, (), _NONE, samples, cause)
@@ -169,7 +172,7 @@ class Quick:
             np.concatenate([one.rows for one in found]),
             np.concatenate([one.times for one in found]),
             np.concatenate([one.patience for one in found]),
-            [place for one in found for place in one.orders],
+            np.concatenate([one.orders for one in found]),
         )
 
 
@@ -185,7 +188,7 @@ def _joined(pieces: list[_Piece]) -> _Piece:
     return _Piece(
         _Group(rows, whereabouts(rows), host_rows, pieces[0].group.state),
         np.concatenate([one.times for one in pieces]),
-        [place for one in pieces for place in one.places],
+        np.concatenate([one.places for one in pieces]),
         pieces[0].names,
         np.concatenate([one.values for one in pieces], axis=1),
         [sample for one in pieces for sample in one.samples],

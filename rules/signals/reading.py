@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from virtpilot.rules.language.devices import Device, called, named
 from virtpilot.rules.language.expression import Aggregate, Columns, Condition, Numbers
@@ -19,18 +21,25 @@ MAX_DEVICES: Final = 8
 _EXTREMES: Final = {"max": np.nanargmax, "min": np.nanargmin}
 
 
-def inputs(world: World, condition: Condition, row: int) -> dict[str, float]:
-    """Return what a condition reads of a row just now: fields by name, windows and aggregates by text.
+def inputs(world: World, conditions: Sequence[Condition], rows: NDArray[np.int64]) -> list[dict[str, float]]:
+    """Return what conditions of one kind read of each row just now: fields by name, windows and aggregates by text.
 
     Of devices also those are told that make up an aggregate: `disks[vda].read_latency_seconds`.
     """
-    columns = world.columns(condition.on, np.array([row], np.int64))
+    told: list[dict[str, float]] = [{} for _ in range(len(rows))]
+    if not conditions or not told:
+        return told
+    columns = world.columns(conditions[0].on, rows)
     with np.errstate(all="ignore"):
-        found = dict(_own(columns, condition))
-        told = {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
-        for aggregate in condition.reads.aggregates.values():
-            if isinstance(aggregate.members, Device):
-                told |= dict(_of_devices(columns, world, aggregate, aggregate.members))
+        for condition in conditions:
+            for name, values in dict(_own(columns, condition)).items():
+                for own, value in zip(told, np.broadcast_to(values, len(rows)).tolist(), strict=True):
+                    if not math.isnan(value):
+                        own[name] = float(value)
+            for aggregate in condition.reads.aggregates.values():
+                if isinstance(aggregate.members, Device):
+                    for group, text, value in _of_devices(columns, world, aggregate, aggregate.members):
+                        told[group][text] = value
     return told
 
 
@@ -46,21 +55,29 @@ def _own(columns: RowColumns, condition: Condition) -> Iterator[tuple[str, Numbe
         yield aggregate.text, columns.aggregate(aggregate)
 
 
-def _of_devices(columns: RowColumns, world: World, aggregate: Aggregate, device: Device) -> Iterator[tuple[str, float]]:
-    """Yield what is known of the devices that an aggregate is of; of a greatest or least, of that one."""
+def _of_devices(
+    columns: RowColumns, world: World, aggregate: Aggregate, device: Device
+) -> Iterator[tuple[int, str, float]]:
+    """Yield what is known of the devices that an aggregate is of, each with its subject's place.
+
+    Of a greatest or least, of that one alone.
+    """
     members = columns.devices(device)
-    places = np.flatnonzero(chosen(aggregate, members))
+    places, extreme = np.flatnonzero(chosen(aggregate, members)), None
+    values = np.zeros(0)
     if aggregate.value is not None and len(places):
         values = np.broadcast_to(np.asarray(aggregate.value(members.columns, np.nan), np.float64), len(members.groups))
-        places = places[np.isfinite(values[places])]
-        extreme = _EXTREMES.get(aggregate.function)
-        if extreme is not None and len(places):
-            places = places[[int(extreme(values[places]))]]
-    for place in places[:MAX_DEVICES].tolist():
-        name = world.devices[device].name(int(members.rows[place]))
-        for text, value in _values(members.columns, aggregate):
-            if not np.isnan(value[place]):
-                yield called(aggregate.word, name, text), float(value[place])
+        places, extreme = places[np.isfinite(values[places])], _EXTREMES.get(aggregate.function)
+    of: dict[int, list[int]] = {}
+    for group, place in zip(members.groups[places].tolist(), places.tolist(), strict=True):
+        of.setdefault(group, []).append(place)
+    for group, own in of.items():
+        those = own[:MAX_DEVICES] if extreme is None else [own[int(extreme(values[own]))]]
+        for place in those:
+            name = world.devices[device].name(int(members.rows[place]))
+            for text, value in _values(members.columns, aggregate):
+                if not np.isnan(value[place]):
+                    yield group, called(aggregate.word, name, text), float(value[place])
 
 
 def _values(columns: Columns, aggregate: Aggregate) -> Iterator[tuple[str, Numbers]]:

@@ -26,9 +26,12 @@ _UPWARDS: Final = frozenset({">", ">="})
 _DOWNWARDS: Final = frozenset({"<", "<="})
 
 
-def scout(rule: Rule) -> Scout | None:
-    """Return what tells where a rule may fire; None where it may everywhere, for want of data too."""
-    return None if rule.no_data is NoData.FIRE else _scout(rule.when.part)
+def scout(rule: Rule) -> Scout:
+    """Return what tells where a rule may fire, for want of data too where it says so."""
+    if rule.no_data is not NoData.FIRE:
+        return scout_of(rule.when.part)
+    truth = rule.when.part.truth
+    return lambda columns: ~truth(columns)[1]
 
 
 def asked(rule: Rule) -> Iterator[tuple[Window, bool]]:
@@ -38,17 +41,20 @@ def asked(rule: Rule) -> Iterator[tuple[Window, bool]]:
         part = parts.pop()
         if part.sign in {"and", "or"}:
             parts += part.parts
-        found = _against_number(part)
+        found = against_number(part)
+        if found is not None and (meant := _meant(*found)) is not None:
+            parts.append(meant)
         if found is not None and isinstance(found[0], Window) and found[1] in _UPWARDS | _DOWNWARDS:
             yield found[0], found[1] in _UPWARDS
 
 
-def _scout(part: Part) -> Scout:
+def scout_of(part: Part) -> Scout:
+    """Return what tells where a truth may hold."""
     if part.sign == "and":
-        return _all([_scout(one) for one in sorted(part.parts, key=_cost)])
+        return _all([scout_of(one) for one in sorted(part.parts, key=_cost)])
     if part.sign == "or":
-        return _some([_scout(one) for one in part.parts])
-    found = _against_number(part)
+        return _some([scout_of(one) for one in part.parts])
+    found = against_number(part)
     if found is not None:
         return _compared(part, *found)
     if part.sign in COMPARE and part.parts[0].kind == "number":
@@ -57,7 +63,7 @@ def _scout(part: Part) -> Scout:
     return lambda columns: part.truth(columns)[0]
 
 
-def _against_number(part: Part) -> tuple[tuple[str, str] | Window | Aggregate, str, float] | None:
+def against_number(part: Part) -> tuple[tuple[str, str] | Window | Aggregate, str, float] | None:
     """Return what is compared with a number, and how; None where it is something else."""
     if part.sign not in COMPARE or part.parts[0].kind != "number":
         return None
@@ -77,11 +83,19 @@ def _compared(part: Part, source: tuple[str, str] | Window | Aggregate, sign: st
             return lambda columns: compare(columns.bound(source, upper=upper), number)
         return lambda columns: compare(columns.window(source), number)
     if isinstance(source, Aggregate):
-        if sign == ">" and number == 0 and source.chosen is not None and isinstance(source.members, Device):
-            return _of_devices(source.members, _scout(source.chosen))
+        meant = _meant(source, sign, number)
+        if meant is not None:
+            return _of_devices(cast(Device, source.members), scout_of(meant))
         return lambda columns: part.truth(columns)[0]
     measurement, field = source
     return lambda columns: compare(columns.field(measurement, field), number)
+
+
+def _meant(source: object, sign: str, number: float) -> Part | None:
+    """Return what some device must be that is counted, where it is asked whether there is any."""
+    if isinstance(source, Aggregate) and isinstance(source.members, Device) and sign == ">" and number == 0:
+        return source.chosen
+    return None
 
 
 def _of_devices(device: Device, chosen: Scout) -> Scout:
@@ -129,7 +143,7 @@ def _some(scouts: list[Scout]) -> Scout:
 
 def _cost(part: Part) -> int:
     """Return how dear a part is: of fields alone, with a bound or devices, with what is worked out for each row."""
-    found = _against_number(part)
+    found = against_number(part)
     if found is not None:
         return 0 if isinstance(found[0], tuple) else 1
     if part.sign in COMPARE and part.kind == "truth" and part.parts[0].kind == "number":

@@ -40,7 +40,8 @@ class Track:
             (window, upper): found
             for window in windows
             for upper in (True, False)
-            if (window.key, upper) in asked and (found := bound(window, upper=upper, capacity=capacity)) is not None
+            if (window.key, upper) in asked
+            and (found := bound(window, upper=upper, history=self.history, place=self.place(window))) is not None
         }
         self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
 

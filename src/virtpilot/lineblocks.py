@@ -7,8 +7,9 @@ sample; both tell what the full parser tells, numbers as floats.
 from __future__ import annotations
 
 import re
-from array import array
+from collections.abc import Sequence
 from io import BytesIO
+from struct import pack
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,8 +21,9 @@ from virtpilot.linecolumns import MAX_LAYOUTS, Columns, Reader, Wanted, heads_of
 from virtpilot.lineparsing import BadLine, Parsed
 from virtpilot.model import Sample
 
-# Fewer lines are read faster one by one.
+# Fewer lines are read faster one by one, if there is not much beside them.
 _FEW: Final = 8
+_MANY: Final = 40
 _UNSAFE: Final = frozenset(", \\\n")
 _to_floats: Final = msgspec.json.Decoder(list[float]).decode
 
@@ -31,7 +33,7 @@ class Block(NamedTuple):
 
     measurement: str
     names: tuple[str, ...]
-    places: list[int]
+    places: Sequence[int]
     """Where its lines stand in the message, from 0."""
     heads: bytes
     """Measurement and tags as they stand in the lines, joined by line feeds: the same ones come with each tick."""
@@ -118,14 +120,10 @@ class LineReader:
             return None
         # A message of several measurements mostly ends with another one than it begins with.
         last = payload.rfind(b"\n", 0, -1) + 1
-        parts = columns.parts(payload) if last and payload.startswith(self._start, last) else None
-        if parts is None:
+        if not last or not payload.startswith(self._start, last):
             return None
-        heads, *values, times = parts
-        try:
-            return _block(columns, list(range(len(heads))), heads, values, times)
-        except (LineProtocolError, ValueError, msgspec.DecodeError):
-            return None
+        # Several times as fast as `count`, which is made for what is rare.
+        return _at_once(columns, range(len(BytesIO(payload).readlines())), payload)
 
     def _others(self, lines: list[bytes], places: list[int]) -> tuple[dict[int, Sample], list[BadLine]]:
         """Read single lines."""
@@ -142,9 +140,13 @@ def _blocks(columns: Columns, lines: list[bytes], places: list[int], blocks: lis
     odd: list[int] = []
     tried: set[int] = set()
     for _ in range(MAX_LAYOUTS):
-        if len(places) < _FEW:
-            break
         mine = [lines[place] for place in places]
+        if _too_few(columns, mine, len(lines)):
+            break
+        block = _at_once(columns, places, b"".join(mine))
+        if block is not None:
+            blocks += [block] if block.names else []
+            return odd
         matches = columns.matches(mine)
         if not any(matches):
             try:
@@ -170,6 +172,23 @@ def _blocks(columns: Columns, lines: list[bytes], places: list[int], blocks: lis
     return odd + places
 
 
+def _too_few(columns: Columns, mine: list[bytes], beside: int) -> bool:
+    """Tell whether lines are so few that they are read one by one: they are not of the layout that such had last."""
+    return not mine or (len(mine) < _FEW and (beside < _MANY or columns.match(mine[0]) is None))
+
+
+def _at_once(columns: Columns, places: Sequence[int], payload: bytes) -> Block | None:
+    """Read lines that all have the layout that such lines had last, None where one has not."""
+    parts = columns.parts(payload, len(places))
+    if parts is None:
+        return None
+    heads, *values, times = parts
+    try:
+        return _block(columns, places, heads, values, times)
+    except (LineProtocolError, ValueError, msgspec.DecodeError):
+        return None
+
+
 def _other_layout(columns: Columns, line: bytes, tried: set[int]) -> bool:
     """Tell whether a line's own layout is another one than those tried: with integers where others are none."""
     tried.add(id(columns.layout))
@@ -182,7 +201,7 @@ def _other_layout(columns: Columns, line: bytes, tried: set[int]) -> bool:
 
 def _block(
     columns: Columns,
-    places: list[int],
+    places: Sequence[int],
     heads: tuple[bytes, ...],
     values: list[tuple[bytes, ...]],
     times: tuple[bytes, ...],
@@ -193,13 +212,14 @@ def _block(
         raise LineProtocolError("a space in a number")
     joined = b"\n".join(heads)
     heads_of(joined)
-    numbers = np.frombuffer(array("d", _to_floats(b"[%b]" % text)), np.float64)
-    moments = to_times(b"[%b]" % b",".join(times)) if times.count(times[0]) < len(times) else int(times[0])
+    floats = _to_floats(b"[%b]" % text)
+    # Several times as fast as an array made of the list.
+    numbers = np.frombuffer(pack(f"{len(floats)}d", *floats), np.float64)
     return Block(
         columns.measurement,
         columns.layout.names,
         places,
         joined,
         numbers.reshape(len(values), len(heads)),
-        np.full(len(heads), moments, np.int64),
+        np.full(len(heads), to_times(times), np.int64),
     )

@@ -33,9 +33,9 @@ MAX_LAYOUTS: Final = 16
 _SKIPPED_CHARS: Final = 19
 _SKIPPED_MORE: Final = 6
 NOT_PLAIN: Final = (b'"', b"\\", b"\t", b"\r")
-# A time of this century.
-_TIME: Final = rb"([1-4][0-9]{18})\n"
-to_times: Final = msgspec.json.Decoder(list[int]).decode
+# A time of this century. Whether all of it are digits is seen for all times at once, which is much faster.
+_TIME: Final = rb"([1-4].{18})\n"
+_to_ints: Final = msgspec.json.Decoder(list[int]).decode
 _INT64: Final = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -185,14 +185,16 @@ class Columns:
                 return list(map(self.match, lines))
         return found
 
-    def parts(self, payload: bytes) -> list[tuple[bytes, ...]] | None:
+    def parts(self, payload: bytes, lines: int) -> list[tuple[bytes, ...]] | None:
         """Return heads, wanted fields' values and times of lines that all have the layout, None where one has not.
+
+        `lines` is how many line feeds there are.
 
         What is between two matches is nothing, and there are as many of them as lines: so each is a line of its own.
         """
         parts = self.layout.split(payload)
         each = len(self.layout.names) + 3
-        if len(parts) != each * payload.count(b"\n") + 1 or any(parts[::each]):
+        if len(parts) != each * lines + 1 or any(parts[::each]):
             return None
         # Mostly none of the names is there, whatever stands before it.
         if any(needle[1:] in payload for needle in self.layout.absent[::2]):
@@ -221,11 +223,19 @@ class Columns:
         if b" " in text:
             raise LineProtocolError("a space in a number")
         rows = self.layout.decode(text)
-        times_ns = to_times(b"[%b]" % b",".join(times))
-        if not len(rows) == len(times_ns) == len(found):
+        times_ns = to_times(times)
+        moments = repeat(times_ns) if isinstance(times_ns, int) else times_ns
+        if len(rows) != len(found):
             raise LineProtocolError("not a row a line")
         tags = [head[1] for head in map(_head, heads)]
-        return list(map(Sample, repeat(self.measurement), tags, map(self.layout.fields, rows), times_ns))
+        return list(map(Sample, repeat(self.measurement), tags, map(self.layout.fields, rows), moments))
+
+
+def to_times(times: tuple[bytes, ...]) -> int | list[int]:
+    """Return what a layout has found as times, one number if all are the same; raises LineProtocolError where not."""
+    if not b"".join(times).isdigit():
+        raise LineProtocolError("no time")
+    return _to_ints(b"[%b]" % b",".join(times)) if times.count(times[0]) < len(times) else int(times[0])
 
 
 def _read_found(

@@ -23,6 +23,7 @@ TEXTS = [
     *(f"{one}(cpu_steal_ratio, {span}) {sign} 50%" for one in GAUGE for span in ("1m", "40m") for sign in "<>"),
     *(f"flaps({of}, {span}) > 3" for of in ("state_code", "cpu_steal_ratio > 50%") for span in ("1m", "40m")),
     "avg(cpu_steal_ratio > 50%, 1m) > 50%",
+    *(f"forecast(cpu_steal_ratio, 5m, {span}) {sign} 50%" for span in ("1m", "40m") for sign in "<>"),
     *(f"{one}(major_faults_total, {span}) > 5" for one in ("rate", "delta") for span in ("1m", "40m")),
 ]
 
