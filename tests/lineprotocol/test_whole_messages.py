@@ -39,6 +39,8 @@ odd = st.sampled_from(
         b"vm,vm a=1 1790000000000000000\n", b"vm a=t 1790000000000000000\n",
         b"vm,vm=g x=3,b=,a=4 1790000000000000000\n", b'vm,vm=g s="a=5,b=6",a=1 1790000000000000000\n', b"\xff\n",
         b"vm,vm=g a=9223372036854775807i,b=1 1790000000000000000\n", b"vm,vm=g a=1 ,b=2 1790000000000000000\n",
+        b"vm,vm=g a=1 1790000000\n", b"vm,vm=g a=1 179000000000000000x\n", b"vm,vm=g a=1 179000000 000000000\n",
+        b"vm,vm=g a=1,b=2 1790000000\nhost a=3\n", b"vm,vm=g a=1 1790000000000,00000\n",
     ]
 )  # fmt: skip
 
@@ -93,20 +95,45 @@ def test_any_bytes_are_survived(parts: list[bytes]) -> None:
 
 
 def test_a_fleets_message_becomes_blocks() -> None:
-    """So that the tests above are about blocks: of two layouts and many measurements only the host's line is left."""
+    """So that the tests above are about blocks: of two layouts and many measurements none is left over."""
     lines = [b"host,host=h a=1 1790000000000000000\n"]
     for number in range(20):
         more = ",x=2" if number % 2 else ""
         lines.append(f"vm,host=h,vm=g{number} a={number}i,b=0.5{more} 1790000000000000000\n".encode())
         lines.append(f"vm_disk,host=h,vm=g{number} a=1 1790000000000000000\n".encode())
         lines.append(f"knob,host=h,knob=cpu_shares,vm=g{number} value_count=1024i 1790000000000000000\n".encode())
-    found = LineReader(WANTED).read(b"".join(lines))
+    reader = LineReader(WANTED)
+    for _ in range(2):
+        found = reader.read(b"".join(lines))
     assert sorted((block.measurement, len(block.places)) for block in found.blocks) == [
-        ("knob", 20), ("vm", 10), ("vm", 10)
+        ("host", 1), ("knob", 20), ("vm", 10), ("vm", 10)
     ]  # fmt: skip
-    assert list(found.others) == [0]
+    assert not found.others
     assert found.hosts() == {"h"}
     assert [one.fields["a"] for one in found.samples() if one.measurement == "vm"] == list(range(20))
+
+
+def test_among_many_lines_a_single_one_of_a_known_layout_is_a_block_too() -> None:
+    reader = LineReader(WANTED)
+    for usage in (1.5, 2.5):
+        host = Sample("host", {"host": "h"}, {"a": usage}, NOW_NS)
+        guests = [
+            Sample("vm", {"host": "h", "vm": f"g{number}"}, {"b": usage + number}, NOW_NS) for number in range(50)
+        ]
+        lines = reader.read(encode_lines([host, *guests]))
+        assert lines.samples() == [host, *guests]
+    assert [block.measurement for block in lines.blocks] == ["vm", "host"]
+    assert not lines.others
+
+
+def test_a_line_with_another_time_in_it_is_not_taken_for_two() -> None:
+    good = encode_lines([Sample("vm", {"vm": f"g{number}"}, {"a": 1.5, "b": 2.5}, NOW_NS) for number in range(20)])
+    reader = LineReader(WANTED)
+    assert reader.read(good).blocks
+    torn = good + b"vm,vm=g a=1,b=2 1790000000\nvm a=3\n"
+    found, told = reader.read(torn), parse(torn)
+    assert floats(found.samples()) == floats(only(told.samples, WANTED))
+    assert [one.number for one in found.bad] == [one.number for one in told.bad]
 
 
 def test_a_number_that_had_a_fraction_before_and_has_none_now() -> None:

@@ -90,3 +90,20 @@ def test_of_what_stands_still_a_bound_tells_that_nothing_is_reached(text: str) -
         assert not rule(evaluator.world.columns(Kind.VM, np.array([0]))).any()
     # Nothing was worked out for it: the window is still as it was before the last sample.
     assert all(track.stale.any() for track in evaluator.world.windows._tracks.values())
+
+
+def test_disks_that_stand_still_are_not_looked_at_closely() -> None:
+    evaluator = Evaluator(rules_of(["any(disks where delta(errors_total, 10m) > 0)"]))
+    (rule,) = evaluator.world.bank._scouts.values()
+    (track,) = evaluator.world.windows._tracks.values()
+    tags, seen = {"cluster": "c", "host": "h1", "vm": "a", "name": "a"}, []
+    for number in range(80):
+        at_ns = START_NS + seconds(10 * number)
+        disk = Sample("vm_disk", {**tags, "disk": "vda"}, {"errors_total": 5 if number < 70 else 6}, at_ns)
+        signals = evaluator.feed([disk, Sample("vm", tags, {"state_code": 1}, at_ns)], "m")
+        seen += [(number, one.state) for one in signals]
+        if number == 69:
+            with np.errstate(all="ignore"):
+                assert not rule(evaluator.world.columns(Kind.VM, np.array([0]))).any()
+            assert track.stale.any()
+    assert seen == [(70, "firing")]

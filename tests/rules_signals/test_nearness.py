@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 
 import numpy as np
@@ -79,6 +80,32 @@ def test_a_window_is_relaxed_as_a_field_is() -> None:
 
 def test_without_guests_and_of_hosts_there_is_nobody() -> None:
     assert close_to("cpu_steal_ratio > 10%", 0.2, {}) == set()
+
+
+WINDOWED = (
+    "forecast(cpu_steal_ratio, 1m, 1m) > 60% and memory_used_ratio > 10%", "forecast(cpu_steal_ratio, 1m, 1m) < 20%",
+    "min(cpu_steal_ratio, 1m) > 50%", "flaps(cpu_steal_ratio > 40%, 1m) > 2 and avg(cpu_steal_ratio, 1m) < 90%",
+)  # fmt: skip
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(st.integers(0, 2**32), st.sampled_from(WINDOWED))
+def test_what_a_window_is_at_most_loses_nobody(seed: int, when: str) -> None:
+    chance = random.Random(seed)
+    rule = Rule(name="r", on=Kind.VM, when=condition(when, Kind.VM), digest="d")
+    made, plain = (Evaluator(RuleSet((rule,)), also={"vm": FIELDS}) for _ in range(2))
+    for second in range(0, 300, 10):
+        for host in ("h1", "h2"):
+            samples = [
+                Sample("vm", {"host": host, "vm": host + guest}, {name: chance.random() for name in FIELDS[:3]}, at_ns)
+                for guest in "abcd" for at_ns in [T0 + second * SECOND + (host == "h2")] if chance.random() < 0.9
+            ]  # fmt: skip
+            made.feed(samples, "c")
+            plain.feed(samples, "c")
+        rows = plain.world.tables[Kind.VM].taken()
+        with np.errstate(all="ignore"):
+            close = np.broadcast_to(relaxed(rule.when.part, plain.world.columns(Kind.VM, rows), 0.2)[0], len(rows))
+        assert near(made.world, (rule,), 0.2) == set(plain.world.tables[Kind.VM].ids(rows[close]))
 
 
 comparisons = st.builds(
