@@ -198,25 +198,16 @@ class _Line:
         if not len(times):
             return
         self._beyond[where], self._made[where] = np.inf, True
-        first = int(times[0])
-        if np.count_nonzero(times == first) == len(times):
-            self._beyond[where] = self._lines(where, first)
-            return
-        moments = np.unique(times).tolist()
         rows = np.arange(len(self._made))[where]
+        moments = np.unique(times).tolist()
         for at_ns in moments if len(moments) <= _MOMENTS else ():
             some = rows[times == at_ns]
-            self._beyond[some] = self._lines(whereabouts(some), at_ns)
+            for places, when, values in self._history.alike(whereabouts(some), at_ns, self._place):
+                if len(when) > 1:
+                    self._beyond[some[places]] = self._lines((when - at_ns) / SECOND, values)
 
-    def _lines(self, where: Where, at_ns: int) -> Numbers | float:
-        """Return the forecasts of rows that were last measured at a time, turned, with what rounding may add."""
-        found = self._history.alike(where, at_ns, self._place)
-        if found is None:
-            return np.inf
-        times, values = found
-        if len(times) < 2:
-            return np.inf
-        when = (times - at_ns) / SECOND
+    def _lines(self, when: Numbers, values: Numbers) -> Numbers:
+        """Return the forecasts of rows, a column each, turned, with what rounding may add."""
         middle = when.mean()
         away = when - middle
         weights = 1 / len(when) + (self._ahead_ns / SECOND - middle) * away / (away @ away)

@@ -28,6 +28,8 @@ PLACES: Final = STEPS + 2
 _MOST: Final = np.iinfo(np.uint32).max
 # Whenever so many units are over, what is older than the window is forgotten, before its time could be a new one's.
 _TURN_BITS: Final = 31
+# Into so many groups of rows that were measured at the same times a host's guests are divided at most.
+_ALIKE: Final = 4
 _MOST_WEIGHT: Final = np.iinfo(np.uint16).max
 _Value = NDArray[Any]
 _Weight = NDArray[np.uint16]
@@ -273,18 +275,27 @@ class History:
         value, weight = self._value[series][:, where][order].astype(np.float64), self._weight[series]
         return Points(time, value, None if weight is None else weight[:, where][order], there & np.isfinite(value))
 
-    def alike(self, where: Where, at_ns: int, series: int) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
-        """Return the times, in no order, and the values of a series within the window that ends at a time.
+    def alike(
+        self, where: Where, at_ns: int, series: int
+    ) -> Iterator[tuple[Where, NDArray[np.int64], NDArray[np.float64]]]:
+        """Yield a series' points within the window that ends at a time: of rows that were measured at the same times.
 
-        A value is not finite where there is none. None where rows were measured at different times.
+        Each time the places of such rows, their times in no order, and the values: not finite where there is none.
+        Rows that are alike with few others are left out in the end.
         """
-        low, newest = self._time[:, where], self.newest[where]
-        first, last = low[:, 0], newest[:1]
-        if np.count_nonzero(newest == last) < len(newest) or np.count_nonzero(low == first[:, None]) < low.size:
-            return None
-        times = (last - _ages(last, first)) * UNIT_NS
-        there = np.flatnonzero((first != 0) & (times > at_ns - self.span_ns))
-        return times[there], self._value[series][:, where][there].astype(np.float64)
+        low, newest, value = self._time[:, where], self.newest[where], self._value[series][:, where]
+        left: Where = slice(None)
+        for _ in range(_ALIKE):
+            first, last = low[:, left][:, 0], newest[left][:1]
+            same = (newest[left] == last) & (low[:, left] == first[:, None]).all(axis=0)
+            every = np.count_nonzero(same) == len(same)
+            some = left if every else np.arange(len(newest))[left][same]
+            times = (last - _ages(last, first)) * UNIT_NS
+            there = np.flatnonzero((first != 0) & (times > at_ns - self.span_ns))
+            yield some, times[there], value[there][:, some].astype(np.float64)
+            if every:
+                break
+            left = np.arange(len(newest))[left][~same]
 
     def taken(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return the places that hold something within the span: the position among the rows, the place, the time."""

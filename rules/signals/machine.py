@@ -97,8 +97,7 @@ class Machine:
         if not len(live):
             return []
         given, rows, times, patience = given.only(live), rows[live], times[live], patience[live]
-        old = state[live]
-        new = old.copy()
+        old, new = state[live], state[live]
         new[(old == INACTIVE) & given.fires] = PENDING
         new[(old == PENDING) & given.gives_up] = INACTIVE
         new[(old == FIRING) & given.clears] = CLEARING
