@@ -32,10 +32,11 @@ def inputs(world: World, conditions: Sequence[Condition], rows: NDArray[np.int64
     columns = world.columns(conditions[0].on, rows)
     with np.errstate(all="ignore"):
         for condition in conditions:
-            for name, values in dict(_own(columns, condition)).items():
-                for own, value in zip(told, np.broadcast_to(values, len(rows)).tolist(), strict=True):
+            for name, values in _own(columns, condition):
+                found = values.tolist()
+                for own, value in zip(told, found if len(found) == len(told) else found * len(told), strict=True):
                     if not math.isnan(value):
-                        own[name] = float(value)
+                        own[name] = value
             for aggregate in condition.reads.aggregates.values():
                 if isinstance(aggregate.members, Device):
                     for group, text, value in _of_devices(columns, world, aggregate, aggregate.members):
