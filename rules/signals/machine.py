@@ -89,9 +89,7 @@ class Machine:
         Returns (position in `rows`, former state, new state) for each row that has changed.
         """
         state = self.state[rows]
-        # What clears a signal is asked where one fires.
-        may_clear = bool(np.count_nonzero(state >= FIRING))
-        given = self.given(columns, times, silent=silent, may_clear=may_clear)
+        given = self.given(columns, times, silent=silent, may_clear=bool(np.count_nonzero(state >= FIRING)))
         # Where nothing is and nothing fires, nothing happens: mostly that is nearly everywhere.
         live = np.flatnonzero((state != INACTIVE) | given.fires)
         if not len(live):
@@ -120,7 +118,10 @@ class Machine:
     def given(
         self, columns: Columns, times: NDArray[np.int64], *, silent: bool = False, may_clear: bool = True
     ) -> Given:
-        """Return what the rule's conditions say of each row at its time, without `may_clear` not what clears it."""
+        """Return what the rule's conditions say of each row at its time.
+
+        What clears a signal need not be asked where none fires.
+        """
         return self._in_time(self._inputs(columns, len(times), silent=silent, may_clear=may_clear), times)
 
     def _inputs(self, columns: Columns, count: int, *, silent: bool, may_clear: bool) -> Given:
