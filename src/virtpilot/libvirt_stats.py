@@ -10,6 +10,7 @@ Stats = dict[str, int | float | str | bool]
 
 # What is on shows in a guest's XML: this is for what does not.
 PROBE_NS: Final = seconds(300)
+HELD_UP_PROBE_NS: Final = seconds(10)  # where who did not answer may have had them
 # The groups that not every version, host or guest has, by how their names begin.
 _OPTIONAL: Final = {
     "perf.": "VIR_DOMAIN_STATS_PERF",
@@ -61,14 +62,15 @@ class Groups:
         )
         self._had: set[str] = set()
         self._probed_ns: int | None = None
+        self._probe_every_ns = PROBE_NS
         self._probing = False
 
     def wanted(self, now_ns: int, *, dirty_rate: bool) -> int:
         """Return the groups to ask for now."""
         groups: int = self.core | (self._dirty_rate if dirty_rate else 0)
-        probe = self._probing = self._probed_ns is None or now_ns - self._probed_ns >= PROBE_NS
+        probe = self._probing = self._probed_ns is None or now_ns - self._probed_ns >= self._probe_every_ns
         if probe:
-            self._probed_ns = now_ns
+            self._probed_ns, self._probe_every_ns = now_ns, PROBE_NS
         for prefix, bit in self._known.items():
             if probe or prefix in self._had:
                 groups |= bit
@@ -83,11 +85,16 @@ class Groups:
         return groups
 
     def note(self, wanted: int, guests: list[Reading]) -> None:
-        """Remember which of the groups asked for some guest has."""
+        """Remember which of the groups asked for some guest has; who was not told in whole may have any."""
+        whole = all(guest.whole for guest in guests)
         for prefix, bit in self._known.items():
             if wanted & bit:
-                has = any(name.startswith(prefix) for guest in guests for name in guest.stats)
-                (self._had.add if has else self._had.discard)(prefix)
+                if any(name.startswith(prefix) for guest in guests for name in guest.stats):
+                    self._had.add(prefix)
+                elif whole:
+                    self._had.discard(prefix)
+        if self._probing and not whole:
+            self._probe_every_ns = HELD_UP_PROBE_NS
 
     def look_again(self) -> None:
         """Ask for all groups the next time: something has changed since the last, unless that asked for all as well."""

@@ -72,8 +72,8 @@ def only(hypervisor: LibvirtHypervisor) -> GuestStats:
     return guest
 
 
-def measured(hypervisor: LibvirtHypervisor, enough: str) -> list[Sample]:
-    """Return the samples of the first tick in which the guest has that field."""
+def measured(hypervisor: LibvirtHypervisor, enough: str, *kinds: str) -> list[Sample]:
+    """Return the samples of the first tick in which the guest has that field, and each of those kinds is told."""
     clock = SystemClock()
     collector = HostCollector(
         hypervisor, TextTree(), {"cluster": "c", "host": "h"}, frozenset({0}), monotonic_ns=clock.monotonic_ns
@@ -82,7 +82,9 @@ def measured(hypervisor: LibvirtHypervisor, enough: str) -> list[Sample]:
 
     def has() -> bool:
         found[:] = collector.collect(clock.now_ns())
-        return any(enough in sample.fields for sample in found if sample.measurement == "vm")
+        return any(enough in sample.fields for sample in found if sample.measurement == "vm") and (
+            {sample.measurement for sample in found}.issuperset(kinds)
+        )
 
     # Readings closer together than MIN_ELAPSED_NS make no rate.
     assert until(has, 20, every_s=4 * MIN_ELAPSED_NS / SECOND)
@@ -159,7 +161,7 @@ def test_everything_a_guest_can_have_is_told_and_declared(lab: Lab, machines: Li
     virsh("perf", "inside", "--enable", "task_clock,page_faults,context_switches", "--live")
     virsh("iothreadadd", "inside", "1", "--live")
     virsh("domblkthreshold", "inside", "vda", "12345")
-    samples = measured(machines, "disks_read_bytes_per_second")
+    samples = measured(machines, "disks_read_bytes_per_second", "vm_perf", "vm_iothread")
     kinds = {sample.measurement: sample.fields for sample in samples}
     assert kinds.keys() == {"host", "vm", "vm_vcpu", "vm_disk", "vm_net", "vm_perf", "vm_iothread", "knob"} | (
         kinds.keys() & {"vm_filesystem"}

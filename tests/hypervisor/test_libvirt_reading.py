@@ -150,6 +150,22 @@ def test_groups_that_no_guest_has_are_asked_for_every_five_minutes_and_after_a_c
     assert [wanted & optional for wanted in libvirt.wanted] == [*[0] * 6, optional, iothreads]
 
 
+def test_groups_that_a_held_up_guest_may_have_are_asked_for_again_soon(
+    hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt, clock: VirtualClock
+) -> None:
+    optional = libvirt.VIR_DOMAIN_STATS_PERF | libvirt.VIR_DOMAIN_STATS_IOTHREAD
+    libvirt.domains[WEB].stats |= {"iothread.count": 1, "iothread.1.poll-max-ns": 32768}
+    hang = libvirt.on["getAllDomainStats of QEMU"] = Hang()
+    assert "iothread.count" not in by_name(hypervisor)["web-1"].stats
+    hang.let_go()
+    libvirt.on.clear()
+    libvirt.wanted.clear()
+    assert until(lambda: by_name(hypervisor)["db-1"].stats == STATS, 20)
+    clock.advance(11)
+    assert "iothread.count" in by_name(hypervisor)["web-1"].stats
+    assert libvirt.wanted[-1] & optional == optional
+
+
 def test_a_libvirt_that_refuses_newer_groups_is_asked_for_the_old_ones_from_then_on(
     hypervisor: LibvirtHypervisor, libvirt: FakeLibvirt
 ) -> None:
