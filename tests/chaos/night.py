@@ -18,7 +18,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.chaos.mortals import Fuse, Killed, MortalBus, WatchedHypervisor
-from tests.chaos.troubles import DAWN_S, HOSTS, NIGHT_S, scenario
+from tests.chaos.troubles import DAWN_S, HOSTS, KILLS_AT_LEAST, NIGHT_S, scenario
 from virtpilot.action import Migrate, SetKnob
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Signer, Verifier
@@ -255,8 +255,11 @@ class Night:
                 self.fleet.hypervisor(host).migrate(guest, self.fleet.migration_uri(target))
 
     def play(self) -> None:
-        """Let the night pass, and then the time in which everything comes right by itself."""
-        while self.second < NIGHT_S:
+        """Let the night pass, and then the time in which everything comes right by itself.
+
+        A night in which chance spared nearly everybody goes on: too little would have been tried.
+        """
+        while self.second < NIGHT_S or self.kills < KILLS_AT_LEAST:
             if self.chance.random() < 0.12:
                 self.mischief()
             self.step()
@@ -269,15 +272,16 @@ class Night:
         for name in list(self.controllers):
             self.kill(name)
         self.back_at = {host: 0 for host in HOSTS if host not in self.agents}
-        while self.second < NIGHT_S + DAWN_S:
-            self._power_on()
+        dawn = self.second
+        while self.second < dawn + DAWN_S:
+            self._power_on(dawn + 60)
             self.step(2.0)
 
-    def _power_on(self) -> None:
+    def _power_on(self, at_s: float) -> None:
         """Somebody starts what a dead host has lost."""
         world = self.fleet._world
         for number, spec in enumerate(world.scenario.guests):
-            if not world.running[number] and self.second > NIGHT_S + 60:
+            if not world.running[number] and self.second > at_s:
                 world.start(number)
             assert self.fleet.guest_host(spec.uuid) is not None
 
