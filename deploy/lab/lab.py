@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
-from itertools import cycle
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self, TypeVar
@@ -48,6 +48,7 @@ _DRIVER: Final = "libvirt/connection-driver/libvirt_driver_qemu.so"
 # A host's weight against what else runs on its core, where a busy task outside of the lab has 1024: beside a busy
 # desktop the lab still measures itself. Much more, and the virsh that asks about a saturated host waits for seconds.
 _SHARES: Final = 1024 * 64
+_BOOT_S: Final = 150  # some 6 s of an emulated CPU, times all that boot on one core at once
 
 
 def missing(hosts: int = 2) -> list[str]:
@@ -82,9 +83,7 @@ class Lab:
         self._children: list[subprocess.Popen[bytes]] = []
         self._servers: list[subprocess.Popen[bytes]] = []
         self._state = kept_state
-        # Each host has one core; where there are more hosts than cores the first ones share theirs.
-        names, cores = {plan.host for plan in plans} | kept_state.hosts.keys(), cycle(sorted(os.sched_getaffinity(0)))
-        for number, (host, cpu) in enumerate(zip(sorted(names), cores, strict=False), start=1):
+        for number, (host, cpu) in enumerate(sorted(kept_state.cores.items()), start=1):
             group = Group(f"{state.group_prefix(name)}{host}", mounted)
             self.hosts[host] = Host(host, self.bridge.host_address(number), cpu, group, self.folder / host)
 
@@ -215,7 +214,7 @@ class Lab:
             host = self.hosts[guest.plan.host]
             guest.define(host, booted)
             guest.start(host)
-            guest.set_load(0, timeout_s=60)
+            guest.set_load(0, timeout_s=_BOOT_S)
 
         guests = list(self.guests.values())
         _each(guests, start)
@@ -241,7 +240,7 @@ def bring_up(
         state.tear_down(name)
     booted = image.build(cache, agent=any(plan.agent for plan in plans))
     network = network or free_network(routed_networks(), name)
-    lab = Lab(name, network, plans, state.claim(name, str(network)))
+    lab = Lab(name, network, plans, state.claim(name, str(network), Counter(plan.host for plan in plans)))
     with ExitStack() as taken_down:
         taken_down.callback(lab.down)
         lab.raise_hosts()
@@ -263,7 +262,7 @@ def attach(name: str = "lab") -> Lab:
     plans = [GuestPlan(guest, facts["host"]) for guest, facts in found.guests.items()]
     lab = Lab(name, IPv4Network(found.network), plans, found)
     for host, facts in found.hosts.items():
-        lab.hosts[host].pid, lab.hosts[host].cpu = int(facts["pid"]), int(facts["cpu"])
+        lab.hosts[host].pid = int(facts["pid"])
     return lab
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +17,7 @@ from typing import Any, Final
 from deploy.lab.cgroup import Group, groups_of, hierarchies
 from deploy.lab.errors import LabBusy, LabError
 from deploy.lab.network import devices_of, remove_devices
+from deploy.lab.placement import placed
 from deploy.lab.wait import until
 
 RUN: Final = Path("/run/virtpilot-lab")
@@ -46,7 +51,7 @@ def started_at(pid: int) -> str:
 
 @dataclass
 class State:
-    """A lab as others may find it."""
+    """A lab as others may find it; `cores` and `begins_with` tell each host's core and how many guests start there."""
 
     name: str
     network: str
@@ -55,6 +60,8 @@ class State:
     kept: bool = False
     broker: tuple[str, int] = ("", 0)
     store_url: str = ""
+    cores: dict[str, int] = field(default_factory=dict)
+    begins_with: dict[str, int] = field(default_factory=dict)
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
     guests: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -94,8 +101,11 @@ def abandoned(name: str) -> bool:
     return not folder_of(name).exists() and bool(leftovers(name)) and not any(one.busy() for one in _groups(name))
 
 
-def claim(name: str, network: str) -> State:
-    """Make the lab's folder ours; raises LabBusy when a lab of this name is up or something of one is left."""
+def claim(name: str, network: str, guests: Mapping[str, int]) -> State:
+    """Make the lab's folder ours and choose its hosts' cores, given how many guests each begins with.
+
+    Raises LabBusy when a lab of this name is up or something of one is left.
+    """
     RUN.mkdir(mode=0o755, exist_ok=True)
     left = leftovers(name)
     if left:
@@ -104,9 +114,31 @@ def claim(name: str, network: str) -> State:
         folder_of(name).mkdir(mode=0o700)
     except FileExistsError as error:
         raise LabBusy(f"a lab named {name!r} is being brought up by another process") from error
-    state = State(name, network, os.getpid(), started_at(os.getpid()))
-    state.save()
+    state = State(name, network, os.getpid(), started_at(os.getpid()), begins_with=dict(guests))
+    with _one_at_a_time():
+        state.cores = placed(guests, sorted(os.sched_getaffinity(0)), _taken())
+        state.save()
     return state
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    folder = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _taken() -> Counter[int]:
+    """Return how many guests the labs that are in use began with on each core."""
+    taken = Counter[int]()
+    for path in RUN.glob("*/state.json"):
+        if (found := load(path.parent.name)) is not None and found.in_use:
+            for host, core in found.cores.items():
+                taken[core] += found.begins_with.get(host, 0)
+    return taken
 
 
 def _groups(name: str) -> list[Group]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -15,6 +16,7 @@ import pytest
 from deploy import lab as lab_module
 from deploy.lab import Lab, LabBusy, LabError
 from deploy.lab.guest import TAGS_NAMESPACE
+from deploy.lab.plan import TWO
 from deploy.lab.wait import until
 from tests.lab.lab_process import ROOT, need_a_lab, ran
 from virtpilot.clock import SystemClock
@@ -29,7 +31,7 @@ Rates = dict[str, float]
 def lab() -> Iterator[Lab]:
     """One lab for the tests that only look and move."""
     need_a_lab()
-    with lab_module.bring_up(NAME) as up:
+    with lab_module.bring_up(NAME, plans=[replace(one, load=0) for one in TWO]) as up:  # at rest: others measure
         yield up
     assert lab_module.leftovers(NAME) == []
 
@@ -130,6 +132,8 @@ def test_load_out_of_range_is_refused(lab: Lab) -> None:
 @pytest.mark.long  # the main job does so once, by its rules
 def test_starved_guest_is_helped_a_little_by_shares_and_wholly_by_a_move_both_ways(lab: Lab) -> None:
     guest = lab.guest("web-1")
+    for neighbour in ("batch-1", "batch-2"):
+        lab.guest(neighbour).set_load(100)
     guest.set_load(70)
     starved = rates(lab, "web-1")
     lab.hosts["host-1"].virsh("schedinfo", "web-1", "--live", "cpu_shares=2048")
@@ -146,7 +150,8 @@ def test_starved_guest_is_helped_a_little_by_shares_and_wholly_by_a_move_both_wa
     guest.set_load(10)
     lab.migrate("web-1", "host-1")
     assert lab.where("web-1") == "host-1"
-    guest.set_load(0)
+    for used in (guest, lab.guest("batch-1"), lab.guest("batch-2")):
+        used.set_load(0)
     assert starved["vcpu.0.delay"] > 0.25
     assert 0.10 < favoured["vcpu.0.delay"] < starved["vcpu.0.delay"]
 

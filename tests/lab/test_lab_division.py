@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -115,13 +114,7 @@ class Division:
 @pytest.fixture(scope="module")
 def division() -> Iterator[Division]:
     need_a_lab(hosts=1)
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})  # a lab's first host is on the first core, where another lab's may be
-    try:
-        up = lab_module.bring_up(NAME, plans=PLANS)
-    finally:
-        os.sched_setaffinity(0, cores)
-    with up:
+    with lab_module.bring_up(NAME, plans=PLANS) as up:
         yield Division(up)
     assert lab_module.leftovers(NAME) == []
 

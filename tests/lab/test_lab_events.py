@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,8 +13,8 @@ import structlog
 from deploy import lab as lab_module
 from deploy.lab import Lab
 from deploy.lab.container import Container, lacking
+from deploy.lab.guest import GuestPlan
 from deploy.lab.pilot import CLUSTER, LabPilot
-from deploy.lab.plan import TWO
 from deploy.lab.scenario import query
 from tests.lab.lab_process import need_a_lab
 from tests.services import lack, until
@@ -31,6 +30,7 @@ from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 NAME = "labtold"
+PLANS = (GuestPlan("web-1", "host-1"), GuestPlan("web-2", "host-2"))
 log = structlog.get_logger(__name__)
 
 
@@ -92,7 +92,7 @@ class Heard:
 def heard() -> Iterator[Heard]:
     """A lab whose agents run, and somebody who listens to their events."""
     need_a_lab()
-    with lab_module.bring_up(NAME, plans=[replace(one, load=0) for one in TWO]) as lab:
+    with lab_module.bring_up(NAME, plans=PLANS) as lab:
         pilot = LabPilot(lab)
         pilot.start()
         options = MqttOptions(host=lab.broker_host, port=lab.broker_port)

@@ -23,6 +23,7 @@ from deploy.lab.guest import TAGS_NAMESPACE, GuestPlan
 from deploy.lab.image import Image, newest_kernel
 from deploy.lab.lab import NEEDED, Lab
 from deploy.lab.network import free_network
+from deploy.lab.placement import placed
 from deploy.lab.state import check_name
 from deploy.lab.virsh import Virsh, parse_domstats
 from deploy.lab.wait import until
@@ -120,6 +121,31 @@ def test_labs_that_come_up_at_once_have_names_and_ranges_of_their_own() -> None:
     assert len(names) > 5
     assert len(set(names)) == len(names)
     assert len({free_network([], name) for name in names}) == len(names), "choose another name"
+
+
+@pytest.mark.parametrize(
+    ("guests", "taken", "cores"),
+    [
+        ({"host-1": 3, "host-2": 1}, {}, {"host-1": 0, "host-2": 1}),
+        ({"host-1": 3, "host-2": 4, "host-3": 1}, {}, {"host-1": 0, "host-2": 1, "host-3": 0}),
+        ({"host-1": 3, "host-2": 1}, {0: 3, 1: 1}, {"host-1": 1, "host-2": 0}),
+        ({"host-1": 1}, {0: 1}, {"host-1": 1}),
+        ({"host-1": 1}, {0: 2, 1: 2}, {"host-1": 0}),
+        ({}, {}, {}),
+    ],
+)
+def test_hosts_take_the_cores_that_other_labs_have_left(
+    guests: dict[str, int], taken: dict[int, int], cores: dict[str, int]
+) -> None:
+    assert placed(guests, [0, 1], taken) == cores
+
+
+@given(st.lists(st.integers(1, 8), max_size=12), st.integers(1, 8))
+def test_labs_of_one_host_share_the_cores_evenly(guests: list[int], cores: int) -> None:
+    taken = dict.fromkeys(range(cores), 0)
+    for count in guests:
+        taken[placed({"host-1": count}, range(cores), taken)["host-1"]] += count
+    assert max(taken.values()) - min(taken.values()) <= max(guests, default=0)
 
 
 def test_no_free_range_is_said() -> None:

@@ -88,7 +88,7 @@ def test_empty_groups_that_no_file_tells_of_are_nobodys_until_a_process_is_in_th
             door.write_text(str(child.pid))
         assert not state.abandoned(KILLED)
         with pytest.raises(LabBusy, match=f"--name {KILLED} down"):
-            state.claim(KILLED, "10.77.0.0/24")
+            state.claim(KILLED, "10.77.0.0/24", {})
     finally:
         child.kill()
         child.wait(10)
