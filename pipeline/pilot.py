@@ -247,7 +247,7 @@ class Pilot:
             subject = row.subject
             fields = {"name": subject.name} | {f"tags.{key}": value for key, value in subject.tags.items()}
             return Run(guest=subject.id, hook=want.remedy.hook, fields=fields), f"the rule runs {want.remedy.hook}"
-        unfit = self.guards.targets.unfit(row.subject.id)
+        unfit = self.guards.targets.unfit(row.subject.id, now_ns)
         hosts = [host for host in self._host_loads(now_ns) if host.name not in unfit]
         guest = self.fleet.guest_load(row)
         company = self.fleet.company(guest, self._incoming(now_ns))

@@ -54,6 +54,14 @@ class Foreign(msgspec.Struct, frozen=True):
     until_ns: int
 
 
+class Unfit(msgspec.Struct, frozen=True):
+    """What a host lacked for a guest, until when it is not asked again, and how long that is in all."""
+
+    what: str
+    until_ns: int
+    for_ns: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class Step(msgspec.Struct, frozen=True):
     """A host that a guest left, or the way a knob went, and when."""
 
@@ -81,7 +89,7 @@ class Saved(msgspec.Struct, frozen=True):
     circuits: dict[str, Circuit]
     foreign: dict[str, Foreign]
     trails: dict[str, Trail]
-    unfit: dict[str, Foreign] = {}
+    unfit: dict[str, Unfit] = {}
 
 
 class Memory:
@@ -101,7 +109,7 @@ class Memory:
         """By the guest."""
         self.trails: Tracked[str, Trail] = Tracked()
         """By `key` of the guest and what of it."""
-        self.unfit: Tracked[str, Foreign] = Tracked()
+        self.unfit: Tracked[str, Unfit] = Tracked()
         """By `key` of the guest and the host."""
 
     def _tables(self) -> Mapping[str, Tracked[str, Any]]:

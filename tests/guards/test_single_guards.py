@@ -76,18 +76,36 @@ def test_a_target_must_be_fit(view: dict[str, Any] | None, reason: str) -> None:
     assert refusal is None or refusal.guard == "target"
 
 
-def test_a_host_that_lacks_something_is_left_out_for_an_hour() -> None:
+def test_a_host_that_lacks_something_is_left_out_for_a_while() -> None:
     story = Story()
     story.guards.targets.refused("g1", "host-2", "host-2 does not offer the network blue", at(0))
     story.restart()
     refusal = story.ask(60, target="host-2")
     assert refusal is not None
-    assert refusal.reason == "host-2 does not offer the network blue, and is asked again in 3540 s"
-    assert story.guards.targets.unfit("g1") == {"host-2"}
+    assert refusal.reason == "host-2 does not offer the network blue, and is asked again in 240 s"
+    assert story.guards.targets.unfit("g1", at(60)) == {"host-2"}
+    assert story.guards.targets.unfit("g2", at(60)) == frozenset()
     assert story.ask(60, target="host-3") is None
     assert story.ask(60, guest="g2", target="host-2") is None
-    assert story.ask(3600, target="host-2") is None
-    assert story.guards.targets.unfit("g1") == frozenset()
+    assert story.ask(300, target="host-2") is None
+    assert story.guards.targets.unfit("g1", at(300)) == frozenset()
+
+
+def test_a_host_that_goes_on_lacking_something_is_asked_ever_more_seldom_and_an_hour_at_most() -> None:
+    story, second, waits = Story(), 0, []
+    for _ in range(6):
+        story.guards.targets.refused("g1", "host-2", "host-2 does not offer the network blue", at(second))
+        asked = range(second, second + 3601, 60)
+        waits.append(next(later for later in asked if story.ask(later, target="host-2") is None) - second)
+        second += waits[-1]
+    assert waits == [300, 600, 1200, 2400, 3600, 3600]
+    story.guards.targets.forget(at(second + 3599))
+    story.guards.targets.refused("g1", "host-2", "host-2 does not offer the network blue", at(second + 3599))
+    assert story.ask(second + 2 * 3599, target="host-2") is not None
+    second += 3599 + 3600
+    story.guards.targets.forget(at(second + 3600))
+    story.guards.targets.refused("g1", "host-2", "host-2 does not offer the network blue", at(second + 3600))
+    assert story.ask(second + 3900, target="host-2") is None
 
 
 def test_where_a_guest_is_it_need_not_go() -> None:
