@@ -21,7 +21,8 @@ from typing import Final, NoReturn
 
 import pytest
 
-from virtpilot.clock import SystemClock, seconds
+from deploy.lab.wait import pause_s
+from virtpilot.clock import SECOND, SystemClock, seconds
 
 # Servers live in sbin, which a person's PATH may lack; VIRTPILOT_SERVER_PATH names the only folders to look in.
 _SEARCH_PATH: Final = (
@@ -47,13 +48,16 @@ def lack(reason: str) -> NoReturn:
 
 
 def until(condition: Callable[[], object], within_s: float = 20.0, every_s: float = 0.02) -> bool:
-    """Return whether `condition` became true within `within_s` seconds, asking every `every_s`."""
+    """Return whether `condition` became true within `within_s` seconds, asking every `every_s` where that is cheap."""
     clock, never = SystemClock(), Event()
-    deadline_ns = clock.monotonic_ns() + seconds(within_s)
+    began_ns = clock.monotonic_ns()
+    deadline_ns = began_ns + seconds(within_s)
     while not condition():
-        if clock.monotonic_ns() >= deadline_ns:
+        asked_ns = clock.monotonic_ns()
+        if asked_ns >= deadline_ns:
             return False
-        never.wait(every_s)
+        never.wait(pause_s(every_s, (asked_ns - began_ns) / SECOND))
+        began_ns = clock.monotonic_ns()
     return True
 
 
