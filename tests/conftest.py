@@ -49,6 +49,14 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"hypothesis seed: {config.option.hypothesis_seed} (--hypothesis-seed={config.option.hypothesis_seed})"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Read no file for the lab's tests that has none: to import all is half a minute's work, for each worker anew."""
+    asks_for_labs = str(config.getoption("markexpr")).split()[:1] == ["lab"]
+    if asks_for_labs and collection_path.name.startswith("test_") and "mark.lab" not in collection_path.read_text():
+        return True
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what uses a server's fixture, leave out long forms, put the fast first, then slow, servers', the lab's."""
