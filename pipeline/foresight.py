@@ -72,7 +72,7 @@ class Foresight:
     def _filmed(self, tick: int) -> Film | None:
         """Return a film in which there is something to come after a tick."""
         state, film = self._state(), self._film
-        if film is not None and film.lasting and state == self._known and tick < self._first + film.frames:
+        if film is not None and state == self._known and tick < self._first + film.frames and film.renew():
             return film
         self._first, self._known, self._made = tick, state, {}
         self._film = self._rehearsal.film(self._frames(tick))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -11,31 +11,21 @@ from typing import Final
 from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import ConfigError, Problem, RuleError
 from virtpilot.events import Event
-from virtpilot.model import Command, Kind, Outcome, Result, Sample, Signal, SignalState
+from virtpilot.model import Command, Kind, Outcome, Result, Signal, SignalState
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.foresight import Foresight
 from virtpilot.pipeline.rehearsal import CLUSTER, Rehearsal
 from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.stage import Stage
 from virtpilot.pipeline.standin import Reply
 from virtpilot.rules.language import RuleSet, load
 from virtpilot.rules.testing.coverage import Clause, Coverage, Reading
 from virtpilot.rules.testing.document import SUFFIX, load_tests
-from virtpilot.rules.testing.records import Actor, Answer, Expectation, Measured, RuleTest, TestFile
+from virtpilot.rules.testing.records import Actor, Answer, Expectation, RuleTest, TestFile
 from virtpilot.rules.testing.report import Failure, Tested, TestedFile
 from virtpilot.rules.testing.verdict import History, span, words
 from virtpilot.simulator import scenario
 
-GIB: Final = float(2**30)
-# What the planner and the guards read of every host and guest, where a test does not say otherwise.
-USUAL: Final[Mapping[Kind, Mapping[str, float]]] = {
-    Kind.HOST: {
-        "cpu_usage_ratio": 0.3,
-        "cpus_count": 8.0,
-        "memory_total_bytes": 64 * GIB,
-        "memory_available_bytes": 32 * GIB,
-    },
-    Kind.VM: {"state_code": 1.0, "cpu_usage_ratio": 0.5, "vcpus_count": 2.0, "memory_balloon_bytes": 4 * GIB},
-}
 _KNOBS: Final = {"cpu_shares": 1024}
 _TICKS: Final = 10
 _BEFORE: Final = 3
@@ -136,12 +126,12 @@ class Scene:
         self._test = test
         self._waiting = list(test.answers)
         self._given: dict[str, Answer] = {}
-        self._then: dict[str, tuple[int, Measured]] = {}
         self._actors = {actor.id: actor for actor in test.actors}
         # Ticks as close as the samples ask for: days are played in no time.
         tick_s = max(1.0, test.every_ns / SECOND / _TICKS)
         self._rehearsal = Rehearsal(rules, test.start_ns, self._reply, mode=test.mode, tick_s=tick_s)
         agents = self._rehearsal.agents
+        self.stage = Stage(test, agents)
         agents.on_done = self._done
         agents.places |= {actor.id: actor.host for actor in test.actors if actor.kind is Kind.VM}
         for actor in test.actors:
@@ -160,17 +150,17 @@ class Scene:
     def _done(self, told: Outcome, command: Command) -> None:
         answer = self._given.get(command.id)
         if answer is not None and answer.then and told.result is Result.DONE:
-            self._then[told.guest] = (told.at_ns, answer.then)
+            self.stage.change(told.guest, told.at_ns, answer.then)
 
     def play(self, coverage: Coverage) -> History:
         """Play the test to its end; what nothing comes of is taken at once."""
         rehearsal, test = self._rehearsal, self._test
         last, tick = test.end_ns // test.every_ns, 0
-        foresight = Foresight(rehearsal, self._frame, self._state, last)
+        foresight = Foresight(rehearsal, self.stage.frame, self.stage.state, last)
         while tick <= last:
             rehearsal.run_until(test.start_ns + tick * test.every_ns)
             seen = foresight.seen(tick)
-            rehearsal.measure_all(self._frame(tick))
+            rehearsal.measure_all(self.stage.frame(tick))
             if seen is None:
                 coverage.observe(rehearsal.controller.rulebook.evaluator)
             else:
@@ -184,56 +174,6 @@ class Scene:
         records = [record for record in rehearsal.records() if not isinstance(record, Event)]
         names = {actor.id: actor.name for actor in test.actors} | {CLUSTER: Kind.CLUSTER.value}
         return History(records, names, test.start_ns)
-
-    def _state(self) -> object:
-        """Return what is measured by, beside the tick."""
-        agents = self._rehearsal.agents
-        return dict(agents.places), dict(agents.states), dict(agents.knobs), dict(self._then)
-
-    def _frame(self, tick: int) -> dict[str, list[Sample]]:
-        """Return what each host measures at a tick, as things stand; nothing of those that are silent."""
-        found = {host: self._measure(host, tick) for host in dict.fromkeys(actor.host for actor in self._test.actors)}
-        return {host: samples for host, samples in found.items() if samples}
-
-    def _measure(self, host: str, tick: int) -> list[Sample]:
-        """Return what a host measures: itself, then the guests that are on it now."""
-        time_ns = self._test.start_ns + tick * self._test.every_ns
-        agents = self._rehearsal.agents
-        samples: list[Sample] = []
-        for actor in self._actors.values():
-            if agents.places.get(actor.id, actor.host) != host:
-                continue
-            tags = {"cluster": CLUSTER, "host": host, **actor.tags}
-            if actor.kind is Kind.VM:
-                tags |= {"vm": actor.id, "name": actor.name}
-            fields = self._fields(actor, tick, time_ns)
-            if not fields:
-                continue
-            samples += self._devices(actor, tags, tick, time_ns)
-            if actor.id in agents.states:
-                fields["state_code"] = agents.states[actor.id]
-            samples.append(Sample(actor.kind.value, tags, fields, time_ns))
-            for (guest, knob), value in agents.knobs.items():
-                if guest == actor.id:
-                    samples.append(Sample("knob", tags | {"knob": knob}, {"value_count": value}, time_ns))
-        return samples
-
-    @staticmethod
-    def _devices(actor: Actor, tags: dict[str, str], tick: int, time_ns: int) -> Iterator[Sample]:
-        for device in actor.devices:
-            told = ((name, one.at(tick)) for name, one in device.series.items())
-            fields: dict[str, int | float] = {name: value for name, value in told if value is not None}
-            if fields:
-                yield Sample(device.measurement, tags | device.tags, fields, time_ns)
-
-    def _fields(self, actor: Actor, tick: int, time_ns: int) -> dict[str, int | float]:
-        """Return a subject's values at a tick; none where one of its series has ended or is missing all over."""
-        found = {name: one.at(tick) for name, one in actor.series.items()}
-        since_ns, then = self._then.get(actor.id, (0, {}))
-        found |= {name: one.at(-(-(time_ns - since_ns) // self._test.every_ns) - 1) for name, one in then.items()}
-        given: dict[str, int | float] = {name: value for name, value in found.items() if value is not None}
-        silent = bool(found) and not given
-        return {} if silent else {n: v for n, v in USUAL[actor.kind].items() if n not in found} | given
 
 
 def _play_fleet(test: RuleTest, path: Path, rules: RuleOptions, coverage: Coverage) -> History:

@@ -95,9 +95,9 @@ class Coverage:
             if rule.on not in film.reels:
                 continue
             for clause in self.clauses[rule.name]:
-                true, false = film.truths(clause.condition, first, last)
-                clause.true += int(np.count_nonzero(true))
-                clause.false += int(np.count_nonzero(false))
+                true, false = film.counts(clause.condition, first, last)
+                clause.true += true
+                clause.false += false
         self._seen |= {kind: film.newest(kind, last) for kind in film.reels if isinstance(kind, Kind)}
 
     def _read(self, rule: Rule, times: Mapping[str, int], found: Sequence[Masks], evaluator: Observed) -> None:

@@ -35,7 +35,7 @@ def test_ticks_are_left_out_while_nothing_fires_and_not_when_somebody_falls_sile
     (file, rules) = rule_tests.load_all([LIBRARY / "host.test.yaml"])[0]
     scene = rule_tests.Scene(file.tests[0], rules)
     rehearsal = scene._rehearsal
-    samples = scene._measure(file.tests[0].actors[0].host, 0)
+    samples = scene.stage.frame(0)[file.tests[0].actors[0].host]
     rehearsal.measure(file.tests[0].actors[0].host, samples)
     ticks = []
     rehearsal.controller.tick = lambda now_ns: ticks.append((now_ns - file.tests[0].start_ns) // 10**9)  # type: ignore[method-assign]

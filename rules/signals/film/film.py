@@ -7,14 +7,16 @@ comes; where rules ask for signals (`lasting` is False) only until one changes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.devices import Of
-from virtpilot.rules.language.expression import Condition, Masks
+from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.typed import Aggregate, Numbers, Window
 from virtpilot.rules.signals.aggregates import Members, evaluate
 from virtpilot.rules.signals.columns import masks
@@ -28,6 +30,8 @@ from virtpilot.rules.signals.windows import Track
 from virtpilot.rules.signals.world import World
 
 Mask = NDArray[np.bool_]
+# How often something is true, and how often false, before each frame and after the last.
+Counted = tuple[list[int], list[int]]
 
 
 class Film:
@@ -40,8 +44,12 @@ class Film:
         self._pasts: dict[int, Past] = {}
         self._windows: dict[tuple[Of, str], Numbers] = {}
         self._aggregates: dict[tuple[Kind, str], Numbers] = {}
-        self._given: dict[str, Given] = {}
-        self._masks: dict[int, tuple[Condition, Masks]] = {}
+        self._sights: dict[str, _Sight] = {}
+        self._counts: dict[int, tuple[Condition, Counted]] = {}
+        rules = [machine.rule for kind in Kind for machine in world.bank.machines(kind)]
+        self._asking = [rule for rule in rules if rule.signals()]
+        self.lasting = not self._asking
+        """Whether no rule asks for signals."""
 
     @property
     def frames(self) -> int:
@@ -52,10 +60,15 @@ class Film:
         """Return a frame's time."""
         return int(self.reels[Kind.HOST].times[frame])
 
-    @property
-    def lasting(self) -> bool:
-        """Tell whether no rule asks for signals."""
-        return not any(machine.rule.signals() for kind in Kind for machine in self.world.bank.machines(kind))
+    def renew(self) -> bool:
+        """Look anew at what rules ask of signals, of which some may have changed; False where that cannot be done."""
+        asked = [condition.reads for rule in self._asking for condition in rule.conditions()]
+        if any(one.reads.signals for reads in asked for one in reads.aggregates.values()):
+            return False  # these are kept from one moment to the next, in windows too
+        for rule in self._asking:
+            self._sights.pop(rule.name, None)
+        self._counts = {key: known for key, known in self._counts.items() if not known[0].reads.signals}
+        return True
 
     def columns(self, kind: Of) -> FilmColumns:
         """Return the inputs of all moments of a kind."""
@@ -104,53 +117,51 @@ class Film:
         with np.errstate(all="ignore"):
             for kind in (Kind.HOST, Kind.VM, Kind.CLUSTER):
                 reel = self.reels.get(kind)
-                for machine in self.world.bank.machines(kind) if reel is not None and len(reel.rows) else ():
-                    until = min(until, self._calm(machine, self.reels[kind], self.reels[kind].last(at)))
+                if reel is None or not len(reel.rows):
+                    continue
+                moment = reel.last(at)
+                for machine in self.world.bank.machines(kind):
+                    until = min(until, self._calm(machine, reel, moment))
+                    if until == at:
+                        return at
         return until
 
     def _calm(self, machine: Machine, reel: Reel, moment: int) -> int:
         """Return the frame before that in which a machine may change after a moment."""
-        given = self._of(machine, reel)
-        state, shape = machine.state[reel.rows], (len(reel.times), len(reel.rows))
-        fires, gives_up, clears, stays, void = (
-            np.broadcast_to(one, shape[0] * shape[1]).reshape(shape)[moment + 1 :] for one in given
-        )
-        del gives_up
-        changes = (state == INACTIVE) & fires & ~void
-        if state.any():
-            times = reel.times[moment + 1 :, None]
-            lasts = times - machine.since[reel.rows]
-            before = np.where(np.arange(len(times))[:, None] == 0, machine.seen[reel.rows], reel.times[moment:-1, None])
-            # After a gap what is waited for begins again.
-            again = times - before > reel.patience[moment + 1 :]
-            changes |= (state == PENDING) & (~fires | void | again | (lasts >= machine.rule.for_ns))
-            changes |= (state == FIRING) & (clears | void)
-            over = stays | ~clears | void | again | (lasts >= machine.rule.clear_for_ns)
-            changes |= (state == CLEARING) & over
-        first = changes.any(axis=1)
-        return int(reel.frames[moment + 1 + int(first.argmax())]) - 1 if first.any() else self.frames
+        sight = self._sight(machine, reel)
+        if machine.active[0]:
+            changes = _changes(machine, reel, moment, sight).any(axis=1)
+            first = moment + 1 + int(changes.argmax()) if changes.any() else None
+        else:
+            after = bisect_right(sight.rising, moment)
+            first = sight.rising[after] if after < len(sight.rising) else None
+        return self.frames if first is None else int(reel.frames[first]) - 1
 
-    def _of(self, machine: Machine, reel: Reel) -> Given:
+    def _sight(self, machine: Machine, reel: Reel) -> _Sight:
         """Return what a rule's conditions say at each moment."""
-        found = self._given.get(machine.rule.name)
+        found = self._sights.get(machine.rule.name)
         if found is None:
-            times = np.repeat(reel.times, len(reel.rows))
-            found = self._given[machine.rule.name] = machine.given(self.columns(reel.kind), times)
+            shape = (len(reel.times), len(reel.rows))
+            told = machine.given(self.columns(reel.kind), np.repeat(reel.times, len(reel.rows)))
+            given = Given(*(np.broadcast_to(one, shape[0] * shape[1]).reshape(shape) for one in told))
+            rising = np.flatnonzero((given.fires & ~given.void).any(axis=1)).tolist()
+            found = self._sights[machine.rule.name] = _Sight(given, rising)
         return found
 
-    def truths(self, condition: Condition, first: int, last: int) -> Masks:
-        """Return where a condition is true and where false in some frames, the last included, of all subjects."""
-        known = self._masks.get(id(condition))
-        reel = self.reels[condition.on]
-        shape = (len(reel.times), len(reel.rows))
+    def counts(self, condition: Condition, first: int, last: int) -> tuple[int, int]:
+        """Return how often a condition is true and how often false in some frames, the last included."""
+        known = self._counts.get(id(condition))
         if known is None:
+            reel = self.reels[condition.on]
+            shape = (len(reel.times), len(reel.rows))
             with np.errstate(all="ignore"):
                 found = masks(condition, self.columns(condition.on), shape[0] * shape[1])
-            known = self._masks[id(condition)] = (condition, found)
-        # Of the cluster's ticks the last one before each frame.
-        moments = slice(first, last + 1) if shape[0] == self.frames + 1 else reel.lasts[first : last + 1]
+            # Of the cluster's ticks the last one before each frame.
+            each = (np.count_nonzero(one.reshape(shape)[reel.lasts], axis=1) for one in found)
+            true, false = (np.concatenate([[0], np.cumsum(one)]).tolist() for one in each)
+            known = self._counts[id(condition)] = (condition, (true, false))
         true, false = known[1]
-        return true.reshape(shape)[moments], false.reshape(shape)[moments]
+        return true[last + 1] - true[first], false[last + 1] - false[first]
 
     def newest(self, kind: Kind, frame: int) -> dict[str, int]:
         """Return all subjects of a kind, each with the time of its newest sample as of a frame."""
@@ -183,6 +194,29 @@ class Film:
         table.values[:, reel.where] = reel.values[:, last]
         table.time[reel.where], table.interval[reel.where] = reel.times[last], reel.intervals[last]
         table.causes[reel.where] = np.array(told, np.object_)
+
+
+class _Sight(NamedTuple):
+    """What a rule's conditions say, moments by rows, and the moments at which they fire for somebody."""
+
+    given: Given
+    rising: list[int]
+
+
+def _changes(machine: Machine, reel: Reel, moment: int, sight: _Sight) -> Mask:
+    """Tell whose state may change at each moment after one, by rows."""
+    fires, _gives_up, clears, stays, void = (one[moment + 1 :] for one in sight.given)
+    state, times = machine.state[reel.rows], reel.times[moment + 1 :, None]
+    lasts = times - machine.since[reel.rows]
+    before = np.where(np.arange(len(times))[:, None] == 0, machine.seen[reel.rows], reel.times[moment:-1, None])
+    # After a gap what is waited for begins again.
+    again = times - before > reel.patience[moment + 1 :]
+    changes: Mask = (state == INACTIVE) & fires & ~void
+    changes |= (state == PENDING) & (~fires | void | again | (lasts >= machine.rule.for_ns))
+    changes |= (state == FIRING) & (clears | void)
+    over = stays | ~clears | void | again | (lasts >= machine.rule.clear_for_ns)
+    changes |= (state == CLEARING) & over
+    return changes
 
 
 def film_of(
