@@ -45,9 +45,9 @@ class Foresight:
         self._known: object = None
 
     def seen(self, tick: int) -> Span | None:
-        """Return what is known of a tick that is to be measured now, None where it was not looked at before."""
+        """Return what is known of a tick that was just measured, None where it was not looked at before."""
         film, frame = self._film, tick - self._first
-        if film is None or frame > film.frames or not film.lasting or self._state() != self._known:
+        if film is None or frame > film.frames or self._state() != self._known or not film.renew():
             return None
         return Span(film, frame, frame)
 

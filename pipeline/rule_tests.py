@@ -159,8 +159,8 @@ class Scene:
         foresight = Foresight(rehearsal, self.stage.frame, self.stage.state, last)
         while tick <= last:
             rehearsal.run_until(test.start_ns + tick * test.every_ns)
-            seen = foresight.seen(tick)
             rehearsal.measure_all(self.stage.frame(tick))
+            seen = None if coverage.closely else foresight.seen(tick)
             if seen is None:
                 coverage.observe(rehearsal.controller.rulebook.evaluator)
             else:

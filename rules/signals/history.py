@@ -162,17 +162,33 @@ class History:
                     self._put(at, units[chosen], [one[chosen] for one in values], joins=joined)
         self.newest[where], self._step[where] = units, steps
 
-    def push_all(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> list[Newest]:
+    def push_all(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
         """Do as `push` does with each of several samples of rows that are all of one step, at one time each.
 
-        `values` has for each series samples by rows. Returns of each series the newest point after each sample.
+        `values` has for each series samples by rows.
         """
+        for _samples in self._push_each(where, times, values):
+            pass
+
+    def foresee(self, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> list[Newest]:
+        """Do as `push_all` does with all rows; returns of each series the newest point after each sample."""
+        shape = (len(times), self.slots)
+        found = [Newest(np.full(shape, np.nan), np.zeros(shape, np.uint16)) for _ in self._value]
+        for some in self._push_each(slice(0, self.slots), times, values):
+            place = times[some] // self.step_ns % PLACES
+            there = self._time[place] != 0
+            for point, own, weight in zip(found, self._value, self._weight, strict=True):
+                point.value[some] = np.where(there, own[place].astype(np.float64), np.nan)
+                if weight is not None:
+                    point.weight[some] = weight[place]
+        return found
+
+    def _push_each(
+        self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]
+    ) -> Iterator[NDArray[np.int64]]:
+        """Push several samples of rows; yields those that have just been put, while they are still there."""
         rows = np.arange(self.slots)[where]
         steps, units = times // self.step_ns, times // UNIT_NS
-        found = [
-            Newest(np.full((len(times), len(rows)), np.nan), np.zeros((len(times), len(rows)), np.uint16))
-            for _ in self._value
-        ]
         self._forget_old(rows, np.full(len(rows), units[0]))
         layers = _layers(steps, int(self._step[rows[0]]))
         # In a whole turn of the ring no two steps have one place.
@@ -184,13 +200,8 @@ class History:
                 if not len(some):
                     continue
                 self._put_layer(rows, steps[some], units[some], [one[some] for one in values], joins=layer > 0)
-                for point, own, weight in zip(found, self._value, self._weight, strict=True):
-                    at = (steps[some, None] % PLACES, rows)
-                    point.value[some] = np.where(self._time[at] != 0, own[at].astype(np.float64), np.nan)
-                    if weight is not None:
-                        point.weight[some] = weight[at]
+                yield some
         self.newest[rows], self._step[rows] = units[-1], steps[-1]
-        return found
 
     def _put_layer(
         self,

@@ -157,8 +157,8 @@ class Film:
             with np.errstate(all="ignore"):
                 found = masks(condition, self.columns(condition.on), shape[0] * shape[1])
             # Of the cluster's ticks the last one before each frame.
-            each = (np.count_nonzero(one.reshape(shape)[reel.lasts], axis=1) for one in found)
-            true, false = (np.concatenate([[0], np.cumsum(one)]).tolist() for one in each)
+            moments = slice(None) if shape[0] == self.frames + 1 else reel.lasts
+            true, false = ([0, *one.reshape(shape)[moments].sum(axis=1).cumsum().tolist()] for one in found)
             known = self._counts[id(condition)] = (condition, (true, false))
         true, false = known[1]
         return true[last + 1] - true[first], false[last + 1] - false[first]

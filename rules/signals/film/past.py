@@ -40,7 +40,7 @@ class Past:
         """Return the points of each series, as the history itself would make them."""
         reel, history = self._reel, self._track.history
         ahead = history.part(reel.where)
-        coming = ahead.push_all(slice(0, len(reel.rows)), reel.times[1:], [one[1:] for one in self.told])
+        coming = ahead.foresee(reel.times[1:], [one[1:] for one in self.told])
         steps = [int(history.steps(reel.where)[0]), *(reel.times[1:] // history.step_ns).tolist()]
         return [self._candidates(history, series, newest, steps) for series, newest in enumerate(coming)]
 
