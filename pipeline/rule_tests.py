@@ -12,7 +12,6 @@ from virtpilot.clock import SECOND, Clock
 from virtpilot.errors import ConfigError, Problem, RuleError
 from virtpilot.events import Event
 from virtpilot.model import Command, Kind, Outcome, Result, Signal, SignalState
-from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.foresight import Foresight
 from virtpilot.pipeline.rehearsal import CLUSTER, Rehearsal
 from virtpilot.pipeline.rulebook import RuleOptions
@@ -24,7 +23,6 @@ from virtpilot.rules.testing.document import SUFFIX, load_tests
 from virtpilot.rules.testing.records import Actor, Answer, Expectation, RuleTest, TestFile
 from virtpilot.rules.testing.report import Failure, Tested, TestedFile
 from virtpilot.rules.testing.verdict import History, span, words
-from virtpilot.simulator import scenario
 
 _KNOBS: Final = {"cpu_shares": 1024}
 _TICKS: Final = 10
@@ -178,6 +176,10 @@ class Scene:
 
 def _play_fleet(test: RuleTest, path: Path, rules: RuleOptions, coverage: Coverage) -> History:
     """Play a test on a simulated fleet, with its own agents and actuators."""
+    # Not before now: most tests need no fleet.
+    from virtpilot.pipeline.demo import Demo
+    from virtpilot.simulator import scenario
+
     try:
         with tempfile.TemporaryDirectory(prefix="virtpilot-rules.") as folder:
             demo = Demo(Path(folder), scenario.demo_path() if str(path) == "demo" else path, rules)
