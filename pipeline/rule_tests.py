@@ -20,7 +20,7 @@ from virtpilot.pipeline.standin import Reply
 from virtpilot.rules.language import RuleSet, load
 from virtpilot.rules.testing.coverage import Clause, Coverage, Reading
 from virtpilot.rules.testing.document import SUFFIX, load_tests
-from virtpilot.rules.testing.records import Actor, Answer, Expectation, RuleTest, TestFile
+from virtpilot.rules.testing.records import Answer, Expectation, RuleTest, TestFile
 from virtpilot.rules.testing.report import Failure, Tested, TestedFile
 from virtpilot.rules.testing.verdict import History, span, words
 

@@ -11,6 +11,7 @@ side, and so does each point of all subjects. Places that were never taken cost 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -163,12 +164,8 @@ class History:
         self.newest[where], self._step[where] = units, steps
 
     def push_all(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
-        """Do as `push` does with each of several samples of rows that are all of one step, at one time each.
-
-        `values` has for each series samples by rows.
-        """
-        for _samples in self._push_each(where, times, values):
-            pass
+        """Push several samples of rows of one step; `values` has for each series samples by rows."""
+        deque(self._push_each(where, times, values), maxlen=0)
 
     def foresee(self, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> list[Newest]:
         """Do as `push_all` does with all rows; returns of each series the newest point after each sample."""
@@ -176,9 +173,8 @@ class History:
         found = [Newest(np.full(shape, np.nan), np.zeros(shape, np.uint16)) for _ in self._value]
         for some in self._push_each(slice(0, self.slots), times, values):
             place = times[some] // self.step_ns % PLACES
-            there = self._time[place] != 0
             for point, own, weight in zip(found, self._value, self._weight, strict=True):
-                point.value[some] = np.where(there, own[place].astype(np.float64), np.nan)
+                point.value[some] = np.where(self._time[place] != 0, own[place].astype(np.float64), np.nan)
                 if weight is not None:
                     point.weight[some] = weight[place]
         return found

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
-from virtpilot.model import Sample
+from virtpilot.clock import SECOND
+from virtpilot.model import Sample, Signal
 from virtpilot.pipeline import rule_tests
 from virtpilot.pipeline.rehearsal import Rehearsal
 from virtpilot.pipeline.rulebook import LIBRARY
@@ -47,6 +52,15 @@ CLUSTER = """
   - {name: uneven, on: cluster, when: 'max(hosts.cpu_usage_ratio) - min(hosts.cpu_usage_ratio) > 30%', for: 1m}
   - {name: mean, on: cluster, when: 'avg(avg(vms.cpu_steal_ratio), 5m) > 15%', clear_for: 1m}
   - {name: slow-guests, on: cluster, when: 'count(vms where any(disks where read_latency_seconds > 200ms)) > 1'}
+"""
+OTHER = {"name": "other", "on": "vm", "when": "cpu_usage_ratio > 80%", "mode": "observe"}
+PLAIN = """
+virtpilot: 1
+tests:
+  - name: any
+    hosts: {{h: {{}}}}
+    guests: {{g: {{host: h, series: {told}}}}}
+    expect: [{{signal: r, of: g, at: 5m, is: firing}}]
 """
 _level = st.sampled_from(["0", "0.1", "0.25", "0.3333333", "0.9", "0.05", "0.2"])
 _much = st.sampled_from(["", "x1", "x3", "x7", "x20"])
@@ -116,6 +130,67 @@ def test_whatever_is_measured(rules: str, tmp_path: Path) -> None:
         _assert_alike(*_load(tmp_path, rules, tests))
 
     hold()
+
+
+class Case(NamedTuple):
+    """A rule beside `other`, what is measured every 10 s, and when its signal changes to what."""
+
+    keys: str
+    steal: str
+    changes: str
+    usage: str = "10%x5 90%"
+
+
+# Each is about one reason for which a signal changes in the midst of frames that are alike.
+CHANGES: Final = {
+    "it rises": Case("{}", "0x4 30%x3", "50s firing"),
+    "for is over": Case("{for: 1m}", "0x4 30%x20", "50s pending, 110s firing"),
+    "it falls before for is over": Case("{for: 2m}", "0x4 30%x5 0x9", "50s pending, 110s inactive"),
+    "what is not known does not count": Case("{for: 1m}", "30%x2 _x2 30%x9", "0s pending, 60s firing"),
+    "after a gap for begins again": Case("{for: 2m}", "30%x2 _x9 30%x20", "0s pending, 240s firing"),
+    "it ends": Case("{}", "30%x6 0x9", "0s firing, 70s inactive"),
+    "it ends only below": Case("{clear: x < 5%}", "30%x6 10%x6 0x9", "0s firing, 140s inactive"),
+    "clear_for is over": Case("{clear_for: 1m}", "30%x6 0x12", "0s firing, 70s clearing, 130s inactive"),
+    "it comes back while it ends": Case("{clear_for: 1m}", "30%x6 0x2 30%x9", "0s firing, 70s clearing, 100s firing"),
+    "it is between the two while it ends": Case(
+        "{clear: x < 5%, clear_for: 1m}", "30%x6 0x2 10%x2 0x9",
+        "0s firing, 70s clearing, 100s firing, 130s clearing, 190s inactive",
+    ),
+    "it is not known while it ends": Case(
+        "{clear_for: 1m}", "30%x6 0x2 _x9 0x9", "0s firing, 70s clearing, 250s inactive",
+    ),
+    "its time begins": Case("{during: '00:01-00:04'}", "30%x20", "60s firing, 240s inactive"),
+    "its time ends": Case("{not_during: '00:01-00:04'}", "30%x20", "0s firing, 60s inactive, 240s firing"),
+    "its time ends before for is over": Case(
+        "{for: 2m, not_during: '00:01-00:04'}", "30%x20", "0s pending, 60s inactive, 240s pending",
+    ),
+    "its time ends while it ends": Case(
+        "{clear_for: 2m, not_during: '00:01-00:04'}", "30%x2 0x20", "0s firing, 30s clearing, 60s inactive",
+    ),
+    "what is missing clears": Case("{no_data: clear}", "30%x6 _x9", "0s firing, 70s inactive, 160s firing"),
+    "what is missing fires": Case("{no_data: fire}", "0x6 _x9", "70s firing, 160s inactive"),
+    "a window fills": Case("{when: 'avg(x, 1m) >= 20%'}", "0x9 30%x20", "140s firing"),
+    "another signal holds it back": Case("{unless: other}", "30%x9", "0s firing, 60s inactive"),
+    "no other signal holds it back any more": Case("{unless: other}", "0x11 30%", "120s firing", "90%x5 10%"),
+    "another signal has given leave": Case("{where: signals.other}", "0x11 30%", "120s firing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_a_signal_changes_at_its_frame(name: str, tmp_path: Path) -> None:
+    case = CHANGES[name]
+    rule = {"name": "r", "on": "vm", "when": "x > 20%", "mode": "observe", **YAML(typ="safe").load(case.keys)}
+    text = re.sub(r"\bx\b", "cpu_steal_ratio", json.dumps({"virtpilot": 1, "rules": [rule, OTHER]}))
+    told = json.dumps({"cpu_steal_ratio": case.steal, "cpu_usage_ratio": case.usage})
+    test, rules = _load(tmp_path, text, PLAIN.format(told=told))
+    played = rule_tests.Scene(test, rules).play(Coverage(rules.rules))
+    found = [
+        f"{(one.at_ns - test.start_ns) // SECOND}s {one.state}"
+        for one in played.records
+        if isinstance(one, Signal) and one.rule == "r"
+    ]
+    assert ", ".join(found) == case.changes
+    _assert_alike(test, rules)
 
 
 def library() -> Iterator[tuple[RuleTest, RuleSet]]:

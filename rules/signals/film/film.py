@@ -144,7 +144,7 @@ class Film:
             shape = (len(reel.times), len(reel.rows))
             told = machine.given(self.columns(reel.kind), np.repeat(reel.times, len(reel.rows)))
             given = Given(*(np.broadcast_to(one, shape[0] * shape[1]).reshape(shape) for one in told))
-            rising = np.flatnonzero((given.fires & ~given.void).any(axis=1)).tolist()
+            rising = np.flatnonzero(given.fires.any(axis=1)).tolist()
             found = self._sights[machine.rule.name] = _Sight(given, rising)
         return found
 
@@ -205,17 +205,17 @@ class _Sight(NamedTuple):
 
 def _changes(machine: Machine, reel: Reel, moment: int, sight: _Sight) -> Mask:
     """Tell whose state may change at each moment after one, by rows."""
-    fires, _gives_up, clears, stays, void = (one[moment + 1 :] for one in sight.given)
+    fires, _gives_up, clears, _stays, void = (one[moment + 1 :] for one in sight.given)
     state, times = machine.state[reel.rows], reel.times[moment + 1 :, None]
     lasts = times - machine.since[reel.rows]
     before = np.where(np.arange(len(times))[:, None] == 0, machine.seen[reel.rows], reel.times[moment:-1, None])
     # After a gap what is waited for begins again.
     again = times - before > reel.patience[moment + 1 :]
-    changes: Mask = (state == INACTIVE) & fires & ~void
-    changes |= (state == PENDING) & (~fires | void | again | (lasts >= machine.rule.for_ns))
+    # Where a rule does not apply nothing fires or clears.
+    changes: Mask = (state == INACTIVE) & fires
+    changes |= (state == PENDING) & (~fires | again | (lasts >= machine.rule.for_ns))
     changes |= (state == FIRING) & (clears | void)
-    over = stays | ~clears | void | again | (lasts >= machine.rule.clear_for_ns)
-    changes |= (state == CLEARING) & over
+    changes |= (state == CLEARING) & (~clears | again | (lasts >= machine.rule.clear_for_ns))
     return changes
 
 
