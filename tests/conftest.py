@@ -52,9 +52,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Read no file for the lab's tests that has none: to import all is half a minute's work, for each worker anew."""
     asks_for_labs = str(config.getoption("markexpr")).split()[:1] == ["lab"]
-    if asks_for_labs and collection_path.name.startswith("test_") and "mark.lab" not in collection_path.read_text():
-        return True
-    return None
+    has_tests = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if asks_for_labs and has_tests and "mark.lab" not in collection_path.read_text() else None
 
 
 @pytest.hookimpl(tryfirst=True)
