@@ -24,6 +24,8 @@ from virtpilot.clock import SystemClock
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _PYTEST: Final = (sys.executable, "-m", "pytest")
 _PASSED, _FAILED, _NOTHING_FOUND = 0, 1, 5  # pytest's exit codes
+# Each worker, and each process that a test starts, would compile all of it for itself.
+_ENVIRONMENT: Final = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Part:
 
     def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
         """Run it; `output` takes what it prints, else it is shown as it comes."""
-        return subprocess.Popen(self.command(arguments), cwd=_ROOT, stdout=output, stderr=output)
+        return subprocess.Popen(self.command(arguments), cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=output)
 
 
 def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
@@ -55,6 +57,18 @@ def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
         [Part("lab and alone and one_core", workers=cores)],
         [Part("lab and alone and not one_core")],
     ]
+
+
+def compiled(root: Path = _ROOT, *arguments: str) -> bool:
+    """Have everything compiled once where nothing is, before workers do so side by side; return whether it was done.
+
+    The tests' asserts are rewritten by pytest alone, so it is asked what tests there are. What ails them is told later.
+    """
+    if (root / "tests" / "__pycache__").exists():
+        return False
+    asked = [*_PYTEST, "--collect-only", "--quiet", *arguments]
+    subprocess.run(asked, cwd=root, env=_ENVIRONMENT, capture_output=True, check=False)
+    return True
 
 
 def together(group: Sequence[Part], arguments: Sequence[str]) -> list[int]:
@@ -98,9 +112,10 @@ def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run every part, also behind one that failed, but not behind one that was broken off; return the exit code."""
     if any(word.startswith("-m") for word in arguments):
-        return subprocess.run([*_PYTEST, *arguments], cwd=_ROOT, check=False).returncode
+        return subprocess.run([*_PYTEST, *arguments], cwd=_ROOT, env=_ENVIRONMENT, check=False).returncode
     asked = os.environ.get("TEST_WORKERS")
     heed_sigterm()
+    compiled()
     clock = SystemClock()
     codes: list[int] = []
     for group in parts(len(os.sched_getaffinity(0)), int(asked) if asked else None):

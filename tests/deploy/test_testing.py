@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from _pytest.mark.expression import Expression
 
-from deploy.testing import Part, parts, together, worst
+from deploy.testing import Part, compiled, parts, together, worst
 from tests.services import until
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,19 @@ def test_second(): assert os.nice(0) == NICE
     assert together(group, [*options, "-p", "no:cacheprovider"]) == [0, 0, 5]
     said = capfd.readouterr().out
     assert said.index("test_first PASSED") < said.index("test_second") < said.index("2 deselected / 0 selected")
+
+
+def test_all_is_compiled_once_where_nothing_is(tmp_path: Path) -> None:
+    """Whatever the environment says of writing it: workers would each do it again."""
+    file = tmp_path / "tests" / "test_small.py"
+    file.parent.mkdir()
+    file.write_text("import fractional\ndef test_small(): assert fractional.HALF")
+    (tmp_path / "fractional.py").write_text("HALF = 1 / 2")
+    options = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(file))
+    assert compiled(tmp_path, *options)
+    found = {one.name.split(".")[0] for one in tmp_path.rglob("*.pyc")}
+    assert found == {"test_small", "fractional"}
+    assert not compiled(tmp_path, *options)
 
 
 def test_whoever_ends_it_lets_fixtures_end_first(tmp_path: Path) -> None:
