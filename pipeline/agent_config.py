@@ -13,15 +13,11 @@ from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.cadence import CadenceOptions
 from virtpilot.pipeline.exporter import ExporterOptions
-from virtpilot.pipeline.process import LogOptions
+from virtpilot.pipeline.process import NAME, Cluster, LogOptions, StateFolder
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.switch import OperatorOptions
 
-_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-_NAME_OR_NONE: Final = f"^({_NAME})?$"
-Name = Annotated[str, Meta(pattern=f"^{_NAME}$")]
-Cluster = Annotated[Name, Meta(description="The cluster's name: part of every topic, and a tag of every sample.")]
-StateFolder = Annotated[str, Meta(description="Where this process keeps what must survive a restart.")]
+_NAME_OR_NONE: Final = f"^({NAME})?$"
 
 
 class HypervisorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

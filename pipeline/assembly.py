@@ -12,7 +12,7 @@ from virtpilot.actuators.command import Signer, load_private, load_public
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.order import Operators
 from virtpilot.clock import Clock, seconds
-from virtpilot.model import Bus, Message, Store
+from virtpilot.model import Bus, Message
 from virtpilot.pipeline import state, window_files
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.approvals import ApprovalDesk
@@ -20,7 +20,7 @@ from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.audit.log import AuditLog, NoAudit
 from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.bus.mqtt import MqttBus
-from virtpilot.pipeline.config import ControllerConfig, WriterConfig
+from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import Controller
 from virtpilot.pipeline.evaluations import EVALUATIONS, EvaluationLog, Tracer
 from virtpilot.pipeline.maintenance import MaintenanceDesk
@@ -33,11 +33,8 @@ from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.presence import presence
 from virtpilot.pipeline.records import RECORDS, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook
-from virtpilot.pipeline.store.file import FileStore
-from virtpilot.pipeline.store.influx import InfluxStore
 from virtpilot.pipeline.switch import SWITCH, Switch
 from virtpilot.pipeline.window_files import WindowFiles
-from virtpilot.pipeline.writer import Writer
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import choose
 from virtpilot.topics import Topics
@@ -147,17 +144,3 @@ def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
         signer=Signer(load_private(Path(config.commands.private_key_file))),
         folder=Path(config.state_folder),
     )
-
-
-def store_from(config: WriterConfig, clock: Clock) -> Store:
-    """Return the store that a writer's config names."""
-    return FileStore(Path(config.file_store)) if config.file_store else InfluxStore(config.store, clock)
-
-
-def writer_from(config: WriterConfig, clock: Clock) -> Writer:
-    """Put a writer together."""
-    folder = Path(config.state_folder)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    store = store_from(config, clock)
-    bus = MqttBus(config.bus, f"virtpilot-{config.cluster}-writer-{config.name}")
-    return Writer(bus, store, Topics(config.cluster), clock, dead_letters=folder / "dead-letters", limits=config.limits)

@@ -92,9 +92,9 @@ def controller(config: ConfigFile = CONTROLLER) -> None:
 @app.command()
 def writer(config: ConfigFile = Path("/etc/virtpilot/writer.toml")) -> None:
     """Run a writer: bus to store."""
-    from virtpilot.pipeline import serve
+    from virtpilot.pipeline import writer_service
 
-    serve.writer(config)
+    writer_service.writer(config)
 
 
 @app.command()

@@ -9,23 +9,22 @@ from msgspec import Meta
 
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.pipeline.agent import AgentTiming
-from virtpilot.pipeline.agent_config import AgentConfig, AgentKeys, Cluster, Name, StateFolder
+from virtpilot.pipeline.agent_config import AgentConfig, AgentKeys
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.approvals import ApprovalOptions
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.cadence import CadenceOptions
-from virtpilot.pipeline.cardinality import LimitOptions
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.exporter import ExporterOptions
 from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.operations.page import PageOptions
 from virtpilot.pipeline.pilot import PilotOptions
-from virtpilot.pipeline.process import LogOptions
+from virtpilot.pipeline.process import Cluster, LogOptions, StateFolder
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.steering import SteeringOptions
-from virtpilot.pipeline.store.influx import StoreOptions
 from virtpilot.pipeline.switch import OperatorOptions
+from virtpilot.pipeline.writer_config import WriterConfig
 from virtpilot.planner.moving import MovingOptions
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import DecisionOptions
@@ -59,25 +58,6 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     approvals: ApprovalOptions = ApprovalOptions()
     bus: MqttOptions = MqttOptions()
     alerts: AlertOptions = AlertOptions()
-    exporter: ExporterOptions = ExporterOptions()
-    log: LogOptions = LogOptions()
-
-
-class WriterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`virtpilot writer`: bus to store; several share the load."""
-
-    cluster: Cluster
-    name: Annotated[Name, Meta(description="This writer's name, one of its own for each writer of a cluster.")] = (
-        "writer-1"
-    )
-    state_folder: StateFolder = "/var/lib/virtpilot/writer"
-    file_store: Annotated[
-        str,
-        Meta(description="A folder for line-protocol segments in place of the store below; empty: the store below."),
-    ] = ""
-    store: StoreOptions = StoreOptions()
-    limits: LimitOptions = LimitOptions()
-    bus: MqttOptions = MqttOptions()
     exporter: ExporterOptions = ExporterOptions()
     log: LogOptions = LogOptions()
 

@@ -25,6 +25,10 @@ from virtpilot.errors import StateError
 
 STOP_S: Final = 4.5
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+Name = Annotated[str, Meta(pattern=f"^{NAME}$")]
+Cluster = Annotated[Name, Meta(description="The cluster's name: part of every topic, and a tag of every sample.")]
+StateFolder = Annotated[str, Meta(description="Where this process keeps what must survive a restart.")]
 log = structlog.get_logger(__name__)
 
 

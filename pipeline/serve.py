@@ -18,12 +18,11 @@ from virtpilot.pipeline import agent_assembly, assembly, settings
 from virtpilot.pipeline.agent import Agent, last_will
 from virtpilot.pipeline.agent_service import watch_agents
 from virtpilot.pipeline.bus.mqtt import MqttBus
-from virtpilot.pipeline.config import ControllerConfig, FleetConfig, WriterConfig
+from virtpilot.pipeline.config import ControllerConfig, FleetConfig
 from virtpilot.pipeline.controller import Controller
 from virtpilot.pipeline.exporter import Exporter
 from virtpilot.pipeline.process import boot_id, set_up_logs, sole_user, stopping
 from virtpilot.pipeline.service import run
-from virtpilot.pipeline.writer import Writer
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics
@@ -42,12 +41,6 @@ def controller(path: Path) -> None:
         return made
 
     run(config, make, watch_controller)
-
-
-def writer(path: Path) -> None:
-    """Run a writer until it is told to stop."""
-    config = settings.load(path, WriterConfig)
-    run(config, lambda _hangup: assembly.writer_from(config, SystemClock()), watch_writer)
 
 
 def watch_controller(exporter: Exporter, made: Controller) -> Exporter:
@@ -159,26 +152,6 @@ def _watch_streams(exporter: Exporter, made: Controller) -> None:
         lambda: made.steering.counts(),  # noqa: PLW0108 - read anew at each scrape
         "pace",
     )
-
-
-def watch_writer(exporter: Exporter, made: Writer) -> Exporter:
-    """Export what a writer knows of itself."""
-    exporter.watch("virtpilot_writer_messages_total", "Messages stored.", "counter", lambda: made.written)
-    exporter.watch(
-        "virtpilot_writer_retries_total", "Attempts that the store did not take.", "counter", lambda: made.retries
-    )
-    exporter.watch("virtpilot_writer_dead_lines_total", "Lines put aside.", "counter", lambda: made.dead_lines)
-    exporter.watch("virtpilot_writer_series_count", "Series of each host.", "gauge", made.series.counts, "host")
-    exporter.watch(
-        "virtpilot_writer_series_refused_total",
-        "Lines put aside: series beyond the host's limit.",
-        "counter",
-        made.series.refused,
-        "host",
-    )
-    exporter.watch("virtpilot_writer_reported_total", "Messages reported stored.", "counter", lambda: made.reported)
-    exporter.check("store", lambda: made.store_takes)
-    return exporter
 
 
 def fleet(path: Path) -> None:

@@ -161,14 +161,14 @@ def _over_the_bus(spool: Path | None, file: Path, host: str, within_s: float) ->
 
 def _into_the_store(spool: Path | None, letters: list[Path], file: Path, host: str, within_s: float) -> list[Any]:
     from virtpilot.clock import SystemClock
-    from virtpilot.pipeline import assembly, replaying, settings
-    from virtpilot.pipeline.config import WriterConfig
+    from virtpilot.pipeline import replaying, settings, writer_service
+    from virtpilot.pipeline.writer_config import WriterConfig
 
     config = settings.load(file, WriterConfig)
     if spool is not None and not host:
         raise typer.BadParameter("whose spool is it? say --host")
     clock, wait = SystemClock(), threading.Event().wait
-    store = assembly.store_from(config, clock)
+    store = writer_service.store_from(config, clock)
     try:
         if spool is not None:
             return [replaying.to_store(spool, store, host, clock, within_s, wait)]

@@ -16,7 +16,7 @@ from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SystemClock, VirtualClock, seconds
 from virtpilot.model import Mode, Outcome, Store
-from virtpilot.pipeline import agent_service, assembly, serve
+from virtpilot.pipeline import agent_service, assembly, serve, writer_service
 from virtpilot.pipeline.agent import Agent
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.config import ControllerConfig
@@ -89,7 +89,7 @@ class PilotedFleet:
         """Return an exporter for each process, as production watches it; `port` gives each one's port, 0 for none."""
         made = [
             serve.watch_controller(Exporter(ExporterOptions(port=port())), self.controller),
-            serve.watch_writer(Exporter(ExporterOptions(port=port())), self.writer),
+            writer_service.watch_writer(Exporter(ExporterOptions(port=port())), self.writer),
         ]
         return made + [
             agent_service.watch_agent(Exporter(ExporterOptions(port=port())), agent) for agent in self.agents

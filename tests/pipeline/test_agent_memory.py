@@ -1,4 +1,4 @@
-"""There is an agent on each host: what it does not need it does not have in memory."""
+"""There is an agent on each host, and several writers: what they do not need they do not have in memory."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ def test_an_agent_has_not_loaded_what_others_need(loaded: set[str], module: str)
 
 def test_it_has_loaded_what_it_needs(loaded: set[str]) -> None:
     assert {"virtpilot.pipeline.agent", "virtpilot.collectors.collector", "paho.mqtt.client"} <= loaded
+
+
+def test_a_writer_has_loaded_neither_rules_nor_the_command_lines_parsers() -> None:
+    look = "import sys; from virtpilot.pipeline import writer_service; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True)
+    foreign = {
+        "lark",
+        "numpy",
+        "ruamel",
+        "typer",
+        "virtpilot.rules",
+        "virtpilot.planner",
+        "virtpilot.pipeline.controller",
+    }
+    assert "virtpilot.pipeline.writer" in done.stdout.split()
+    assert foreign.isdisjoint(done.stdout.split())
