@@ -86,7 +86,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session where a process that it started is left, now that all fixtures and workers have ended."""
-    if _is_worker(session.config) or until(lambda: not _left(), 5.0):
+    if _is_worker(session.config) or until(lambda: not _left(), 5.0, 0.2):
         return
     for pid, command in _left().items():
         session.config.get_terminal_writer().line(f"\nleft behind: process {pid}: {command}", red=True)

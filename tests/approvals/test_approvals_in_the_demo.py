@@ -21,7 +21,7 @@ from virtpilot.pipeline import pilot
 from virtpilot.pipeline.approvals import ApprovalDesk, ApprovalOptions
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.operations.announced import Announcement
-from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(32))
 FORGER: Final = Ed25519PrivateKey.from_private_bytes(bytes([1] * 32))
@@ -33,7 +33,7 @@ class Story:
     """The demo in approve mode, with one operator who knows what was published."""
 
     def __init__(self, folder: Path) -> None:
-        self.demo = Demo(folder, rules=RuleOptions(modes={"*": Mode.APPROVE}))
+        self.demo = Demo(folder, rules=RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.APPROVE}))
         self.pilot = self.demo.controller.pilot
         self.pilot.approvals = desk = ApprovalDesk(ApprovalOptions(ttl_s=TTL_S), OPERATORS, self.demo.topics.cluster)
         self.demo.controller._keeper._parts["approvals"] = desk  # type: ignore[index] # as the assembly does

@@ -33,7 +33,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo in which a guest was helped."""
     folder = tmp_path_factory.mktemp("demo")
     demo = Demo(folder)
-    for _ in range(400):
+    for _ in range(220):
         demo.step()
     demo.close()
     return folder

@@ -106,7 +106,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, list[Event]]:
     reader.subscribe(demo.topics.events("+"))
     batch = next(guest for guest in demo.fleet.view().guests if guest.name.startswith("batch"))
     events = []
-    for second in range(300):
+    for second in range(220):
         demo.step()
         if second == 30:
             demo.fleet.hypervisor(batch.host).set_knob(batch.uuid, "cpu_shares", 900)

@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from tests.command_line import said
 from virtpilot.clock import SECOND
 from virtpilot.errors import InputError
 from virtpilot.model import Mode, SignalState
@@ -177,6 +178,6 @@ def test_the_command_prints_one_document(acted: Path) -> None:
 )
 def test_wrong_input_ends_with_two(words: list[str], message: str, acted: Path, tmp_path: Path) -> None:
     places = {"TRAIL": str(acted / "controller"), ".": str(tmp_path)}
-    done = command(*(places.get(word, word) for word in words))
+    done = said("explain", *(places.get(word, word) for word in words))
     assert done.returncode == 2
     assert message in done.stderr

@@ -11,9 +11,10 @@ import pytest
 
 from virtpilot.clock import seconds
 from virtpilot.events import By, Event, EventKind
-from virtpilot.model import Decision, Kind, Message, Result, Signal, SignalState
+from virtpilot.model import Decision, Kind, Message, Mode, Result, Signal, SignalState
 from virtpilot.pipeline.alarms import BREAKER, OSCILLATION, STOPPED, Alarms
 from virtpilot.pipeline.demo import Demo
+from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 
 SCENARIO = """
 name = "small"
@@ -43,7 +44,8 @@ class Story:
 
     def __init__(self, folder: Path, tags: str) -> None:
         (folder / "scenario.toml").write_text(SCENARIO.format(tags=tags))
-        self.demo = Demo(folder / "demo", folder / "scenario.toml")
+        rules = RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.ACT})
+        self.demo = Demo(folder / "demo", folder / "scenario.toml", rules)
         self.controller = self.demo.controller
 
     @property

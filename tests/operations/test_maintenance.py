@@ -16,7 +16,7 @@ from virtpilot.model import Command, Decision, Message, Mode
 from virtpilot.orders import Emptying, Maintenance
 from virtpilot.pipeline.demo import CLUSTER, Demo
 from virtpilot.pipeline.maintenance import RULE, MaintenanceDesk
-from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 OPERATORS = Operators({key_id(KEY.public_key()): KEY.public_key()})
@@ -38,7 +38,8 @@ class Site:
     def __init__(self, folder: Path) -> None:
         scenario = folder / "scenario.toml"
         scenario.write_text(SCENARIO)
-        self.demo = Demo(folder / "demo", scenario, RuleOptions(modes={"*": Mode.OBSERVE}))
+        rules = RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.OBSERVE})
+        self.demo = Demo(folder / "demo", scenario, rules)
         self.demo.controller.pilot.maintenance._operators = OPERATORS
         self._bus = self.demo.broker.connect("operator")
         self._bus.subscribe(self.demo.topics.emptying("+"))

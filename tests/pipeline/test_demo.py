@@ -21,7 +21,7 @@ def play(demo: Demo, seconds: int) -> None:
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     demo = Demo(tmp_path_factory.mktemp("demo"))
-    play(demo, 420)
+    play(demo, 270)
     demo.close()
     return demo
 

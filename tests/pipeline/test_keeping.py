@@ -17,13 +17,14 @@ from virtpilot.action import ReleaseKnob
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import VirtualClock, seconds
 from virtpilot.errors import StateError
-from virtpilot.model import Command, Message, Outcome
+from virtpilot.model import Command, Message, Mode, Outcome
 from virtpilot.pipeline import window_files
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.measured_fleet import ALSO
 from virtpilot.pipeline.outbox import Outbox
+from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 from virtpilot.pipeline.state import StateLog, load
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.topics import Topics
@@ -37,7 +38,7 @@ def test_at_every_moment_of_the_main_job_a_crash_would_lose_nothing(tmp_path: Pa
     demo = Demo(tmp_path / "demo")
     controller, folder = demo.controller, tmp_path / "demo" / "controller"
     phases: set[str] = set()
-    for second in range(400):
+    for second in range(260):
         demo.step()
         if second % 7:
             continue
@@ -125,7 +126,8 @@ def test_no_command_leaves_while_the_state_cannot_be_saved(tmp_path: Path) -> No
 
 
 def test_records_of_the_job_are_the_same_whether_anything_is_kept_or_not(tmp_path: Path) -> None:
-    kept, free = Demo(tmp_path / "kept"), Demo(tmp_path / "free")
+    rules = RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.ACT})
+    kept, free = Demo(tmp_path / "kept", rules=rules), Demo(tmp_path / "free", rules=rules)
     free.controller._keeper._file = None
     told = []
     for demo in (kept, free):

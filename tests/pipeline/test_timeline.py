@@ -9,12 +9,15 @@ import msgspec
 import pytest
 
 from virtpilot.clock import SECOND, VirtualClock, seconds
-from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
+from virtpilot.model import Command, Decision, Mode, Outcome, Signal, SignalState
 from virtpilot.pipeline.demo import Demo
+from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 from virtpilot.pipeline.timeline import Timeline, moved
 
 HOUR_S = 3600.0
 PLAYED_S = 200
+# Those that decide in the demo.
+RULES = RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.ACT})
 
 
 class Watched:
@@ -164,7 +167,7 @@ def words(record: object) -> tuple[str, str, str] | None:
 
 @pytest.fixture(scope="module")
 def even(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    played = told(Demo(tmp_path_factory.mktemp("even")), {})
+    played = told(Demo(tmp_path_factory.mktemp("even"), rules=RULES), {})
     results = [word for _second, kind, _rule, word in played.records if kind == "outcome"]
     assert {"done", "ineffective", "effective"} <= set(results), "all kinds of waiting were there"
     assert max(played.cooldowns.values()) > 0
@@ -193,7 +196,7 @@ def test_a_controller_whose_own_clock_is_wrong_for_a_while_does_all_as_it_would(
     tmp_path: Path, even: Told, by_s: float
 ) -> None:
     """Signals, commands, effects and cooldowns come in the same second, each with the same word."""
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, rules=RULES)
     apart = Apart(demo.clock)
     demo.controller._clock = apart
     demo.controller._time = Timeline(apart, demo.controller._on_moved)
@@ -206,5 +209,5 @@ def test_a_controller_whose_own_clock_is_wrong_for_a_while_does_all_as_it_would(
     pytest.param(184, HOUR_S, id="forward in a cooldown"),
 ])  # fmt: skip
 def test_all_clocks_set_together_change_nothing(tmp_path: Path, even: Told, at_s: int, by_s: float) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, rules=RULES)
     assert told(demo, {at_s: lambda: demo.clock.step(by_s)}) == even

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.command_line import said
 from virtpilot.errors import RuleError
 from virtpilot.pipeline.rulebook import LIBRARY
 from virtpilot.rules.language import load
@@ -116,9 +117,9 @@ def test_the_command_tells_what_it_changes_and_changes_it_once(tmp_path: Path) -
     done = fmt("--check", tmp_path)
     assert (done.returncode, done.stdout) == (1, f"{tmp_path}/a.yaml\n")
     assert (tmp_path / "a.yaml").read_text() == messy
-    assert fmt(tmp_path).returncode == 0
+    assert said("rules", "fmt", tmp_path).returncode == 0
     assert (tmp_path / "a.yaml").read_text() == (HERE / "layout" / "messy.txt").read_text()
-    done = fmt("--check", tmp_path)
+    done = said("rules", "fmt", "--check", tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     (tmp_path / "b.yaml").write_text("a: [")
-    assert fmt(tmp_path).returncode == 2
+    assert said("rules", "fmt", tmp_path).returncode == 2

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import said
+
 GOOD = "virtpilot: 1\nrules:\n  - {name: a, on: vm, when: cpu_steal_ratio > 10%, clear: cpu_steal_ratio < 5%}\n"
 TEST = """\
 virtpilot: 1
@@ -18,8 +20,7 @@ WRONG = "virtpilot: 1\nrules:\n  - {name: b, on: vm, when: cpu_steal_ratio > 10,
 
 
 def rules_check(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "virtpilot.pipeline", "rules", "check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, check=False)
+    done = said("rules", "check", *arguments, within=folder)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.command_line import said
 from virtpilot.clock import SystemClock
 from virtpilot.pipeline import rule_tests
 from virtpilot.rules.language import load
@@ -28,7 +29,7 @@ def test_a_new_rule_is_right_and_its_test_passes(tmp_path: Path) -> None:
 
 def test_what_stands_there_stays(tmp_path: Path) -> None:
     (tmp_path / "a.test.yaml").write_text("mine")
-    done = new("a", "--folder", tmp_path)
+    done = said("rules", "new", "a", "--folder", tmp_path)
     assert done.returncode == 2
     assert done.stderr == f"{tmp_path}/a.test.yaml:0:0: is there already and stays as it is\n"
     assert not (tmp_path / "a.yaml").exists()
@@ -38,5 +39,5 @@ def test_what_stands_there_stays(tmp_path: Path) -> None:
 def test_what_is_no_name_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "rules"
     folder.mkdir()
-    assert new("../a", "--folder", folder).returncode == 2
+    assert said("rules", "new", "../a", "--folder", folder).returncode == 2
     assert list(tmp_path.rglob("a*")) == []

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from defusedxml import ElementTree
 
+from tests.command_line import said
+
 RULES = "virtpilot: 1\nrules:\n  - {name: r, on: host, when: cpu_usage_ratio > 50%}\n"
 TESTS = """\
 virtpilot: 1
@@ -55,7 +57,7 @@ def test_failing_tests_end_with_one_and_are_told_in_every_form(tmp_path: Path) -
 def test_passing_tests_end_with_nothing(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RULES)
     (tmp_path / "r.test.yaml").write_text(TESTS.partition("  - name: '")[0])
-    done = rules_test(tmp_path / "r.test.yaml")
+    done = said("rules", "test", tmp_path / "r.test.yaml")
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 tests passed; 1 of 1 rules fired" in done.stdout
     assert "not shown: r: `cpu_usage_ratio > 50%` in `when` was never false" in done.stdout
