@@ -18,7 +18,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.chaos.mortals import Fuse, Killed, MortalBus, WatchedHypervisor
-from tests.chaos.troubles import DAWN_S, HOSTS, KILLS_AT_LEAST, NIGHT_S, scenario
+from tests.chaos.troubles import DAWN_S, ENOUGH, HOSTS, LONGEST_NIGHT_S, NIGHT_S, scenario
 from virtpilot.action import Migrate, SetKnob
 from virtpilot.actuators.caps import Caps
 from virtpilot.actuators.command import Signer, Verifier
@@ -257,9 +257,11 @@ class Night:
     def play(self) -> None:
         """Let the night pass, and then the time in which everything comes right by itself.
 
-        A night in which chance spared nearly everybody goes on: too little would have been tried.
+        A night in which chance left nearly all in peace, or nobody busy, goes on with what was lost: too little would
+        have been tried.
         """
-        while self.second < NIGHT_S or self.kills < KILLS_AT_LEAST:
+        while self.second < NIGHT_S or (self.tried() < ENOUGH and self.second < LONGEST_NIGHT_S):
+            self._power_on(NIGHT_S)
             if self.chance.random() < 0.12:
                 self.mischief()
             self.step()
@@ -276,6 +278,10 @@ class Night:
         while self.second < dawn + DAWN_S:
             self._power_on(dawn + 60)
             self.step(2.0)
+
+    def tried(self) -> int:
+        """Return how much of this there was at least: kills, commands, and changes asked of libvirt."""
+        return min(self.kills, len(self.commanded), sum(self.asked.values()))
 
     def _power_on(self, at_s: float) -> None:
         """Somebody starts what a dead host has lost."""

@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from tests.chaos.night import Night
-from tests.chaos.troubles import KILLS_AT_LEAST
+from tests.chaos.troubles import ENOUGH
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,4 @@ def test_in_the_morning_nothing_is_left_lost_or_done_twice(tmp_path: Path, seed:
     night = Night(seed, tmp_path)
     night.play()
     assert night.faults() == []
-    assert night.kills >= KILLS_AT_LEAST
-    assert len(night.commanded) > 3
-    assert sum(night.asked.values()) > 3
+    assert night.tried() >= ENOUGH

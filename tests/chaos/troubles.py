@@ -20,8 +20,9 @@ from virtpilot.simulator.scenario import (
 
 HOSTS: Final = ("host-1", "host-2", "host-3")
 NIGHT_S: Final = 200
+LONGEST_NIGHT_S: Final = 600
 DAWN_S: Final = 250
-KILLS_AT_LEAST: Final = 4
+ENOUGH: Final = 4
 
 
 def scenario(chance: random.Random) -> Scenario:
