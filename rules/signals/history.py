@@ -117,11 +117,8 @@ class History:
         """Return a copy of some rows."""
         kept = [Series(merge, own.dtype == np.float64) for merge, own in zip(self._merges, self._value, strict=True)]
         found = History(self.span_ns, kept, 0)
-        found._time, found.newest, found._step = (
-            self._time[:, rows].copy(),
-            self.newest[rows].copy(),
-            self._step[rows].copy(),
-        )
+        found._time, found.newest = self._time[:, rows].copy(), self.newest[rows].copy()
+        found._step = self._step[rows].copy()
         found._value = [one[:, rows].copy() for one in self._value]
         found._weight = [None if one is None else one[:, rows].copy() for one in self._weight]
         return found
@@ -304,14 +301,22 @@ class History:
                 break
             left = np.arange(len(newest))[left][~same]
 
-    def taken(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return the places that hold something within the span: the position among the rows, the place, the time."""
-        low = self._time[:, rows].T
-        position, place = np.nonzero(low)
+    def taken(
+        self, rows: NDArray[np.int64], after: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the places of what is within the span and newer than a time (in units) for each of some rows.
+
+        Of each the position among the rows, the place, the time in units.
+        """
+        first, last = int(after.min()) * UNIT_NS // self.step_ns, int(self._step[rows].max())
+        # Where little is new, few places are looked at.
+        places = np.sort(np.arange(max(first, last - PLACES + 1), last + 1) % PLACES)
+        low = self._time[places[:, None], rows].T
+        position, at = np.nonzero(low)
         newest = self.newest[rows][position]
-        age = _ages(newest, low[position, place])
-        within = age * UNIT_NS < self.span_ns
-        return position[within], place[within], (newest - age)[within]
+        age = _ages(newest, low[position, at])
+        chosen = (age * UNIT_NS < self.span_ns) & (newest - age > after[position])
+        return position[chosen], places[at[chosen]], (newest - age)[chosen]
 
     def values(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[NDArray[np.float64]]:
         """Return each series' values at places of rows."""

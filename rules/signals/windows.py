@@ -19,6 +19,15 @@ from virtpilot.rules.signals.table import Table, Where, whereabouts
 Key = tuple[Of, int]
 """Whose histories, and how long they are (ns)."""
 _ROWS_AT_ONCE: Final = 250
+_NEWS_AT_ONCE: Final = 2000
+
+
+class Told:
+    """Up to when the points of each row were dumped, as long as they have the same past (see `Windows.past`)."""
+
+    def __init__(self, past: object) -> None:
+        self.past = past
+        self.units: NDArray[np.int64] = np.zeros(0, np.int64)
 
 
 class Track:
@@ -44,6 +53,8 @@ class Track:
             and (found := bound(window, upper=upper, history=self.history, place=self.place(window))) is not None
         }
         self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
+        self.past = object()
+        """Another one whenever some row's past becomes another one."""
 
     def take_over(self, former: Track, rows: NDArray[np.int64]) -> None:
         """Go on with the past that a track of the same span and rows has of some of them."""
@@ -77,6 +88,7 @@ class Track:
 
     def forget(self, rows: Where | int) -> None:
         """Know no bounds of rows any more: they have another past."""
+        self.past = object()
         for one in self.bounds.values():
             one.forget(rows)
 
@@ -212,18 +224,32 @@ class Windows:
         """Return what histories there are."""
         return list(self._tracks)
 
-    def dump(self, key: Key) -> Iterator[SavedHistory]:
-        """Yield histories as they are saved, those of some subjects at a time."""
-        table = self._tables[key[0]]
-        rows = table.taken()
-        for first in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[first : first + _ROWS_AT_ONCE]
-            # Who is there now: others may have gone since the dump began.
-            yield self._slice(key, some[table.used[some]])
+    def past(self, key: Key) -> object:
+        """Return what is the same as long as histories only go on: nobody has gone, nothing was moved or loaded."""
+        return self._tracks[key].past
 
-    def _slice(self, key: Key, rows: NDArray[np.int64]) -> SavedHistory:
+    def dump(self, key: Key, told: Told | None = None) -> Iterator[SavedHistory]:
+        """Yield histories as they are saved, those of some subjects at a time; with `told` only what is new since."""
+        table, history = self._tables[key[0]], self._tracks[key].history
+        rows = table.taken()
+        told = Told(None) if told is None else told
+        adds = len(told.units) > 0
+        each = _NEWS_AT_ONCE if adds else _ROWS_AT_ONCE
+        told.units = np.pad(told.units, (0, history.slots - len(told.units)))
+        for first in range(0, len(rows), each):
+            some = rows[first : first + each]
+            # Who is there now: others may have gone since the dump began.
+            some = some[table.used[some]]
+            if adds:
+                some = some[history.newest[some] > told.units[some]]
+            if len(some):
+                made = self._slice(key, some, told.units[some])
+                told.units[some] = history.newest[some]
+                yield made
+
+    def _slice(self, key: Key, rows: NDArray[np.int64], after: NDArray[np.int64]) -> SavedHistory:
         track, subjects = self._tracks[key], self._tables[key[0]].subjects
-        position, place, units = track.history.taken(rows)
+        position, place, units = track.history.taken(rows, after)
         at = (place, rows[position])
         columns = zip(track.series, track.history.values(at), track.history.weights(at), strict=True)
         return SavedHistory(

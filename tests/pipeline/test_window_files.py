@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -35,13 +36,19 @@ def measured(evaluator: Evaluator, clock: VirtualClock, guests: int = 3) -> None
     evaluator.feed(samples, "c")
 
 
-def points(histories: Iterable[SavedHistory]) -> dict[tuple[str, str], int]:
-    return {
-        (series.text, guest): count
-        for one in histories
-        for guest, count in zip(one.subjects, one.counts, strict=True)
-        for series in one.series
-    }
+def points(histories: Iterable[SavedHistory]) -> Counter[tuple[str, str]]:
+    found: Counter[tuple[str, str]] = Counter()
+    for one in histories:
+        for guest, count in zip(one.subjects, one.counts, strict=True):
+            found.update({(series.text, guest): count for series in one.series})
+    return found
+
+
+def read_again(folder: Path, evaluator: Evaluator) -> Evaluator:
+    """Return an evaluator of both rules that begins with what is on disk."""
+    again = watching(LONG, SHORT)
+    again.restore({**evaluator.snapshot(), "rules": [], "windows": []}, load(folder))
+    return again
 
 
 def written(files: WindowFiles, evaluator: Evaluator) -> int:
@@ -71,7 +78,8 @@ def test_a_long_window_is_written_less_often(tmp_path: Path) -> None:
         measured(evaluator, clock, 1)
         written(files, evaluator)
         files._wait()
-        for (series, _guest), count in points(load(tmp_path)).items():
+        windows = read_again(tmp_path, evaluator).world.windows
+        for (series, _guest), count in points(one for key in windows.histories() for one in windows.dump(key)).items():
             counts[series].add(count)
         clock.advance(10)
     assert counts == {"cpu_usage_ratio": {1, 5, 9}, "cpu_steal_ratio": {1, 2, 3, 4, 5, 6}}
@@ -97,7 +105,7 @@ def test_a_write_that_is_broken_off_leaves_the_file_before_it(tmp_path: Path) ->
     written(files, evaluator)
     files._wait()
     before = points(load(tmp_path))
-    clock.advance(10)
+    clock.advance(60)
     measured(evaluator, clock, GUESTS)
     slices = files.slices(evaluator.world.windows)
     next(slices)
@@ -172,6 +180,76 @@ def test_damage_is_not_guessed_at(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(StateError, match="damaged"):
         list(load(tmp_path))
+
+
+def test_between_two_whole_writes_only_what_is_new_is_written_and_nothing_is_missing(tmp_path: Path) -> None:
+    """Samples of one step become one point after they were written; some guests fall silent, some come later."""
+    clock, evaluator = VirtualClock(), watching(LONG, SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    sizes = []
+    for step in range(60):
+        measured(evaluator, clock, 5 if step % 7 else 9)
+        if step % 3 == 0:
+            files._due_ns.clear()
+            written(files, evaluator)
+            files._wait()
+            assert read_again(tmp_path, evaluator).snapshot()["windows"] == evaluator.snapshot()["windows"]
+            sizes.append(sum(one.stat().st_size for one in tmp_path.glob("*.jsonl")))
+        clock.advance(4)
+    assert len(set(sizes[1:14])) < 8, "the whole is written once in its window"
+    assert list(tmp_path.glob("*.more"))
+
+
+def test_who_was_forgotten_and_comes_again_has_no_past_on_disk(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(LONG, SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    for _ in range(3):
+        measured(evaluator, clock)
+        written(files, evaluator)
+        files._wait()
+        clock.advance(10)
+    evaluator.world.remove(Kind.VM, "g1")
+    measured(evaluator, clock)
+    files._due_ns.clear()
+    written(files, evaluator)
+    files._wait()
+    for series in ("cpu_usage_ratio", "cpu_steal_ratio"):
+        assert [points(load(tmp_path))[series, guest] for guest in ("g0", "g1", "g2")] == [4, 1, 4]
+
+
+def test_a_line_that_was_torn_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    for _ in range(3):
+        measured(evaluator, clock)
+        written(files, evaluator)
+        files._wait()
+        clock.advance(10)
+    (more,) = tmp_path.glob("*.more")
+    more.write_bytes(more.read_bytes()[:-20])
+    assert set(points(load(tmp_path)).values()) == {2}
+    more.write_bytes(more.read_bytes()[:20] + b"\n")
+    with pytest.raises(StateError, match="damaged"):
+        list(load(tmp_path))
+
+
+def test_what_could_not_be_added_is_written_with_the_whole(tmp_path: Path) -> None:
+    clock, evaluator = VirtualClock(), watching(SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    measured(evaluator, clock)
+    written(files, evaluator)
+    files._wait()
+    (path,) = tmp_path.iterdir()
+    path.with_suffix(".more").mkdir()
+    clock.advance(10)
+    measured(evaluator, clock)
+    written(files, evaluator)
+    assert files.failures == 1
+    path.with_suffix(".more").rmdir()
+    clock.advance(10)
+    written(files, evaluator)
+    files._wait()
+    assert set(points(load(tmp_path)).values()) == {2}
 
 
 def test_a_folder_that_takes_nothing_is_counted_and_harms_nothing(tmp_path: Path) -> None:

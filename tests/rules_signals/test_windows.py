@@ -208,7 +208,7 @@ def test_a_point_of_five_days_ago_is_none_of_today(pause_s: int, set_back: bool)
     _pushed(history, at_ns, 2.0)
     assert _seen(history, at_ns)[-1] == 2.0
     assert 7.0 not in _seen(history, at_ns)
-    assert 7.0 not in history.values(history.taken(np.array([0]))[1::-1])[0]
+    assert 7.0 not in history.values(history.taken(np.array([0]), np.zeros(1, np.int64))[1::-1])[0]
 
 
 @pytest.mark.parametrize("together", [False, True])
