@@ -18,6 +18,7 @@ from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.stage import Stage
 from virtpilot.pipeline.standin import Reply
 from virtpilot.rules.language import RuleSet, load
+from virtpilot.rules.language.nearest import hint
 from virtpilot.rules.testing.coverage import Clause, Coverage, Reading
 from virtpilot.rules.testing.document import SUFFIX, load_tests
 from virtpilot.rules.testing.records import Answer, Expectation, RuleTest, TestFile
@@ -55,7 +56,7 @@ def load_all(paths: Iterable[Path]) -> list[tuple[TestFile, RuleSet]]:
                 str(path),
                 one.line,
                 one.column,
-                f"no rule named `{one.rule}` is tested here: {', '.join(sorted(names))}",
+                f"no rule named `{one.rule}` is tested here: {', '.join(sorted(names))}{hint(one.rule, names)}",
             )
             for test in tests.tests
             for one in test.expectations

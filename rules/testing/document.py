@@ -15,11 +15,13 @@ from virtpilot.clock import SECOND, seconds
 from virtpilot.errors import Problem
 from virtpilot.fields import FIELDS, names
 from virtpilot.model import Kind, Mode, Result, SignalState
+from virtpilot.refusals import BY_AGENT, BY_CONTROLLER
 from virtpilot.rules.language.devices import DECLARED, Declared
 from virtpilot.rules.language.knob_words import knob_names
 from virtpilot.rules.language.nearest import hint
 from virtpilot.rules.language.nodes import Getter, Mistake, NodeReader
 from virtpilot.rules.language.safe_yaml import compose, read
+from virtpilot.rules.testing.actions import wrong_action
 from virtpilot.rules.testing.records import (
     NONE,
     WHATS,
@@ -45,6 +47,8 @@ _STATES: Final[Mapping[str, tuple[str, ...]]] = {
     "command": ("given", NONE),
     "outcome": (*Result, NONE),
 }
+_GUARDS: Final = {"decision": BY_CONTROLLER, "outcome": BY_AGENT}
+_NOT_WITH: Final = {"signal": ("guard", "action", "reason"), "command": ("guard", "reason")}
 _TEST_KEYS: Final = ("name", "about", "every", "start", "mode", "fleet", "hosts", "guests", "answers", "expect")
 _DEVICES: Final = {kind: [one for one in DECLARED.values() if one.owner is kind] for kind in (Kind.HOST, Kind.VM)}
 _ACTOR_KEYS: Final = {
@@ -274,13 +278,21 @@ class TestReader(NodeReader):
             self._note(node, "`of` is missing: the guest whose command is answered")
         result = get("result", lambda item: self._one_of(item, _ANSWERS), Result.DONE.value)
         return Answer(
-            to=get("to", self._text, ""),
+            to=get("to", lambda item: self._action(item, anyone=False), ""),
             of=get("of", lambda item: self._one_of(item, sorted(self._guests)), ""),
             after_ns=get("after", self._duration, SECOND),
             result=None if result == NONE else Result(result),
             reason=get("reason", self._text, ""),
             then=get("then", lambda item: self._measured(item, Kind.VM.value), Measured()),
         )
+
+    def _action(self, node: Node, *, anyone: bool) -> str:
+        """Return part of an action's name; of a simulated fleet's hosts nothing is known."""
+        text = self._text(node)
+        wrong = wrong_action(text, None if anyone else sorted(self._hosts))
+        if wrong:
+            raise self._mistake(node, wrong)
+        return text
 
     def _one_of(self, node: Node, known: Sequence[str]) -> str:
         text = self._scalar(node)
@@ -319,8 +331,8 @@ class TestReader(NodeReader):
             from_ns=from_ns,
             until_ns=until_ns,
             state=get("is", lambda item: self._one_of(item, _STATES[what]), ""),
-            guard=get("guard", self._text, ""),
-            action=get("action", self._text, ""),
+            guard=get("guard", lambda item: self._one_of(item, _GUARDS.get(what, [item.value])), ""),
+            action=get("action", lambda item: self._action(item, anyone=anyone), ""),
             reason=get("reason", self._text, ""),
             text=_told(keys),
             line=node.start_mark.line + 1,
@@ -336,10 +348,9 @@ class TestReader(NodeReader):
         for key in out:
             if key in keys:
                 self._note(keys[key], f"`{key}` does not go with `{what}`: write `{needed}`")
-        if what == "signal":
-            for key in ("guard", "action", "reason"):
-                if key in keys:
-                    self._note(keys[key], f"`{key}` does not go with `signal`")
+        for key in _NOT_WITH.get(what, ()):
+            if key in keys:
+                self._note(keys[key], f"`{key}` does not go with `{what}`")
         get = Getter(self, keys)
         until_ns = get(needed, self._time, 0)
         return (until_ns if what == "signal" else get("from", self._time, 0)), until_ns
