@@ -1,7 +1,8 @@
 """`python -m deploy.testing [PYTEST'S ARGUMENTS]`: every test, in parts of which none takes what another measures.
 
-What needs no lab waits for servers or computes: several workers, and behind all else (nice), so that labs may stand
-beside it. Labs that measure what a guest gets of a core have the machine to themselves, or a core where one is enough.
+What needs no lab but waits for servers and processes has several workers, and comes behind all else (nice), so that
+labs may stand beside it. Labs that measure what a guest gets of a core have the machine to themselves, or a core where
+one is enough; what only computes fills the time in which they wait, and takes from nobody.
 With -m among the arguments pytest runs once, by itself. TEST_WORKERS says how many work at once.
 """
 
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import IO, Final, NoReturn
@@ -28,19 +30,26 @@ _PASSED, _FAILED, _NOTHING_FOUND = 0, 1, 5  # pytest's exit codes
 _ENVIRONMENT: Final = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
+class Rank(Enum):
+    """What a part is run by: as anything else, behind what else runs, or only where nothing else would (SCHED_IDLE)."""
+
+    EQUAL = ()
+    BEHIND = ("nice", "-n", "10")
+    GAPS = ("chrt", "--idle", "0")
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """The tests of one expression of marks; `workers` of 0 is this process alone, one after the other."""
 
     marks: str
     workers: int = 0
-    behind: bool = False
+    rank: Rank = Rank.EQUAL
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """Return the words that run it."""
         at_once = ["--dist", "loadscope", "--no-loadscope-reorder", "--numprocesses", str(self.workers)]
-        nice = ["nice", "-n", "10"] if self.behind else []
-        return [*nice, *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
+        return [*self.rank.value, *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
 
     def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
         """Run it; `output` takes what it prints, else it is shown as it comes."""
@@ -51,11 +60,14 @@ def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
     """Return what runs at once, one group after the other, on so many cores."""
     return [
         [
-            Part("not lab", workers=asked or min(2 * cores, 8), behind=True),
+            Part("not lab and (server or slow)", workers=asked or min(2 * cores, 8), rank=Rank.BEHIND),
             Part("lab and not alone", workers=asked or min(2 * cores, 8)),
         ],
         [Part("lab and alone and one_core", workers=cores)],
-        [Part("lab and alone and not one_core")],
+        [
+            Part("lab and alone and not one_core"),
+            Part("not lab and not server and not slow", workers=cores, rank=Rank.GAPS),
+        ],
     ]
 
 

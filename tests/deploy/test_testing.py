@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from _pytest.mark.expression import Expression
 
-from deploy.testing import Part, compiled, parts, together, worst
+from deploy.testing import Part, Rank, compiled, parts, together, worst
 from tests.services import until
 
 ROOT = Path(__file__).parents[2]
@@ -31,10 +31,12 @@ def test_each_test_is_in_one_part(own: tuple[str, ...]) -> None:
     assert len(found) == 1, found
 
 
-def test_what_measures_has_nothing_beside_it() -> None:
+def test_what_measures_has_nothing_beside_it_but_what_fills_the_gaps() -> None:
     for group in parts(cores=2, asked=3):
-        assert len(group) == 1 or not any("and alone" in part.marks for part in group)
-        assert all(part.behind == (part.marks == "not lab") for part in group)
+        measures = any("and alone" in part.marks for part in group)
+        beside = [part for part in group if not part.marks.startswith("lab")]
+        assert all(part.rank is (Rank.GAPS if measures else Rank.BEHIND) for part in beside)
+        assert all(part.rank is Rank.EQUAL for part in group if part not in beside)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +58,15 @@ import pytest
 def test_first(): assert os.nice(0) == NICE_BEHIND
 @pytest.mark.server
 def test_second(): assert os.nice(0) == NICE
+def test_third(): assert os.sched_getscheduler(0) == os.SCHED_IDLE
 """.replace("NICE_BEHIND", str(min(os.nice(0) + 10, 19))).replace("NICE", str(os.nice(0)))
     )
     options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "tests.conftest", "-v", str(file)]
-    group = [Part("slow", behind=True), Part("server", workers=1), Part("lab")]
-    assert together(group, [*options, "-p", "no:cacheprovider"]) == [0, 0, 5]
+    rest = Part("not slow and not server and not lab", rank=Rank.GAPS)
+    group = [Part("slow", rank=Rank.BEHIND), Part("server", workers=1), Part("lab"), rest]
+    assert together(group, [*options, "-p", "no:cacheprovider"]) == [0, 0, 5, 0]
     said = capfd.readouterr().out
-    assert said.index("test_first PASSED") < said.index("test_second") < said.index("2 deselected / 0 selected")
+    assert said.index("test_first PASSED") < said.index("test_second") < said.index("3 deselected / 0 selected")
 
 
 def test_all_is_compiled_once_where_nothing_is(tmp_path: Path) -> None:
