@@ -40,15 +40,20 @@ class Rank(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The tests of one expression of marks; `workers` of 0 is this process alone, one after the other."""
+    """The tests of one expression of marks; `workers` of 0 is this process alone, one after the other.
+
+    What is fast comes first, or the modules with most tests, so that none of them is begun last.
+    """
 
     marks: str
     workers: int = 0
     rank: Rank = Rank.EQUAL
+    largest_first: bool = False
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """Return the words that run it."""
-        at_once = ["--dist", "loadscope", "--no-loadscope-reorder", "--numprocesses", str(self.workers)]
+        at_once = ["--dist", "loadscope", "--numprocesses", str(self.workers)]
+        at_once += [] if self.largest_first else ["--no-loadscope-reorder"]
         return [*self.rank.value, *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
 
     def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
@@ -61,7 +66,7 @@ def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
     return [
         [
             Part("not lab and (server or slow)", workers=asked or min(2 * cores, 8), rank=Rank.BEHIND),
-            Part("lab and not alone", workers=asked or min(2 * cores, 8)),
+            Part("lab and not alone", workers=asked or min(2 * cores, 8), largest_first=True),
         ],
         [Part("lab and alone and one_core", workers=cores)],
         [
