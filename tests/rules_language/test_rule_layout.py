@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.command_line import said
+from tests.thoroughness import examples
 from virtpilot.errors import RuleError
 from virtpilot.pipeline.rulebook import LIBRARY
 from virtpilot.rules.language import load
@@ -78,7 +79,7 @@ def test_what_is_shipped_and_what_one_starts_from_has_it() -> None:
         assert formatted(text, name) == text
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples(100))
 @given(text=rule_files())
 def test_whatever_the_layout_was_it_means_the_same_and_keeps_its_comments(
     text: str, tmp_path_factory: pytest.TempPathFactory

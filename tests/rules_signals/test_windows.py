@@ -19,6 +19,7 @@ from tests.thoroughness import examples
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import Condition, condition
+from virtpilot.rules.language.records import RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.history import STEPS, UNIT_NS, History, Series
 from virtpilot.rules.signals.table import Where
@@ -37,10 +38,16 @@ WINDOWS = [
     "flaps(major_faults_total, 1m) >= 0",
 ]
 COMPILED = [condition(text, Kind.VM) for text in WINDOWS]
-RULES = ruleset(
-    "virtpilot: 1\nrules:\n"
-    + "".join(f"  - {{name: r{n}, on: vm, when: '{text}'}}\n" for n, text in enumerate(WINDOWS))
-)
+
+
+def rules_of(texts: list[str]) -> RuleSet:
+    return ruleset(
+        "virtpilot: 1\nrules:\n"
+        + "".join(f"  - {{name: r{n}, on: vm, when: '{text}'}}\n" for n, text in enumerate(texts))
+    )
+
+
+RULES = rules_of(WINDOWS)
 Step = tuple[float, float, float]
 _levels = st.sampled_from([0.1, 0.25, 0.3, 0.9, 1 / 3, math.nan])
 _steps: st.SearchStrategy[list[Step]] = st.lists(
@@ -269,10 +276,10 @@ def test_damaged_points_are_refused_whole(damage: bytes) -> None:
 @pytest.mark.parametrize("by_s", [-3600, 7.25])
 def test_what_is_moved_to_another_time_says_the_same(by_s: float) -> None:
     """Before the next sample and after it, with points in every place of the rings."""
-    conditions = [
-        condition(f"{name}(cpu_steal_ratio, {span}) > 1", Kind.VM) for name in NUMBER for span in ("1m", "30m")
-    ]
-    still, moved = Evaluator(RULES), Evaluator(RULES)
+    texts = [f"{name}(cpu_steal_ratio, {span})" for name in NUMBER for span in ("1m", "30m")]
+    conditions = [condition(f"{text} > 1", Kind.VM) for text in texts]
+    rules = rules_of([f"{text} >= 0" for text in texts])
+    still, moved = Evaluator(rules), Evaluator(rules)
     rng = random.Random(5)
     for second in range(0, 2400, 10):
         level = rng.random()

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from tests.command_line import said
 from tests.conftest import MakeMosquitto
 from tests.processes.running import Process, Site, toml
 from tests.services import Mosquitto, until
@@ -57,8 +58,8 @@ class Cluster:
         )  # fmt: skip
 
     def says(self, *arguments: str) -> tuple[int, Any]:
-        """Return the exit status and the document of an operator's command."""
-        done = self.virtpilot(*arguments, "--config", str(self.config), "--json")
+        """Return the exit status and the document of an operator's command, given in this process."""
+        done = said(*arguments, "--config", str(self.config), "--json")
         return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
 
     def agent(self, host: str) -> Process:
