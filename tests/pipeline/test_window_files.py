@@ -233,6 +233,24 @@ def test_a_line_that_was_torn_by_a_crash_is_left_out(tmp_path: Path) -> None:
         list(load(tmp_path))
 
 
+def test_what_the_whole_holds_already_is_not_taken_twice(tmp_path: Path) -> None:
+    """So a crash leaves it between the whole's coming to its place and the going of what was newer than the last."""
+    clock, evaluator = VirtualClock(), watching(LONG, SHORT)
+    files, stale = WindowFiles(tmp_path, clock, seconds(10)), dict[Path, bytes]()
+    for _ in range(6):
+        measured(evaluator, clock)
+        written(files, evaluator)
+        files._wait()
+        stale |= {one: one.read_bytes() for one in tmp_path.glob("*.more")}
+        clock.advance(10)
+    files.close(evaluator.world.windows)
+    assert stale
+    for path, content in stale.items():
+        assert not path.exists()
+        path.write_bytes(content)
+    assert read_again(tmp_path, evaluator).snapshot()["windows"] == evaluator.snapshot()["windows"]
+
+
 def test_what_could_not_be_added_is_written_with_the_whole(tmp_path: Path) -> None:
     clock, evaluator = VirtualClock(), watching(SHORT)
     files = WindowFiles(tmp_path, clock, seconds(10))
