@@ -6,6 +6,7 @@ What the trail does not have (a subject that was never near) is evaluated anew f
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +68,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     subject: Subject
     at_ns: int
     rules: list[RuleAnswer]
+    kept_ns: tuple[int, int] | None = None
+    """When what is kept, of whomever, begins and ends; None for nothing."""
 
 
 def ask(
@@ -159,7 +162,15 @@ def explain(subject: Subject, at_ns: int, trail: Trail, again: Trail | None, rul
     names |= dict.fromkeys(one.rule for one in kept)
     known = {rule.name: rule for rule in rules}
     answers = [_of_rule(name, known.get(name), subject, at_ns, kept, trail, again) for name in names]
-    return Answer(subject=subject, at_ns=at_ns, rules=sorted(answers, key=_rank))
+    return Answer(subject=subject, at_ns=at_ns, rules=sorted(answers, key=_rank), kept_ns=_kept([trail, again]))
+
+
+def _kept(trails: Iterable[Trail | None]) -> tuple[int, int] | None:
+    kept = [trail for trail in trails if trail is not None]
+    times = [one.at_ns for trail in kept for one in trail.entries] + [
+        one.at_ns for trail in kept for one in trail.evaluations
+    ]
+    return (min(times), max(times)) if times else None
 
 
 def _rank(answer: RuleAnswer) -> tuple[bool, bool, int, str]:
@@ -264,13 +275,18 @@ def _why_not(seen: Evaluation | None) -> str:
         failed = [_with_values(one, seen) for one in seen.clauses if one.key == key and one.held is truth]
         if failed:
             return told + "; ".join(f"{each} {word}" for each in failed[:_SHOWN])
-    return "its condition holds"
+    return "its comparisons hold or not as told below"
 
 
 def _with_values(clause: Held, seen: Evaluation) -> str:
     """Return a comparison with what it read."""
-    read = [f"{name} {number(name, value)}" for name, value in seen.values.items() if name in clause.text]
+    read = [f"{name} {number(name, value)}" for name, value in seen.values.items() if _stands_in(name, clause.text)]
     return f"`{clause.text}`" + (f" ({', '.join(read)})" if read else "")
+
+
+def _stands_in(name: str, text: str) -> bool:
+    """Tell whether a name stands in a comparison: `cpu_usage_ratio` does not where `host.cpu_usage_ratio` does."""
+    return re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", text) is not None
 
 
 def document(answer: Answer) -> dict[str, Any]:

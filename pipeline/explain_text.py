@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from virtpilot.clock import SECOND
 from virtpilot.events import Event
 from virtpilot.model import Command, Decision, Outcome, Signal, SignalState
 from virtpilot.pipeline.evaluations import Evaluation
 from virtpilot.pipeline.explain import Answer, RuleAnswer
-from virtpilot.pipeline.moment import shown
+from virtpilot.pipeline.moment import shown, zoned
 from virtpilot.pipeline.records import Record
 from virtpilot.pipeline.trail import changes, describe, number
 
+_MINUTE: Final = 60 * SECOND
 _HELD: Final = {True: "true", False: "false", None: "not known"}
 
 
@@ -20,7 +22,8 @@ def lines(answer: Answer) -> Iterator[str]:
     """Yield the whole answer."""
     subject = answer.subject
     where = f" on {subject.host}" if subject.host not in {"", subject.id} else ""
-    yield f"{subject.name or subject.id} ({subject.kind} {subject.id}{where}) at {shown(answer.at_ns)}"
+    yield f"{subject.name or subject.id} ({subject.kind} {subject.id}{where}) at {zoned(answer.at_ns)}"
+    yield from _outside(answer)
     if not answer.rules:
         yield "no rule is about it"
     quiet = [one.rule for one in answer.rules if one.seen is None and not one.happened]
@@ -30,6 +33,15 @@ def lines(answer: Answer) -> Iterator[str]:
     if quiet:
         yield ""
         yield f"no comparison of these has held, nothing is kept of them (a history would tell): {', '.join(quiet)}"
+
+
+def _outside(answer: Answer) -> Iterator[str]:
+    """Yield what is to be known of a time of which nothing is kept."""
+    begin_ns, end_ns = answer.kept_ns or (answer.at_ns, answer.at_ns)
+    if answer.at_ns < begin_ns:
+        yield f"what is kept begins after this time, at {shown(begin_ns)}"
+    if answer.at_ns > end_ns + _MINUTE:
+        yield f"what is kept ends before this time, at {shown(end_ns)}: what follows is as it was then"
 
 
 def _rule(answer: RuleAnswer) -> Iterator[str]:

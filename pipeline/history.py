@@ -15,6 +15,7 @@ from virtpilot.errors import InputError, Problem, StoreUnavailable
 from virtpilot.fields import FIELDS
 from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Sample
+from virtpilot.pipeline.moment import zoned
 from virtpilot.pipeline.store.file import messages
 
 Wanted = Mapping[str, frozenset[str]]
@@ -62,17 +63,29 @@ class _Series(msgspec.Struct):
 
 def read(source: str, wanted: Wanted, span: Span) -> list[Batch]:
     """Return the wanted fields of a history; raises InputError where there is none, StoreUnavailable for a store."""
+    if span.start_ns is not None and span.end_ns is not None and span.start_ns > span.end_ns:
+        raise _unread(source, "the time from which it is read is after the one up to which it is")
     if source.startswith(("http://", "https://")):
         samples = _of_store(source, wanted, span)
     else:
         samples = _of_files(Path(source), wanted)
     batches = in_order(sample for sample in samples if span.holds(sample))
     if not batches:
-        raise _unread(source, "no sample of a host or guest in it at that time")
+        raise _unread(source, f"no sample of a host or guest in it{_meant(span)}")
     clusters = sorted({sample.tags.get("cluster", "") for batch in batches for sample in batch.samples})
     if len(clusters) > 1:
         raise _unread(source, f"it holds several clusters, say which one: {', '.join(clusters)}")
     return batches
+
+
+def _meant(span: Span) -> str:
+    """Return which part of a history is meant, in words."""
+    parts = (
+        (" from ", span.start_ns is not None and zoned(span.start_ns)),
+        (" to ", span.end_ns is not None and zoned(span.end_ns)),
+        (" of the cluster ", span.cluster),
+    )
+    return "".join(f"{word}{value}" for word, value in parts if value)
 
 
 def in_order(samples: Iterable[Sample]) -> list[Batch]:

@@ -38,3 +38,8 @@ def moment_meant(text: str, now_ns: int, zone: tzinfo | None = None) -> int:
 def shown(at_ns: int, zone: tzinfo | None = None) -> str:
     """Return a time for a person, to the second."""
     return datetime.fromtimestamp(at_ns // SECOND).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def zoned(at_ns: int, zone: tzinfo | None = None) -> str:
+    """Return a time for a person, with its zone."""
+    return f"{shown(at_ns, zone)} {datetime.fromtimestamp(at_ns // SECOND).astimezone(zone).tzname()}"

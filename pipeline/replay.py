@@ -24,7 +24,7 @@ from virtpilot.rules.language import RuleSet, load
 # How long a live migration takes, for lack of the link's and the guest's true pace.
 MIGRATION_SETUP_S: Final = 1.0
 MIGRATION_BYTES_PER_SECOND: Final = 400.0 * 2**20
-_ON: Final = frozenset({SignalState.FIRING, SignalState.CLEARING})
+ON: Final = frozenset({SignalState.FIRING, SignalState.CLEARING})
 _MINUTE: Final = 60 * SECOND
 
 
@@ -101,7 +101,7 @@ def _of_rule(name: str, records: Iterable[Record], violation: dict[str, float]) 
 
 def fires(record: Record) -> bool:
     """Tell whether a record is the beginning of a violation."""
-    return isinstance(record, Signal) and record.state is SignalState.FIRING and record.previous not in _ON
+    return isinstance(record, Signal) and record.state is SignalState.FIRING and record.previous not in ON
 
 
 def minutes(played: Replayed) -> dict[str, float]:
@@ -112,7 +112,7 @@ def minutes(played: Replayed) -> dict[str, float]:
         if not isinstance(one, Signal):
             continue
         key = (one.rule, one.subject.id)
-        if one.state in _ON:
+        if one.state in ON:
             since.setdefault(key, one.at_ns)
         elif key in since:
             found[one.rule] = found.get(one.rule, 0.0) + (one.at_ns - since.pop(key)) / _MINUTE

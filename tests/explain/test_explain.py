@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
 from tests.command_line import said
@@ -16,8 +17,10 @@ from virtpilot.clock import SECOND
 from virtpilot.errors import InputError
 from virtpilot.model import Mode, SignalState
 from virtpilot.pipeline.demo import Demo
-from virtpilot.pipeline.explain import Answer, RuleAnswer, ask
+from virtpilot.pipeline.evaluations import Evaluation, Held
+from virtpilot.pipeline.explain import Answer, RuleAnswer, Trail, ask, explain, find_subject
 from virtpilot.pipeline.explain_text import lines
+from virtpilot.pipeline.moment import zoned
 from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 
 START_S: Final = 1_700_000_000
@@ -144,6 +147,47 @@ def test_the_text_has_it_all(observed: Path) -> None:
     assert "vm-cpu-starved: firing since" in text
     assert re.search(r"when +cpu_steal_ratio > 10% +true\n", text)
     assert "refused by the guard mode: rule vm-cpu-starved only observes" in text
+
+
+@pytest.mark.parametrize(
+    ("at_s", "told"),
+    [
+        (-86_400, "what is kept begins after this time, at 2023-"),
+        (86_400, "what is kept ends before this time, at 2023-"),
+    ],
+)
+def test_a_time_of_which_nothing_is_kept_is_told(acted: Path, at_s: float, told: str) -> None:
+    assert told in "\n".join(lines(about(acted, "web-1", at_s)))
+    assert "what is kept" not in "\n".join(lines(about(acted, "web-1", 60)))
+
+
+def test_the_time_has_its_zone(acted: Path) -> None:
+    heading = next(lines(about(acted, "web-1", 60)))
+    assert heading.endswith(zoned((START_S + 60) * SECOND))
+
+
+def test_a_hosts_field_is_not_told_with_the_guests_own_of_that_name(acted: Path) -> None:
+    found = rule(about(acted, "web-1", 200), "vm-noisy-neighbour")
+    assert re.search(r"`host.cpu_usage_ratio > 90%` \(host.cpu_usage_ratio [0-9]+%\) is false", found.why)
+
+
+def test_a_negated_comparison_that_holds_is_not_said_to_fire(acted: Path) -> None:
+    subject = about(acted, "web-1", 60).subject
+    held = [Held("when", "cpu_steal_ratio > 10%", True)]
+    seen = Evaluation(rule="r", subject=subject, at_ns=START_S * SECOND, values={}, clauses=held)
+    found = rule(explain(subject, START_S * SECOND, Trail([], [seen]), None, []), "r")
+    assert found.why == "its comparisons hold or not as told below"
+
+
+def test_a_name_that_two_guests_bear_needs_the_uuid(acted: Path) -> None:
+    subject = about(acted, "web-1", 60).subject
+    two = [
+        Evaluation(rule="r", subject=msgspec.structs.replace(subject, id=id_), at_ns=1, values={}, clauses=[])
+        for id_ in ("u1", "u2")
+    ]
+    with pytest.raises(InputError, match="2 guests bear this name, say which UUID: u1 on host-1, u2 on host-1"):
+        find_subject("web-1", 1, [Trail([], two)])
+    assert find_subject("u2", 1, [Trail([], two)]).id == "u2"
 
 
 @pytest.mark.parametrize(("name", "message"), [("web-11", "did you mean web-1?"), ("", "nothing is kept of it")])

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from virtpilot.clock import SECOND
-from virtpilot.pipeline.moment import moment, shown
+from virtpilot.pipeline.moment import moment, shown, zoned
 
 NOW_NS = int(datetime(2026, 3, 5, 18, 30, tzinfo=UTC).timestamp()) * SECOND
 ZONE = timezone(timedelta(hours=2))
@@ -25,6 +25,10 @@ ZONE = timezone(timedelta(hours=2))
 )
 def test_a_text_means_a_time_here(text: str, meant: str) -> None:
     assert shown(moment(text, NOW_NS, ZONE), ZONE) == meant
+
+
+def test_a_time_is_told_with_its_zone() -> None:
+    assert zoned(NOW_NS, ZONE) == "2026-03-05 20:30:00 UTC+02:00"
 
 
 @pytest.mark.parametrize("text", ["", "25:00", "noon", "14:60", "2026-13-01", "9" * 50])

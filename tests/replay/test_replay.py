@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from tests.command_line import said
 from tests.replay.recorded import play_demo, starved, told, written
+from virtpilot.clock import SECOND
+from virtpilot.errors import InputError
 from virtpilot.model import Mode, Signal
 from virtpilot.pipeline import replay, replay_text
 from virtpilot.pipeline.history import Span
@@ -106,6 +109,36 @@ def test_two_rule_sets_side_by_side(tmp_path: Path, rules: Path) -> None:
     same, sets = replay.run(history, [rules], [rules], mode=None, span=Span())
     assert same["difference"]["only_a"] == same["difference"]["only_b"] == []
     assert "both fire on the same subjects at the same times" in "\n".join(replay_text.lines(same, sets))
+
+
+def test_the_report_fits_on_a_terminal(demo: tuple[Path, list[Signal]]) -> None:
+    store, _signals = demo
+    document, sets = replay.run(str(store), [LIBRARY], [LIBRARY], mode=None, span=Span())
+    assert max(map(len, replay_text.lines(document, sets))) <= 80
+
+
+def test_what_only_waited_is_not_told_to_end(demo: tuple[Path, list[Signal]]) -> None:
+    store, signals = demo
+    document, sets = replay.run(str(store), [LIBRARY], [], mode=None, span=Span())
+    assert any(one.state == "inactive" and one.previous == "pending" for one in signals)
+    text = list(replay_text.lines(document, sets))
+    assert not [line for line in text if line != line.rstrip()]
+    ends = [line for line in text if line.endswith(" inactive")]
+    assert all(re.sub("inactive$", "firing", line)[19:] in {other[19:] for other in text} for line in ends)
+
+
+@pytest.mark.parametrize(
+    ("span", "told"),
+    [
+        (Span(2 * SECOND, SECOND), "the time from which it is read is after the one up to which it is"),
+        (Span(1_800_000_000 * SECOND), "no sample of a host or guest in it from 2027-01-1"),
+        (Span(cluster="other"), "no sample of a host or guest in it of the cluster other"),
+    ],
+)
+def test_a_part_in_which_nothing_is(tmp_path: Path, rules: Path, span: Span, told: str) -> None:
+    history = written(tmp_path / "a.lp", starved(30))
+    with pytest.raises(InputError, match=told):
+        replay.run(str(history), [rules], [], mode=None, span=span)
 
 
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
