@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.clock import SECOND
+from virtpilot.rules.signals.ring import MOST, ages_of, holds, layers_of, low_of, merged, wider
 from virtpilot.rules.signals.table import Where, whereabouts
 
 STEPS: Final = 120
@@ -26,7 +27,6 @@ UNIT_NS: Final = 100_000
 LONG_NS: Final = 1200 * SECOND
 # A window touches one step more than it is long; one place more is for the point that has just left it.
 PLACES: Final = STEPS + 2
-_MOST: Final = np.iinfo(np.uint32).max
 # Whenever so many units are over, what is older than the window is forgotten, before its time could be a new one's.
 _TURN_BITS: Final = 31
 # Into so many groups of rows that were measured at the same times a host's guests are divided at most.
@@ -97,9 +97,9 @@ class History:
         if more > 0:
             self.newest = np.pad(self.newest, (0, more))
             self._step = np.pad(self._step, (0, more), constant_values=-1)
-            self._time = _wider(self._time, capacity)
-            self._value = [_wider(one, capacity) for one in self._value]
-            self._weight = [None if one is None else _wider(one, capacity) for one in self._weight]
+            self._time = wider(self._time, capacity)
+            self._value = [wider(one, capacity) for one in self._value]
+            self._weight = [None if one is None else wider(one, capacity) for one in self._weight]
 
     def move(self, by_ns: int) -> None:
         """Move the times of all points, by whole steps: each keeps its place among the others."""
@@ -108,7 +108,7 @@ class History:
         self._forget_old(np.flatnonzero(self.newest), self.newest[self.newest > 0])
         self.newest[self.newest > 0] += units
         self._step[self._step >= 0] += steps
-        times = np.maximum((self._time.astype(np.int64) + units) & _MOST, 1).astype(np.uint32)
+        times = np.maximum((self._time.astype(np.int64) + units) & MOST, 1).astype(np.uint32)
         self._time = np.roll(np.where(self._time == 0, np.uint32(0), times), steps, axis=0)
         self._value = [np.roll(one, steps, axis=0) for one in self._value]
         self._weight = [None if one is None else np.roll(one, steps, axis=0) for one in self._weight]
@@ -149,7 +149,7 @@ class History:
         if not any(np.isfinite(one).any() for one in values):
             # What has never had a value, such as a job's of guests without one, takes no memory.
             if low.any():
-                self._time[places, rows] = np.where(same, _low(units), 0)
+                self._time[places, rows] = np.where(same, low_of(units), 0)
         elif alike and (joins := np.count_nonzero(same)) in {0, len(steps)}:
             self._put((places, rows), units, values, joins=bool(joins))
         else:
@@ -183,7 +183,7 @@ class History:
         rows = np.arange(self.slots)[where]
         steps, units = times // self.step_ns, times // UNIT_NS
         self._forget_old(rows, np.full(len(rows), units[0]))
-        layers = _layers(steps, int(self._step[rows[0]]))
+        layers = layers_of(steps, int(self._step[rows[0]]))
         # In a whole turn of the ring no two steps have one place.
         turns = (steps - steps[0]) // PLACES
         for turn in range(int(turns[-1]) + 1):
@@ -214,13 +214,13 @@ class History:
         for chosen, joined in ((known & ~same, False), (known & same, True)):
             if chosen.any():
                 self._put((place[chosen], row[chosen]), unit[chosen], [one[chosen] for one in told], joins=joined)
-        self._time[place[~known], row[~known]] = np.where(same, _low(unit), 0)[~known]
+        self._time[place[~known], row[~known]] = np.where(same, low_of(unit), 0)[~known]
 
     def _forget_old(self, rows: NDArray[np.int64], units: NDArray[np.int64]) -> None:
         """Empty the places of rows that are older than the window that ends, for each row, at its time in units."""
         low = self._time[:, rows]
         newest = self.newest[rows]
-        old = (low != 0) & ((newest - _ages(newest, low)) * UNIT_NS <= units * UNIT_NS - self.span_ns)
+        old = (low != 0) & ((newest - ages_of(newest, low)) * UNIT_NS <= units * UNIT_NS - self.span_ns)
         place, position = np.nonzero(old)
         self._time[place, rows[position]] = 0
 
@@ -232,9 +232,9 @@ class History:
         *,
         joins: bool,
     ) -> None:
-        self._time[at] = _low(units)
+        self._time[at] = low_of(units)
         for merge, own, weight, told in zip(self._merges, self._value, self._weight, values, strict=True):
-            known = _holds(own, told)
+            known = holds(own, told)
             value = np.where(known, told, np.nan)
             if not joins:
                 own[at] = value
@@ -247,7 +247,7 @@ class History:
                 mean = np.where(np.isfinite(old), old + (value - old) / count, value)
                 own[at], weight[at] = np.where(known, mean, old), np.minimum(count, _MOST_WEIGHT)
             else:
-                own[at] = _merged(merge, old, value)
+                own[at] = merged(merge, old, value)
 
     def points(
         self, where: Where, times: NDArray[np.int64], series: int
@@ -274,7 +274,7 @@ class History:
         # Most places of a short window are empty.
         order = order[np.asarray(low.any(axis=1))[order]]
         low, newest = low[order], self.newest[where]
-        time = (newest - _ages(newest, low)) * UNIT_NS
+        time = (newest - ages_of(newest, low)) * UNIT_NS
         there = (low != 0) & (time > times - self.span_ns)
         value, weight = self._value[series][:, where][order].astype(np.float64), self._weight[series]
         return Points(time, value, None if weight is None else weight[:, where][order], there & np.isfinite(value))
@@ -294,7 +294,7 @@ class History:
             same = (newest[left] == last) & (low[:, left] == first[:, None]).all(axis=0)
             every = np.count_nonzero(same) == len(same)
             some = left if every else np.arange(len(newest))[left][same]
-            times = (last - _ages(last, first)) * UNIT_NS
+            times = (last - ages_of(last, first)) * UNIT_NS
             there = np.flatnonzero((first != 0) & (times > at_ns - self.span_ns))
             yield some, times[there], value[there][:, some].astype(np.float64)
             if every:
@@ -314,7 +314,7 @@ class History:
         low = self._time[places[:, None], rows].T
         position, at = np.nonzero(low)
         newest = self.newest[rows][position]
-        age = _ages(newest, low[position, at])
+        age = ages_of(newest, low[position, at])
         chosen = (age * UNIT_NS < self.span_ns) & (newest - age > after[position])
         return position[chosen], places[at[chosen]], (newest - age)[chosen]
 
@@ -351,55 +351,10 @@ class History:
         fresh = units > self.newest[rows]
         rows, units, steps = rows[fresh], units[fresh], steps[fresh]
         at = (steps % PLACES, rows)
-        self._time[at] = _low(units)
+        self._time[at] = low_of(units)
         for own, weight, value, count in zip(self._value, self._weight, values, weights, strict=True):
-            own[at] = np.where(_holds(own, value[fresh]), value[fresh], np.nan)
+            own[at] = np.where(holds(own, value[fresh]), value[fresh], np.nan)
             if weight is not None and count is not None:
                 weight[at] = count[fresh]
         np.maximum.at(self.newest, rows, units)
         np.maximum.at(self._step, rows, steps)
-
-
-def _layers(steps: NDArray[np.int64], former: int) -> NDArray[np.int64]:
-    """Return for each of several samples in order how many came before it in its step."""
-    every = np.concatenate([[former], steps])
-    begins = np.flatnonzero(np.concatenate([[True], every[1:] != every[:-1]]))
-    which = np.searchsorted(begins, np.arange(len(every)), "right") - 1
-    found: NDArray[np.int64] = (np.arange(len(every)) - begins[which])[1:]
-    return found
-
-
-def _low(units: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Return the lower half of times; 0 stands for nothing."""
-    low: NDArray[np.uint32] = np.maximum(units & _MOST, 1).astype(np.uint32)
-    return low
-
-
-def _holds(array: _Value, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which values are finite, also as an array keeps them."""
-    found: NDArray[np.bool_] = np.isfinite(values.astype(array.dtype, copy=False))
-    return found
-
-
-def _ages(newest: NDArray[np.int64], low: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Return how many units before their rows' newest samples points are."""
-    ages: NDArray[np.int64] = ((newest & _MOST).astype(np.uint32) - low).astype(np.int64)
-    return ages
-
-
-def _wider(array: NDArray[Any], capacity: int) -> NDArray[Any]:
-    """Return an array with more columns; the new ones are not touched, so that they cost nothing yet."""
-    found: NDArray[Any] = np.zeros((len(array), capacity), array.dtype)
-    taken = np.flatnonzero(array.any(axis=1))
-    found[taken, : array.shape[1]] = array[taken]
-    return found
-
-
-def _merged(merge: str, old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the least, greatest or last of two values, the other one where one is missing."""
-    match merge:
-        case "min":
-            return np.fmin(old, new)
-        case "max":
-            return np.fmax(old, new)
-    return np.where(np.isfinite(new), new, old)
