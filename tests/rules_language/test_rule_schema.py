@@ -52,17 +52,17 @@ def structural() -> list[Path]:
     return [path for path in looked_at if any(STRUCTURE.search(problem.message) for problem in check([path]))]
 
 
-@pytest.mark.parametrize("path", structural(), ids=lambda path: path.stem)
-def test_what_is_built_wrongly_is_not_valid(path: Path) -> None:
-    try:
-        document = data(path)
-    except (YAMLError, ValueError):
-        pytest.skip("no document that a schema could look at")
-    assert list(VALIDATOR.iter_errors(document)) != []
-
-
-def test_there_are_enough_of_them() -> None:
-    assert len(structural()) > 30
+def test_what_is_built_wrongly_is_not_valid() -> None:
+    looked_at, valid = 0, []
+    for path in structural():
+        try:
+            document = data(path)
+        except (YAMLError, ValueError):
+            continue  # no document that a schema could look at
+        looked_at += 1
+        valid += [path.stem] if not list(VALIDATOR.iter_errors(document)) else []
+    assert valid == []
+    assert looked_at > 30
 
 
 def test_a_rule_to_start_from_is_valid(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from tests.rules_testing.shipped import shipped
 from virtpilot.clock import SECOND
 from virtpilot.model import Sample, Signal
 from virtpilot.pipeline import rule_tests
 from virtpilot.pipeline.rehearsal import Rehearsal
-from virtpilot.pipeline.rulebook import LIBRARY
 from virtpilot.rules.language import RuleSet
 from virtpilot.rules.testing.coverage import Coverage
 from virtpilot.rules.testing.records import RuleTest
@@ -194,8 +194,7 @@ def test_a_signal_changes_at_its_frame(name: str, tmp_path: Path) -> None:
 
 
 def library() -> Iterator[tuple[RuleTest, RuleSet]]:
-    for file, rules in rule_tests.load_all([LIBRARY]):
-        yield from ((test, rules) for test in file.tests if test.fleet is None)
+    yield from ((test, rules) for _name, test, rules in shipped())
 
 
 @pytest.mark.parametrize(("test", "rules"), list(library()), ids=lambda one: getattr(one, "name", ""))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sized
 
 import pytest
 
+from tests.rules_testing.shipped import shipped
 from virtpilot.pipeline import rule_tests
 from virtpilot.pipeline.rulebook import LIBRARY
 from virtpilot.rules.language import RuleSet
@@ -16,10 +17,9 @@ FILES = ("cpu", "host", "memory", "guest")
 
 
 def scenes() -> Iterator[tuple[RuleTest, RuleSet]]:
-    for file, rules in rule_tests.load_all([LIBRARY / f"{name}.test.yaml" for name in FILES]):
-        for test in file.tests:
-            if test.fleet is None and test.end_ns < 900 * 10**9:
-                yield test, rules
+    for name, test, rules in shipped():
+        if name in FILES and test.end_ns < 900 * 10**9:
+            yield test, rules
 
 
 @pytest.mark.parametrize(("test", "rules"), list(scenes()), ids=lambda one: getattr(one, "name", ""))
