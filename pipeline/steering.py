@@ -6,7 +6,7 @@ What is asked for is repeated while it holds and ends by itself, so that agents 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -17,7 +17,7 @@ from virtpilot.clock import seconds
 from virtpilot.model import Kind, Sampling
 from virtpilot.rules.language.records import Rule
 from virtpilot.rules.signals.evaluator import Evaluator
-from virtpilot.rules.signals.nearness import near
+from virtpilot.rules.signals.nearness import Nearness
 
 # So many guests, or hosts, are looked at in one go.
 _GUESTS_AT_ONCE: Final = 800
@@ -120,8 +120,9 @@ class Steering:
         self._near_ns = {guest: at for guest, at in self._near_ns.items() if at <= now_ns}
         urgent = evaluator.active(Kind.VM) | set(measuring)
         groups = _Groups(self._options.fast_guests)
+        nearness = Nearness(rules, self._options.margin_ratio)
         for rows in _portions(evaluator.world.tables[Kind.VM].taken()):
-            self._note(evaluator, rules, rows, urgent, now_ns)
+            self._note(evaluator, nearness, rows, urgent, now_ns)
             self._group(evaluator, rows, urgent, hosts, groups, now_ns)
             yield []
         self._near_ns = {guest: at for guest, at in self._near_ns.items() if evaluator.knows(Kind.VM, guest)}
@@ -135,10 +136,10 @@ class Steering:
         return True
 
     def _note(
-        self, evaluator: Evaluator, rules: Iterable[Rule], rows: NDArray[np.int64], urgent: set[str], now_ns: int
+        self, evaluator: Evaluator, nearness: Nearness, rows: NDArray[np.int64], urgent: set[str], now_ns: int
     ) -> None:
         """Remember who of these guests is near just now."""
-        close = near(evaluator.world, rules, self._options.margin_ratio, rows)
+        close = nearness.near(evaluator.world, rows)
         subjects = evaluator.world.tables[Kind.VM].subjects
         there = {subject.id for row in rows.tolist() if (subject := subjects[row]) is not None}
         self._near_ns |= dict.fromkeys(close | (urgent & there), now_ns)

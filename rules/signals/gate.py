@@ -20,6 +20,7 @@ _TURNED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
 _BY_LEAST: Final = frozenset({"<", "<=", "=="})
 _BY_MOST: Final = frozenset({">", ">=", "=="})
 _NONE: Final[Numbers] = np.zeros(0)
+_SLACK: Final = 1e-6
 
 
 class Extremes(Protocol):
@@ -41,25 +42,27 @@ class _Bound(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Bounds of one sign on fields of one measurement: the rules by their places, and the numbers."""
+    """Bounds of one sign on fields of one measurement: the rules by their places, and the numbers, relaxed."""
 
     measurement: str
     sign: str
     names: tuple[str, ...]
     places: NDArray[np.int64]
-    numbers: Numbers
+    lowest: Numbers
+    highest: Numbers
 
 
 class Gate:
-    """Knows the rules by their places in the given order."""
+    """Knows the rules by their places in the given order; `margin` is by how much of itself a threshold is relaxed."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], margin: float = 0.0) -> None:
         self._count = len(rules)
         found: dict[tuple[str, str], list[tuple[_Bound, int]]] = {}
         for place, rule in enumerate(rules):
             for bound in _needs(rule):
                 found.setdefault((bound.source[0], bound.sign), []).append((bound, place))
-        self._groups = [_group(bounds) for bounds in found.values()]
+        # A little more, for rounding.
+        self._groups = [_group(bounds, margin * (1 + _SLACK)) for bounds in found.values()]
 
     def open(self, columns: Extremes) -> NDArray[np.bool_]:
         """Tell of each rule whether it may fire on some row: where not, it fires on none."""
@@ -70,33 +73,35 @@ class Gate:
             # Of one side alone where that is enough.
             least = columns.least(group.measurement, group.names) if group.sign in _BY_LEAST else _NONE
             most = columns.most(group.measurement, group.names) if group.sign in _BY_MOST else _NONE
-            may[group.places[~_reached(group.sign, group.numbers, least, most)]] = False
+            may[group.places[~_reached(group, least, most)]] = False
         return may
 
 
-def _group(bounds: Sequence[tuple[_Bound, int]]) -> _Group:
+def _group(bounds: Sequence[tuple[_Bound, int]], margin: float) -> _Group:
     first = bounds[0][0]
+    numbers = np.array([bound.number for bound, _ in bounds], np.float64)
     return _Group(
         first.source[0],
         first.sign,
         tuple([bound.source[1] for bound, _ in bounds]),
         np.array([place for _, place in bounds], np.int64),
-        np.array([bound.number for bound, _ in bounds], np.float64),
+        numbers - margin * np.abs(numbers),
+        numbers + margin * np.abs(numbers),
     )
 
 
-def _reached(sign: str, numbers: Numbers, least: Numbers, most: Numbers) -> NDArray[np.bool_]:
+def _reached(group: _Group, least: Numbers, most: Numbers) -> NDArray[np.bool_]:
     """Tell for each number whether some value between least and most stands so to it."""
-    match sign:
+    match group.sign:
         case ">":
-            return most > numbers
+            return most > group.lowest
         case ">=":
-            return most >= numbers
+            return most >= group.lowest
         case "<":
-            return least < numbers
+            return least < group.highest
         case "<=":
-            return least <= numbers
-    return (least <= numbers) & (most >= numbers)
+            return least <= group.highest
+    return (least <= group.highest) & (most >= group.lowest)
 
 
 def _needs(rule: Rule) -> Iterable[_Bound]:

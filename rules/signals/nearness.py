@@ -15,6 +15,7 @@ from virtpilot.model import Kind
 from virtpilot.rules.language.records import Rule
 from virtpilot.rules.language.typed import COMPARE, Aggregate, Columns, Masks, Part, Window
 from virtpilot.rules.signals.columns import RowColumns, masks
+from virtpilot.rules.signals.gate import Gate
 from virtpilot.rules.signals.scout import against_number
 from virtpilot.rules.signals.world import World
 
@@ -24,25 +25,32 @@ _NOWHERE: Final[NDArray[np.int64]] = np.zeros(0, np.int64)
 _EVERYWHERE: Final[NDArray[np.bool_]] = np.ones(1, np.bool_)
 
 
-def near(world: World, rules: Iterable[Rule], margin: float, rows: NDArray[np.int64] | None = None) -> set[str]:
-    """Return the ids of the guests near a threshold of a rule about guests; `margin` is a share of each threshold.
+class Nearness:
+    """Tells who is near a threshold of some of these rules; `margin` is a share of each threshold."""
 
-    Of all guests, or of those in some rows.
-    """
-    table = world.tables[Kind.VM]
-    rows = table.taken() if rows is None else rows
-    columns = world.columns(Kind.VM, rows)
-    found = np.zeros(len(rows), np.bool_)
-    with np.errstate(all="ignore"):
-        for rule in rules if len(rows) else ():
-            if rule.on is not Kind.VM:
-                continue
-            close = _close(rule.when.part, columns, margin, len(rows))
-            if rule.where is not None and len(close):
-                some = columns if len(close) == len(rows) else columns.only(close)
-                close = close[masks(rule.where, some, len(close))[0]]
-            found[close] = True
-    return set(table.ids(rows[found]))
+    def __init__(self, rules: Iterable[Rule], margin: float) -> None:
+        self._rules = [rule for rule in rules if rule.on is Kind.VM]
+        self._margin = margin
+        # Most rules are near nowhere, which is told of all of them at once.
+        self._gate = Gate(self._rules, margin)
+
+    def near(self, world: World, rows: NDArray[np.int64] | None = None) -> set[str]:
+        """Return the ids of the guests near a threshold of a rule about guests: of all, or of those in some rows."""
+        table = world.tables[Kind.VM]
+        rows = table.taken() if rows is None else rows
+        if not len(rows):
+            return set()
+        columns = world.columns(Kind.VM, rows)
+        found = np.zeros(len(rows), np.bool_)
+        with np.errstate(all="ignore"):
+            for place in np.flatnonzero(self._gate.open(columns)).tolist():
+                rule = self._rules[place]
+                close = _close(rule.when.part, columns, self._margin, len(rows))
+                if rule.where is not None and len(close):
+                    some = columns if len(close) == len(rows) else columns.only(close)
+                    close = close[masks(rule.where, some, len(close))[0]]
+                found[close] = True
+        return set(table.ids(rows[found]))
 
 
 def _close(part: Part, columns: RowColumns, margin: float, count: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import condition
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
-from virtpilot.rules.signals.nearness import near, relaxed
+from virtpilot.rules.signals.nearness import Nearness, relaxed
 
 T0 = 1_700_000_000 * SECOND
 FIELDS = ("cpu_steal_ratio", "cpu_usage_ratio", "memory_used_ratio", "vcpus_count")
@@ -41,7 +41,7 @@ def measured(when: str, guests: Mapping[str, Mapping[str, float]], where: str = 
 
 def close_to(when: str, margin: float, guests: Mapping[str, Mapping[str, float]], where: str = "") -> set[str]:
     made, rule = measured(when, guests, where)
-    return near(made.world, (rule,), margin)
+    return Nearness((rule,), margin).near(made.world)
 
 
 def steal(**values: float) -> dict[str, dict[str, float]]:
@@ -85,6 +85,8 @@ def test_without_guests_and_of_hosts_there_is_nobody() -> None:
 WINDOWED = (
     "forecast(cpu_steal_ratio, 1m, 1m) > 60% and memory_used_ratio > 10%", "forecast(cpu_steal_ratio, 1m, 1m) < 20%",
     "min(cpu_steal_ratio, 1m) > 50%", "flaps(cpu_steal_ratio > 40%, 1m) > 2 and avg(cpu_steal_ratio, 1m) < 90%",
+    "cpu_steal_ratio > 50% and 50% >= memory_used_ratio", "cpu_steal_ratio == 50%", "cpu_steal_ratio <= 10%",
+    "not (cpu_steal_ratio < 90%)", "90% < cpu_steal_ratio or memory_used_ratio < 10%",
 )  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def test_what_a_window_is_at_most_loses_nobody(seed: int, when: str) -> None:
     for second in range(0, 300, 10):
         for host in ("h1", "h2"):
             samples = [
-                Sample("vm", {"host": host, "vm": host + guest}, {name: chance.random() for name in FIELDS[:3]}, at_ns)
+                Sample("vm", {"host": host, "vm": host + guest}, {name: round(chance.random(), 1) for name in FIELDS[:3]}, at_ns)
                 for guest in "abcd" for at_ns in [T0 + second * SECOND + (host == "h2")] if chance.random() < 0.9
             ]  # fmt: skip
             made.feed(samples, "c")
@@ -105,7 +107,7 @@ def test_what_a_window_is_at_most_loses_nobody(seed: int, when: str) -> None:
         rows = plain.world.tables[Kind.VM].taken()
         with np.errstate(all="ignore"):
             close = np.broadcast_to(relaxed(rule.when.part, plain.world.columns(Kind.VM, rows), 0.2)[0], len(rows))
-        assert near(made.world, (rule,), 0.2) == set(plain.world.tables[Kind.VM].ids(rows[close]))
+        assert Nearness((rule,), 0.2).near(made.world) == set(plain.world.tables[Kind.VM].ids(rows[close]))
 
 
 comparisons = st.builds(
