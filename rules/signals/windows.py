@@ -20,6 +20,7 @@ Key = tuple[Of, int]
 """Whose histories, and how long they are (ns)."""
 _ROWS_AT_ONCE: Final = 250
 _NEWS_AT_ONCE: Final = 2000
+_AT_MOST_WAIT: Final = 16
 
 
 class Told:
@@ -38,7 +39,10 @@ class Track:
         self.series = sorted(first)
         self._reads = [first[series].series for series in self.series]
         kept = [Series(merge, first[text, merge].what == "counter") for text, merge in self.series]
-        self.history = History(windows[0].span_ns, kept, capacity)
+        self._history = History(windows[0].span_ns, kept, capacity)
+        self._waiting: list[tuple[Where, NDArray[np.int64], NDArray[np.float64]]] = []
+        self._known = False
+        self._has: NDArray[np.bool_] = np.zeros(capacity, np.bool_)
         self.values: list[dict[Window, NDArray[np.float64]]] = [{} for _ in self.series]
         """The newest values of the windows over each series."""
         for window in windows:
@@ -50,11 +54,24 @@ class Track:
             for window in windows
             for upper in (True, False)
             if (window.key, upper) in asked
-            and (found := bound(window, upper=upper, history=self.history, place=self.place(window))) is not None
+            and (found := bound(window, upper=upper, history=self._history, place=self.place(window))) is not None
         }
         self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
         self.past = object()
         """Another one whenever some row's past becomes another one."""
+        # A forecast's bound is made of the points, with each sample.
+        self._may_wait = not any(window.function == "forecast" for window, _upper in self.bounds)
+
+    @property
+    def history(self) -> History:
+        """What samples have made so far."""
+        self._settle()
+        return self._history
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the histories take once all their places are taken; any thread may ask."""
+        return self._history.nbytes
 
     def take_over(self, former: Track, rows: NDArray[np.int64]) -> None:
         """Go on with the past that a track of the same span and rows has of some of them."""
@@ -70,6 +87,7 @@ class Track:
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
         self.history.grow(capacity)
+        self._has = np.pad(self._has, (0, capacity - len(self._has)))
         more = capacity - self.stale.shape[1]
         self.stale = np.pad(self.stale, ((0, 0), (0, more)))
         for one in self.bounds.values():
@@ -95,10 +113,42 @@ class Track:
     def take(self, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
         """Take a sample of each row."""
         values = self.read(columns, len(times))
-        self.history.push(where, times, values)
+        if self._may_wait:
+            self._wait(where, times, values)
+        else:
+            self._history.push(where, times, values)
         self.stale[:, where] = True
         for place, _window, one in self._bounds:
             one.take(where, values[place])
+
+    def _wait(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
+        """Keep samples until somebody reads, or there are many: those of several messages cost little more than one's.
+
+        What is of a row that waits already, or of samples that know nothing beside others that do, waits by itself.
+        """
+        told = np.array(values)  # a copy: what was read may be what the next sample changes
+        known = bool(np.isfinite(told).any())
+        if self._waiting and (
+            known is not self._known or len(self._waiting) >= _AT_MOST_WAIT or np.count_nonzero(self._has[where])
+        ):
+            self._settle()
+        self._waiting.append((where, times, told))
+        self._known, self._has[where] = known, True
+
+    def _settle(self) -> None:
+        """Put what waits."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._has[:] = False
+        where, times, values = waiting[0]
+        if len(waiting) > 1:
+            every = np.arange(len(self._has))
+            where = whereabouts(np.concatenate([every[one] for one, _times, _values in waiting]))
+            times = np.concatenate([one for _where, one, _values in waiting])
+            values = np.concatenate([one for _where, _times, one in waiting], axis=1)
+        with np.errstate(all="ignore"):
+            self._history.push(where, times, list(values))
 
     def read(self, columns: Columns, count: int) -> list[NDArray[np.float64]]:
         """Return the number of each series for each row."""
@@ -149,7 +199,7 @@ class Windows:
     @property
     def nbytes(self) -> int:
         """How much memory all histories take once all their places are taken."""
-        return sum(track.history.nbytes for track in self._tracks.values())
+        return sum(track.nbytes for track in self._tracks.values())
 
     def track(self, window: Window) -> tuple[Track, Window]:
         """Return where a window is kept, and the first of its text."""

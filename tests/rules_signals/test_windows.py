@@ -19,7 +19,7 @@ from tests.thoroughness import examples
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.expression import Condition, condition
-from virtpilot.rules.language.records import RuleSet
+from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.history import STEPS, UNIT_NS, History, Series
 from virtpilot.rules.signals.table import Where
@@ -293,3 +293,29 @@ def test_what_is_moved_to_another_time_says_the_same(by_s: float) -> None:
     for one in conditions:
         assert moved.inputs(one, "g") == pytest.approx(still.inputs(one, "g"), rel=0.05), one
         assert moved.inputs(one, "g"), one
+
+
+@given(st.integers(0, 2**32))
+@settings(derandomize=True, deadline=None, max_examples=15)
+def test_samples_that_wait_are_there_whenever_somebody_reads(seed: int) -> None:
+    """Messages of several hosts, some of them without a value, read and dumped in between."""
+    chance = random.Random(seed)
+    texts = ("avg(cpu_steal_ratio, 1m) > 50%", "min(memory_used_ratio, 5m) > 50%", "max(cpu_steal_ratio, 5m) > 50%")
+    rules = tuple(
+        Rule(name=f"r{at}", on=Kind.VM, when=condition(text, Kind.VM), digest=text) for at, text in enumerate(texts)
+    )
+    waits, not_ = Evaluator(RuleSet(rules)), Evaluator(RuleSet(rules))
+    for track in not_.world.windows.about(Kind.VM):
+        track._may_wait = False
+    for step in range(60):
+        fields = [name for name in ("cpu_steal_ratio", "memory_used_ratio") if chance.random() < 0.7]
+        samples = [
+            Sample("vm", {"host": host, "vm": host + guest}, {name: chance.random() for name in fields}, at_ns)
+            for host in [chance.choice("abc")] for guest in "xyz"
+            for at_ns in [START_NS + 2 * step * SECOND] if fields
+        ]  # fmt: skip
+        found = [[(one.rule, one.subject.id, one.state) for one in made.feed(samples, "c")] for made in (waits, not_)]
+        assert found[0] == found[1]
+        if chance.random() < 0.1:
+            assert waits.snapshot() == not_.snapshot()
+    assert waits.snapshot() == not_.snapshot()
