@@ -99,8 +99,9 @@ def test_what_a_window_is_at_most_loses_nobody(seed: int, when: str) -> None:
     for second in range(0, 300, 10):
         for host in ("h1", "h2"):
             samples = [
-                Sample("vm", {"host": host, "vm": host + guest}, {one: round(chance.random(), 1) for one in FIELDS[:3]}, at_ns)
+                Sample("vm", {"host": host, "vm": host + guest}, dict(zip(FIELDS[:3], values, strict=True)), at_ns)
                 for guest in "abcd" for at_ns in [T0 + second * SECOND + (host == "h2")] if chance.random() < 0.9
+                for values in [[round(chance.random(), 1) for _ in FIELDS[:3]]]
             ]  # fmt: skip
             made.feed(samples, "c")
             plain.feed(samples, "c")
