@@ -132,6 +132,27 @@ def test_whatever_is_measured(rules: str, tmp_path: Path) -> None:
     hold()
 
 
+@pytest.mark.parametrize("steal", ["0.9 0.2x9", "0.2 0.9 0.2x9"])
+def test_what_is_past_by_the_time_a_window_is_looked_at_counts_once(steal: str, tmp_path: Path) -> None:
+    """Another rule changes with the first frame, before the window's is looked at."""
+    rules = """
+virtpilot: 1
+rules:
+  - {name: plain, on: vm, when: cpu_steal_ratio > 50%}
+  - {name: past, on: vm, when: 'avg(cpu_steal_ratio, 3m) > 34%'}
+"""
+    tests = f"""
+virtpilot: 1
+tests:
+  - name: any
+    every: 30s
+    hosts: {{h: {{}}}}
+    guests: {{g: {{host: h, series: {{cpu_steal_ratio: {steal}}}}}}}
+    expect: [{{signal: plain, of: g, at: 4m, is: firing}}]
+"""
+    _assert_alike(*_load(tmp_path, rules, tests))
+
+
 class Case(NamedTuple):
     """A rule beside `other`, what is measured every 10 s, and when its signal changes to what."""
 

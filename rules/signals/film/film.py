@@ -41,7 +41,6 @@ class Film:
         self.world = world
         self.reels = reels
         self._columns: dict[Of, FilmColumns] = {}
-        self._pasts: dict[int, Past] = {}
         self._windows: dict[tuple[Of, str], Numbers] = {}
         self._aggregates: dict[tuple[Kind, str], Numbers] = {}
         self._sights: dict[str, _Sight] = {}
@@ -50,6 +49,9 @@ class Film:
         self._asking = [rule for rule in rules if rule.signals()]
         self.lasting = not self._asking
         """Whether no rule asks for signals."""
+        # Now, before any of the frames is put: what comes later would be counted as past and once more as to come.
+        kinds = [kind for kind, reel in reels.items() if len(reel.rows)]
+        self._pasts = {id(track): self._past(kind, track) for kind in kinds for track in world.windows.about(kind)}
 
     @property
     def frames(self) -> int:
@@ -79,14 +81,14 @@ class Film:
 
     def past(self, track: Track) -> Past:
         """Return the points of a track at each moment."""
-        found = self._pasts.get(id(track))
-        if found is None:
-            kind = next(kind for kind in self.reels if track in self.world.windows.about(kind))
-            reel = self.reels[kind]
-            shape = (len(reel.times), len(reel.rows))
+        return self._pasts[id(track)]
+
+    def _past(self, kind: Of, track: Track) -> Past:
+        reel = self.reels[kind]
+        shape = (len(reel.times), len(reel.rows))
+        with np.errstate(all="ignore"):
             told = [one.reshape(shape) for one in track.read(self.columns(kind), shape[0] * shape[1])]
-            found = self._pasts[id(track)] = Past(track, reel, told)
-        return found
+            return Past(track, reel, told)
 
     def window(self, window: Window) -> Numbers:
         """Return what a window says at each moment of each row."""
