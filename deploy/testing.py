@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import IO, Final, NoReturn
@@ -30,12 +30,12 @@ _PASSED, _FAILED, _NOTHING_FOUND = 0, 1, 5  # pytest's exit codes
 _ENVIRONMENT: Final = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-class Rank(Enum):
+class Rank(StrEnum):
     """What a part is run by: as anything else, behind what else runs, or only where nothing else would (SCHED_IDLE)."""
 
-    EQUAL = ()
-    BEHIND = ("nice", "-n", "10")
-    GAPS = ("chrt", "--idle", "0")
+    EQUAL = ""
+    BEHIND = "nice -n 10"
+    GAPS = "chrt --idle 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Part:
         """Return the words that run it."""
         at_once = ["--dist", "loadscope", "--numprocesses", str(self.workers)]
         at_once += [] if self.largest_first else ["--no-loadscope-reorder"]
-        return [*self.rank.value, *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
+        return [*self.rank.split(), *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
 
     def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
         """Run it; `output` takes what it prints, else it is shown as it comes."""
