@@ -147,7 +147,7 @@ class Guest:
 
     def start(self, host: Host) -> None:
         """Start the guest where it is defined."""
-        host.virsh("start", self.name)
+        host.virsh("start", self.name, timeout_s=120)  # the first of a host has libvirtd ask QEMU what it can
 
     def destroy(self) -> None:
         """End the guest at once, like pulling its plug."""

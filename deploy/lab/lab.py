@@ -235,21 +235,22 @@ def bring_up(
     lacking = missing(len({plan.host for plan in plans}))
     if lacking:
         raise LabMissing(f"the lab needs {', '.join(lacking)}")
-    if state.abandoned(name):
-        say(f"removing what a killed lab {name!r} left")
-        state.tear_down(name)
-    booted = image.build(cache, agent=any(plan.agent for plan in plans))
-    network = network or free_network(routed_networks(), name)
-    lab = Lab(name, network, plans, state.claim(name, str(network), Counter(plan.host for plan in plans)))
-    with ExitStack() as taken_down:
-        taken_down.callback(lab.down)
-        lab.raise_hosts()
-        say(f"hosts up: {', '.join(f'{host.name} {host.uri} on CPU {host.cpu}' for host in lab.hosts.values())}")
-        lab.start_servers()
-        say(f"broker {lab.broker_host}:{lab.broker_port}, store {lab.store_url}")
-        lab.start_guests(booted)
-        say(f"guests up: {', '.join(f'{one.name} on {one.plan.host}' for one in lab.guests.values())}")
-        taken_down.pop_all()  # it is up: from here on whoever asked for it ends it
+    with state.one_comes_up(say):
+        if state.abandoned(name):
+            say(f"removing what a killed lab {name!r} left")
+            state.tear_down(name)
+        booted = image.build(cache, agent=any(plan.agent for plan in plans))
+        network = network or free_network(routed_networks(), name)
+        lab = Lab(name, network, plans, state.claim(name, str(network), Counter(plan.host for plan in plans)))
+        with ExitStack() as taken_down:
+            taken_down.callback(lab.down)
+            lab.raise_hosts()
+            say(f"hosts up: {', '.join(f'{host.name} {host.uri} on CPU {host.cpu}' for host in lab.hosts.values())}")
+            lab.start_servers()
+            say(f"broker {lab.broker_host}:{lab.broker_port}, store {lab.store_url}")
+            lab.start_guests(booted)
+            say(f"guests up: {', '.join(f'{one.name} on {one.plan.host}' for one in lab.guests.values())}")
+            taken_down.pop_all()  # it is up: from here on whoever asked for it ends it
     return lab
 
 

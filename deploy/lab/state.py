@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,17 +115,22 @@ def claim(name: str, network: str, guests: Mapping[str, int]) -> State:
     except FileExistsError as error:
         raise LabBusy(f"a lab named {name!r} is being brought up by another process") from error
     state = State(name, network, os.getpid(), started_at(os.getpid()), begins_with=dict(guests))
-    with _one_at_a_time():
-        state.cores = placed(guests, sorted(os.sched_getaffinity(0)), _taken())
-        state.save()
+    state.cores = placed(guests, sorted(os.sched_getaffinity(0)), _taken())
+    state.save()
     return state
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def one_comes_up(say: Callable[[str], None]) -> Iterator[None]:
+    """Wait until no other lab of this machine comes up: several that boot at once all take as long as all of them."""
+    RUN.mkdir(mode=0o755, exist_ok=True)
     folder = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another lab comes up: waiting for it")
+            fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)
