@@ -58,17 +58,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what uses a server's fixture, leave out long forms, put the fast first, then slow, servers', the lab's.
-
-    Of several workers none should be left with what takes long when the others have ended: the other way round there.
-    """
+    """Mark what uses a server's fixture, leave out long forms, put the fast first, then slow, servers', the lab's."""
     if not THOROUGH:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
         if not _SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)
-    items.sort(key=_stage, reverse=_is_worker(config))
+    items.sort(key=_stage)
 
 
 def _stage(item: pytest.Item) -> int:

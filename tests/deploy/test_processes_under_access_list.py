@@ -140,7 +140,7 @@ class Site:
         return path.exists() and f'"result":"{result}"' in path.read_text()
 
 
-def wait_for(site: Site, what: str, condition: Callable[[], object], within_s: float = 40.0) -> None:
+def wait_for(site: Site, what: str, condition: Callable[[], object], within_s: float = 90.0) -> None:
     """Wait, or fail with the end of each log."""
     if not until(condition, within_s, every_s=0.2):
         logs = "\n".join(f"--- {name}\n{site.log(name)[-1500:]}" for name in site.ports)
