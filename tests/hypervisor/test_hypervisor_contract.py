@@ -309,6 +309,7 @@ def pid_of(lab: Lab, name: str) -> int:
 
 @pytest.mark.lab
 @pytest.mark.slow
+@pytest.mark.alone  # it measures how soon libvirtd answers
 def test_a_stopped_qemu_holds_up_nobody(lab: Lab, host_1: LibvirtHypervisor) -> None:
     """The others stay whole and on time tick after tick, the stuck one is told in part and ages."""
     stuck, sound = lab.guests["stayer"].uuid, lab.guests["mover"].uuid
