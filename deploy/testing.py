@@ -26,6 +26,7 @@ from virtpilot.clock import SystemClock
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _PYTEST: Final = (sys.executable, "-m", "pytest")
 _PASSED, _FAILED, _NOTHING_FOUND = 0, 1, 5  # pytest's exit codes
+_GAPS_TIMEOUT_S: Final = "1200"  # a test: others may leave it no time for long
 # Each worker, and each process that a test starts, would compile all of it for itself.
 _ENVIRONMENT: Final = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -54,6 +55,7 @@ class Part:
         """Return the words that run it."""
         at_once = ["--dist", "loadscope", "--numprocesses", str(self.workers)]
         at_once += [] if self.largest_first else ["--no-loadscope-reorder"]
+        at_once += ["--timeout", _GAPS_TIMEOUT_S] if self.rank is Rank.GAPS else []
         return [*self.rank.split(), *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
 
     def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
