@@ -69,6 +69,12 @@ class Process:
         assert self.alive, self.output()
         return self
 
+    def hears(self, within_s: float = 60.0) -> Process:
+        """Wait until it hears what is published: it is up a little before its broker has subscribed it."""
+        self.up(within_s)
+        assert until(lambda: self.health()[1]["bus"], within_s, 0.1), self.output()
+        return self
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         assert self._process is not None

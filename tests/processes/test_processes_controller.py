@@ -165,7 +165,7 @@ def test_killed_in_the_middle_of_a_for_it_goes_on_where_it_was(
     So it would where the newest samples are not saved: then more of them are missing than a `for` bears. Where only
     changes are saved there is therefore one sample alone, with which the signal changes.
     """
-    controller = site.controller(rules, timing={"tick_s": 0.2, "save_s": save_s}).start().up()
+    controller = site.controller(rules, timing={"tick_s": 0.2, "save_s": save_s}).start().hears()
     before = range(0, 12, 2) if save_s < 1 else range(0, 2, 2)
     host.busy(*before)
     handled(controller, len(before))
@@ -173,7 +173,7 @@ def test_killed_in_the_middle_of_a_for_it_goes_on_where_it_was(
     if save_s < 1:
         assert until(lambda: saved_whole(site, host.begun_ns + seconds(before[-1])), 20)
     controller.kill()
-    controller.start().up()
+    controller.start().hears()
     after = range(before.stop, 30, 2)
     host.busy(*after)
     handled(controller, len(after))
@@ -188,12 +188,12 @@ def test_killed_when_its_command_is_heard_it_knows_it_and_gives_no_other(site: S
     """A command leaves only when it is on disk: whoever heard it can be sure that a restart remembers it."""
     rules.write_text(STARVED)
     options = {"timing": {"tick_s": 0.2, "save_s": 3600.0}, "guards": {"warm_up_s": 0.0, "guest_cooldown_s": 0.0}}
-    controller = site.controller(rules, **options).start().up()
+    controller = site.controller(rules, **options).start().hears()
     host.starving()
     host.starving()
     assert until(lambda: len(host.commanded()) == 1), controller.output()
     controller.kill()
-    controller.start().up()
+    controller.start().hears()
     for number in range(1, 6):
         host.starving()
         controller.reaches("virtpilot_controller_samples_total", 2 * number)
@@ -206,7 +206,7 @@ def test_killed_in_the_middle_of_a_cooldown_it_goes_on_cooling_down(site: Site, 
     """The guest starves anew, and nothing else keeps the rule from acting again: only that it has just helped."""
     rules.write_text(STARVED)
     options = {"timing": {"tick_s": 0.2, "save_s": 3600.0}, "guards": {"warm_up_s": 0.0, "guest_cooldown_s": 0.0}}
-    controller = site.controller(rules, **options).start().up()
+    controller = site.controller(rules, **options).start().hears()
     host.starving()
     host.starving()
     assert until(lambda: len(host.commanded()) == 1), controller.output()
@@ -214,7 +214,7 @@ def test_killed_in_the_middle_of_a_cooldown_it_goes_on_cooling_down(site: Site, 
     controller.reaches('virtpilot_outcomes_total{result="done"}', 1)
     assert until(lambda: saved(site, "finished"), 20.0)
     controller.kill()
-    controller.start().up()
+    controller.start().hears()
     host.starving(0.0)
     host.starving()
     controller.reaches('virtpilot_decisions_refused_total{guard="cooldown"}', 1)
@@ -224,7 +224,7 @@ def test_killed_in_the_middle_of_a_cooldown_it_goes_on_cooling_down(site: Site, 
 
 
 def test_broken_rules_change_nothing_and_mended_ones_come_into_force(site: Site, host: Host, rules: Path) -> None:
-    controller = site.controller(rules).start().up()
+    controller = site.controller(rules).start().hears()
     host.busy(0, 2)
     handled(controller, 2)
     rules.write_text(BUSY.replace("cpu_usage_ratio", "cpu_usage_rato").replace("for: 20s", "for: soon"))
@@ -247,7 +247,7 @@ def test_broken_rules_change_nothing_and_mended_ones_come_into_force(site: Site,
 
 
 def test_rules_gone_while_it_runs_stay_in_force(site: Site, rules: Path) -> None:
-    controller = site.controller(rules).start().up()
+    controller = site.controller(rules).start().hears()
     rules.unlink()
     controller.reaches("virtpilot_rules_refused_total", 1)
     assert str(rules) in controller.output()
@@ -256,7 +256,7 @@ def test_rules_gone_while_it_runs_stay_in_force(site: Site, rules: Path) -> None
 
 
 def test_a_hangup_reloads_at_once_also_what_looks_unchanged(site: Site, host: Host, rules: Path) -> None:
-    controller = site.controller(rules).start().up()
+    controller = site.controller(rules).start().hears()
     assert "rules loaded" not in controller.output()
     host.busy(0, 2, 4)
     handled(controller, 3)
