@@ -15,16 +15,6 @@ CALLS = ("startDirtyRateCalc web-1", "startDirtyRateCalc db-1")
 
 
 @pytest.fixture
-def libvirt() -> FakeLibvirt:
-    return FakeLibvirt()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
 def hypervisor(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtHypervisor]:
     made = LibvirtHypervisor("fake:///system", clock=clock, deadline_s=0.1, dirty_rate_every_s=EVERY_S, binding=libvirt)
     yield made

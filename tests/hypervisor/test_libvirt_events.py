@@ -42,11 +42,6 @@ class Listener:
 
 
 @pytest.fixture
-def libvirt() -> FakeLibvirt:
-    return FakeLibvirt()
-
-
-@pytest.fixture
 def listener(libvirt: FakeLibvirt) -> Iterator[Listener]:
     made = Listener(libvirt)
     made.listen()

@@ -14,16 +14,6 @@ from virtpilot.libvirt_host import LibvirtHypervisor
 
 
 @pytest.fixture
-def libvirt() -> FakeLibvirt:
-    return FakeLibvirt()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
 def hypervisor(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtHypervisor]:
     made = LibvirtHypervisor("fake:///system", clock=clock, deadline_s=0.1, binding=libvirt)
     yield made

@@ -50,11 +50,6 @@ def libvirt() -> FakeLibvirt:
 
 
 @pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
 def hypervisor(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtHypervisor]:
     made = LibvirtHypervisor("fake:///system", clock=clock, deadline_s=0.1, guest_agent_every_s=60, binding=libvirt)
     yield made

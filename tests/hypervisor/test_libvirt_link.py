@@ -21,11 +21,6 @@ PATIENCE_S = 0.05
 
 
 @pytest.fixture
-def libvirt() -> FakeLibvirt:
-    return FakeLibvirt()
-
-
-@pytest.fixture
 def clock() -> VirtualClock:
     return VirtualClock(seconds(1_800_000_000))
 

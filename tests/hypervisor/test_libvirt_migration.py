@@ -27,16 +27,6 @@ ALONG: Final = FakeLibvirt.VIR_MIGRATE_PERSIST_DEST | FakeLibvirt.VIR_MIGRATE_UN
 
 
 @pytest.fixture
-def libvirt() -> FakeLibvirt:
-    return FakeLibvirt()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
 def hypervisor(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtHypervisor]:
     made = LibvirtHypervisor("fake:///system", clock=clock, deadline_s=5.0, binding=libvirt)
     yield made

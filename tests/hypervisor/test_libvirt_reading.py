@@ -21,16 +21,6 @@ TAGS: Final = f'<tags xmlns="{TAGS_NAMESPACE}" tier="batch" secret="no"/>'
 
 
 @pytest.fixture
-def libvirt() -> FakeLibvirt:
-    return FakeLibvirt()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
 def hypervisor(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtHypervisor]:
     made = LibvirtHypervisor(
         "fake:///system", clock=clock, deadline_s=0.1, tag_names=frozenset({"tier"}), binding=libvirt

@@ -30,11 +30,6 @@ def libvirt() -> FakeLibvirt:
 
 
 @pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
 def link(libvirt: FakeLibvirt, clock: VirtualClock) -> Iterator[LibvirtLink]:
     made = LibvirtLink("fake:///system", binding=libvirt, clock=clock, deadline_s=5.0)
     yield made

@@ -119,11 +119,6 @@ def test_this_machines_own_files_are_its_own(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def libvirt() -> FakeLibvirt:
-    return FakeLibvirt()
-
-
-@pytest.fixture
 def hypervisor(libvirt: FakeLibvirt) -> Iterator[LibvirtHypervisor]:
     made = LibvirtHypervisor("fake:///system", clock=VirtualClock(), binding=libvirt)
     yield made
