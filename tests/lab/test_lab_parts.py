@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
+import threading
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -16,6 +17,7 @@ from defusedxml import ElementTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.lab import state
 from deploy.lab.__main__ import look_around
 from deploy.lab.cgroup import Group, Hierarchy, groups_of, parse_hierarchies, weight_of
 from deploy.lab.errors import LabError, LabMissing
@@ -146,6 +148,24 @@ def test_labs_of_one_host_share_the_cores_evenly(guests: list[int], cores: int) 
     for count in guests:
         taken[placed({"host-1": count}, range(cores), taken)["host-1"]] += count
     assert max(taken.values()) - min(taken.values()) <= max(guests, default=0)
+
+
+def test_one_lab_comes_up_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "RUN", tmp_path / "run")
+    said, up = list[str](), list[str]()
+
+    def second() -> None:
+        with state.one_comes_up(said.append):
+            up.append("second")
+
+    other = threading.Thread(target=second)
+    with state.one_comes_up(said.append):
+        assert said == []
+        other.start()
+        assert until(lambda: said, 20, "the second one says that it waits")
+        up.append("first")
+    other.join(20)
+    assert (up, len(said)) == (["first", "second"], 1)
 
 
 def test_no_free_range_is_said() -> None:
