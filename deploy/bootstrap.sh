@@ -11,12 +11,15 @@ cd "$(dirname "$0")/.."
 profile=${1:-run}
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
-log=$(mktemp "${TMPDIR:-/tmp}/virtpilot-bootstrap.XXXXXX")
-trap 'rm -f "$log"' EXIT
+logs=$(mktemp -d "${TMPDIR:-/tmp}/virtpilot-bootstrap.XXXXXX")
+beside=
+trap 'rm -rf "$logs"; [ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || true' EXIT
 
 say() { printf '%s\n' "virtpilot: $*" >&2; }
 
 quietly() {
+  local log
+  log=$(mktemp "$logs/XXXXXX")
   "$@" >"$log" 2>&1 || { local rc=$?; tail -n 25 "$log" >&2; say "failed: $*"; exit "$rc"; }
 }
 
@@ -28,9 +31,18 @@ apt_install() {
     return 1
   fi
   say "installing with apt-get: $*"
-  quietly "${sudo[@]}" apt-get -o Acquire::Retries=3 update -qq
-  quietly "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends "$@"
+  [ -n "$updated" ] || quietly "${sudo[@]}" apt-get -o Acquire::Retries=3 update -qq
+  updated=yes
+  local how=(DEBIAN_FRONTEND=noninteractive) options=(-o Acquire::Retries=3)
+  # What no loader boots (a container, a chroot) needs no initramfs, and nothing on the disk before the next package comes.
+  if ! boots; then
+    how+=(INITRD=No)
+    options+=(-o Dpkg::Options::=--force-unsafe-io)
+  fi
+  quietly "${sudo[@]}" env "${how[@]}" apt-get "${options[@]}" install -y -qq --no-install-recommends "$@"
 }
+updated=
+boots() { [ -d /boot/grub ] || [ -d /boot/efi ] || [ -d /boot/loader ] || [ -d /boot/extlinux ] || [ -d /run/systemd/system ]; }
 
 # Debian names the venv and header packages by the interpreter's version; one built by hand brings its own.
 python_version() { "$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
@@ -60,38 +72,57 @@ system_for_full() {
   [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}" || say "tests that need them will be skipped"
 }
 
-pip() { quietly "$venv/bin/python" -m pip --disable-pip-version-check --quiet --retries 5 "$@"; }
+# What is used is compiled when it is first used; most of what is installed never is.
+pip_install() {
+  quietly "$venv/bin/python" -m pip --disable-pip-version-check --quiet --retries 5 install --no-compile --constraint constraints.txt "$@"
+}
 
-install() {
-  local wanted=(--constraint constraints.txt --editable .)
-  pip install --constraint constraints.txt pip
+python_packages() {
+  local wanted=(--editable .)
+  # One that was broken off while it was made has no pip yet.
+  "$venv/bin/python" -c 'import pip' 2>/dev/null || { say "making $venv"; quietly "$python" -m venv "$venv"; }
+  say "installing Python packages into $venv (once)"
+  pip_install pip
   [ "$profile" = run ] || wanted+=(--group dev)
   [ "$profile" != fuzz ] || wanted+=(--group fuzz)
   [ "$profile" != bench ] || wanted+=(--group bench)
-  pip install "${wanted[@]}"
-  if for_servers; then
-    if pkg-config --exists libvirt 2>/dev/null; then
-      pip install --constraint constraints.txt --editable '.[libvirt]'
-    else
-      say "no libvirt headers: tests on the real driver will be skipped"
-    fi
+  pip_install "${wanted[@]}"
+}
+
+libvirt_python() {
+  if pkg-config --exists libvirt 2>/dev/null; then
+    pip_install --editable '.[libvirt]'
+  else
+    say "no libvirt headers: tests on the real driver will be skipped"
   fi
 }
 
 stamp() { cat pyproject.toml constraints.txt deploy/packages.txt deploy/bootstrap.sh "$python_path" 2>/dev/null | sha256sum | cut -c1-32; }
 
+ready() {
+  # A larger set-up serves the smaller profiles too.
+  local serving=(bench full dev run) done_for
+  [ "$profile" != fuzz ] || serving=(fuzz)
+  for done_for in "${serving[@]}"; do
+    if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.ready-$done_for" 2>/dev/null)" = "$(stamp)" ]; then return 0; fi
+    [ "$done_for" = "$profile" ] && return 1
+  done
+}
+
 python_path=$(command -v "$python" || true)
-if for_servers; then system_for_full; fi
-# A larger set-up serves the smaller profiles too.
-if [ "$profile" = fuzz ]; then serving=(fuzz); else serving=(bench full dev run); fi
-for done_for in "${serving[@]}"; do
-  if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.ready-$done_for" 2>/dev/null)" = "$(stamp)" ]; then exit 0; fi
-  [ "$done_for" = "$profile" ] && break
-done
+if ready; then
+  if for_servers; then system_for_full; fi
+  exit 0
+fi
 system_for_run
 python_path=$(command -v "$python")
-# One that was broken off while it was made has no pip yet.
-"$venv/bin/python" -c 'import pip' 2>/dev/null || { say "making $venv"; quietly "$python" -m venv "$venv"; }
-say "installing Python packages into $venv (once)"
-install
+# In a group of its own, to end it when this ends early.
+set -m
+python_packages &
+beside=$!
+set +m
+if for_servers; then system_for_full; fi
+wait "$beside"
+beside=
+if for_servers; then libvirt_python; fi
 stamp >"$venv/.ready-$profile"
