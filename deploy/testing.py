@@ -2,26 +2,30 @@
 
 What needs no lab but waits for servers and processes has several workers, and comes behind all else (nice), so that
 labs may stand beside it. Labs that measure what a guest gets of a core have the machine to themselves, or a core where
-one is enough; what only computes fills the time in which they wait, and takes from nobody.
+one is enough; what only computes fills the time in which they wait, and takes from nobody. Which files have tests of a
+part is found out once, so that its workers read no others: to read all is ten seconds' work, for each anew.
 With -m among the arguments pytest runs once, by itself. TEST_WORKERS says how many work at once.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import IO, Final, NoReturn
 
-from virtpilot.clock import SystemClock
+from _pytest.mark.expression import Expression
+
+from deploy.found_tests import FOUND_TESTS
+from virtpilot.clock import SECOND, SystemClock
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _PYTEST: Final = (sys.executable, "-m", "pytest")
@@ -58,57 +62,113 @@ class Part:
         at_once += ["--timeout", _GAPS_TIMEOUT_S] if self.rank is Rank.GAPS else []
         return [*self.rank.split(), *_PYTEST, "-m", self.marks, *(at_once if self.workers else []), *arguments]
 
-    def start(self, arguments: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
-        """Run it; `output` takes what it prints, else it is shown as it comes."""
-        return subprocess.Popen(self.command(arguments), cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=output)
-
 
 def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
-    """Return what runs at once, one group after the other, on so many cores."""
+    """Return what runs at once, one group after the other, on so many cores; what fills gaps goes on."""
     return [
         [
             Part("not lab and (server or slow)", workers=asked or min(2 * cores, 8), rank=Rank.BEHIND),
             Part("lab and not alone", workers=asked or min(2 * cores, 8), largest_first=True),
         ],
-        [Part("lab and alone and one_core", workers=cores)],
         [
-            Part("lab and alone and not one_core"),
+            Part("lab and alone and one_core", workers=cores),
             Part("not lab and not server and not slow", workers=cores, rank=Rank.GAPS),
         ],
+        [Part("lab and alone and not one_core")],
     ]
 
 
-def compiled(root: Path = _ROOT, *arguments: str) -> bool:
-    """Have everything compiled once where nothing is, before workers do so side by side; return whether it was done.
+def files_of(marks: Sequence[str], root: Path = _ROOT, *arguments: str) -> dict[str, list[str]]:
+    """Return the files that have tests of each expression of marks; empty where a file cannot be read: others tell why.
 
-    The tests' asserts are rewritten by pytest alone, so it is asked what tests there are. What ails them is told later.
+    It also has everything compiled once where nothing is, before workers do so side by side: the tests' asserts are
+    rewritten by pytest alone.
     """
-    if (root / "tests" / "__pycache__").exists():
-        return False
-    asked = [*_PYTEST, "--collect-only", "--quiet", *arguments]
-    subprocess.run(asked, cwd=root, env=_ENVIRONMENT, capture_output=True, check=False)
-    return True
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as found:
+        words = [*_PYTEST, "--collect-only", "--quiet", "-p", "deploy.found_tests", *arguments]
+        environment = {**_ENVIRONMENT, FOUND_TESTS: found.name}
+        ended = subprocess.run(words, cwd=root, env=environment, capture_output=True, check=False)
+        if ended.returncode != _PASSED:
+            return {}
+        tests = [(file, frozenset(own)) for file, own in json.load(found)]
+    return {one: list(dict.fromkeys(file for file, own in tests if _is_of(one, own))) for one in marks}
 
 
-def together(group: Sequence[Part], arguments: Sequence[str]) -> list[int]:
-    """Run a group of parts at once and return their exit codes; the first is shown live, the others when they end."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in group[1:]]
-        running = [part.start(arguments, output) for part, output in zip(group, [None, *files], strict=True)]
+def _is_of(expression: str, own: Set[str]) -> bool:
+    def marked(name: str, /, **_words: str | int | bool | None) -> bool:
+        return name in own
+
+    return Expression.compile(expression).evaluate(marked)
+
+
+class Run:
+    """Runs groups of parts, one after the other; `files` are those that have tests of each part, if that is known."""
+
+    def __init__(self, arguments: Sequence[str], files: Mapping[str, Sequence[str]]) -> None:
+        self._arguments, self._files = arguments, files
+        self._running: list[_Running] = []
+
+    def all(self, groups: Sequence[Sequence[Part]]) -> list[int]:
+        """Run them and return their exit codes; a group's first is shown live, the others when they end.
+
+        What fills gaps goes on beside the next groups. Behind a part that was broken off nothing begins.
+        """
+        codes = list[int]()
         try:
-            return [one.wait() for one in running]
+            for group in groups:
+                codes += self._group(group)
+                if worst(codes) not in (_PASSED, _FAILED, _NOTHING_FOUND):
+                    self._interrupt()
+                    break
+            return codes + self._ended(self._running)
         except (KeyboardInterrupt, SystemExit) as end:
-            # A lab is taken down by the process that brought it up. Ctrl-C at a terminal has reached all of them.
-            for one in running if isinstance(end, SystemExit) else ():
-                one.send_signal(signal.SIGINT)
-            for one in running:
-                one.wait()
+            # Ctrl-C at a terminal has reached all of them.
+            if isinstance(end, SystemExit):
+                self._interrupt()
+            self._ended(self._running)
             raise
-        finally:
-            for output in files:
-                output.seek(0)
-                sys.stdout.buffer.write(output.read())
+
+    def _group(self, group: Sequence[Part]) -> list[int]:
+        clock = SystemClock()
+        began_ns = clock.monotonic_ns()
+        for number, part in enumerate(group):
+            words = part.command([*self._arguments, *self._files.get(part.marks, ())])
+            output = tempfile.TemporaryFile() if number else None  # noqa: SIM115 - closed when shown
+            process = subprocess.Popen(words, cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=output)
+            self._running.append(_Running(process, output, part.rank is not Rank.GAPS))
+        codes = self._ended([one for one in self._running if one.waited_for])
+        took_s = (clock.monotonic_ns() - began_ns) / SECOND
+        print(f"{took_s:.0f} s: {'; '.join(part.marks for part in group)}", flush=True)
+        return codes
+
+    def _ended(self, some: Sequence[_Running]) -> list[int]:
+        codes = [one.ended() for one in some]
+        self._running = [one for one in self._running if one not in some]
+        return codes
+
+    def _interrupt(self) -> None:
+        """Let what runs end in order: a lab is taken down by the process that brought it up."""
+        for one in self._running:
+            one.process.send_signal(signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A part that runs; `output` takes what it prints, where that is not shown as it comes."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[bytes] | None
+    waited_for: bool
+
+    def ended(self) -> int:
+        """Wait for its end, show what it printed and return its exit code."""
+        code = self.process.wait()
+        if self.output is not None and not self.output.closed:
+            with self.output:
+                self.output.seek(0)
+                sys.stdout.buffer.write(self.output.read())
             sys.stdout.flush()
+        return code
 
 
 def worst(codes: Sequence[int]) -> int:
@@ -133,17 +193,11 @@ def main(arguments: Sequence[str]) -> int:
     if any(word.startswith("-m") for word in arguments):
         return subprocess.run([*_PYTEST, *arguments], cwd=_ROOT, env=_ENVIRONMENT, check=False).returncode
     asked = os.environ.get("TEST_WORKERS")
+    groups = parts(len(os.sched_getaffinity(0)), int(asked) if asked else None)
     heed_sigterm()
-    compiled()
-    clock = SystemClock()
-    codes: list[int] = []
-    for group in parts(len(os.sched_getaffinity(0)), int(asked) if asked else None):
-        began_ns = clock.monotonic_ns()
-        codes += together(group, arguments)
-        print(f"{(clock.monotonic_ns() - began_ns) / 1e9:.0f} s: {'; '.join(part.marks for part in group)}", flush=True)
-        if worst(codes) not in (_PASSED, _FAILED, _NOTHING_FOUND):
-            break
-    return worst(codes)
+    # What is asked for may name files itself.
+    files = {} if arguments else files_of([part.marks for group in groups for part in group])
+    return worst(Run(arguments, files).all(groups))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from _pytest.mark.expression import Expression
 
-from deploy.testing import Part, Rank, compiled, parts, together, worst
+from deploy.testing import Part, Rank, Run, files_of, parts, worst
 from tests.services import until
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,11 @@ def test_each_test_is_in_one_part(own: tuple[str, ...]) -> None:
 
 
 def test_what_measures_has_nothing_beside_it_but_what_fills_the_gaps() -> None:
-    for group in parts(cores=2, asked=3):
+    """What fills gaps goes on to the end: it comes with the first group that measures, or a later one."""
+    groups = parts(cores=2, asked=3)
+    fills = [number for number, group in enumerate(groups) for part in group if part.rank is Rank.GAPS]
+    assert all("and alone" in part.marks for group in groups[min(fills) :] for part in group if part.marks[:3] == "lab")
+    for group in groups:
         measures = any("and alone" in part.marks for part in group)
         beside = [part for part in group if not part.marks.startswith("lab")]
         assert all(part.rank is (Rank.GAPS if measures else Rank.BEHIND) for part in beside)
@@ -64,22 +68,53 @@ def test_third(): assert os.sched_getscheduler(0) == os.SCHED_IDLE
     options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "tests.conftest", "-v", str(file)]
     rest = Part("not slow and not server and not lab", rank=Rank.GAPS)
     group = [Part("slow", rank=Rank.BEHIND), Part("server", workers=1), Part("lab"), rest]
-    assert together(group, [*options, "-p", "no:cacheprovider"]) == [0, 0, 5, 0]
+    files = {part.marks: [str(file)] for part in group}
+    assert Run([*options, "-p", "no:cacheprovider"], files).all([group]) == [0, 0, 5, 0]
     said = capfd.readouterr().out
     assert said.index("test_first PASSED") < said.index("test_second") < said.index("3 deselected / 0 selected")
 
 
-def test_all_is_compiled_once_where_nothing_is(tmp_path: Path) -> None:
-    """Whatever the environment says of writing it: workers would each do it again."""
-    file = tmp_path / "tests" / "test_small.py"
-    file.parent.mkdir()
-    file.write_text("import fractional\ndef test_small(): assert fractional.HALF")
+def test_what_fills_gaps_goes_on_beside_the_next_group(tmp_path: Path) -> None:
+    """It waits for what the next group does; what comes behind one that was broken off does not begin."""
+    file, told = tmp_path / "test_small.py", tmp_path / "told"
+    file.write_text(f"""
+import pathlib, time, pytest
+told = pathlib.Path({str(told)!r})
+@pytest.mark.slow
+def test_first(): pass
+@pytest.mark.lab
+def test_next(): told.touch()
+@pytest.mark.server
+def test_breaks_off(): pytest.exit("enough", returncode=2)
+def test_fills():
+    while not told.exists(): time.sleep(0.05)
+""")
+    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(file)]
+    run = Run(options, {})
+    rest = Part("not slow and not server and not lab", rank=Rank.GAPS)
+    assert run.all([[Part("slow"), rest], [Part("lab")]]) == [0, 0, 0]
+    told.unlink()
+    broken_off, interrupted = run.all([[Part("server"), rest], [Part("lab")]])
+    assert (broken_off, interrupted != 0) == (2, True)
+    assert not told.exists()
+
+
+def test_of_each_part_the_files_are_known_and_all_is_compiled_once(tmp_path: Path) -> None:
+    """Whatever the environment says of writing byte code: workers would each do it again."""
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_small.py").write_text("import fractional\ndef test_small(): assert fractional.HALF")
+    (tests / "test_real.py").write_text("import pytest\n@pytest.mark.lab\ndef test_lab(): pass\ndef test_plain(): pass")
     (tmp_path / "fractional.py").write_text("HALF = 1 / 2")
-    options = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(file))
-    assert compiled(tmp_path, *options)
-    found = {one.name.split(".")[0] for one in tmp_path.rglob("*.pyc")}
-    assert found == {"test_small", "fractional"}
-    assert not compiled(tmp_path, *options)
+    options = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(tests))
+    both = {"tests/test_real.py", "tests/test_small.py"}
+    found = files_of(["lab", "not lab", "server"], tmp_path, *options)
+    assert {marks: set(files) for marks, files in found.items()} == {
+        "lab": {"tests/test_real.py"}, "not lab": both, "server": set(),
+    }  # fmt: skip
+    assert {one.name.split(".")[0] for one in tmp_path.rglob("*.pyc")} >= {"test_small", "test_real", "fractional"}
+    (tests / "test_broken.py").write_text("import nothing_of_that_name")
+    assert files_of(["lab"], tmp_path, *options) == {}
 
 
 def test_whoever_ends_it_lets_fixtures_end_first(tmp_path: Path) -> None:
@@ -96,7 +131,7 @@ def lab():
 def test_waits(lab): signal.pause()
 """)
     options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "tests.conftest", str(file)]
-    begin = "import sys; from deploy.testing import *; heed_sigterm(); together([Part('lab')], sys.argv[1:])"
+    begin = "import sys; from deploy.testing import *; heed_sigterm(); Run(sys.argv[1:], {}).all([[Part('lab')]])"
     with subprocess.Popen([sys.executable, "-c", begin, *options, "-p", "no:cacheprovider"], cwd=ROOT) as running:
         try:
             assert until(up.exists, 60)
