@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import structlog
 import urllib3
 
 from virtpilot.clock import SECOND
@@ -17,6 +18,8 @@ from virtpilot.lineprotocol import parse_wanted
 from virtpilot.model import Sample
 from virtpilot.pipeline.moment import zoned
 from virtpilot.pipeline.store.file import messages
+
+log = structlog.get_logger(__name__)
 
 Wanted = Mapping[str, frozenset[str]]
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -113,10 +116,24 @@ def _of_files(path: Path, wanted: Wanted) -> Iterator[Sample]:
             with file.open("rb") as opened:
                 framed = opened.read(len(_MARK)) == _MARK
             bodies = (body for _id, body in messages(file)) if framed else _chunks(file)
-            for body in bodies:
-                yield from parse_wanted(body, wanted).samples
+            yield from _of_bodies(file, bodies, wanted)
     except OSError as error:
         raise _unread(str(error.filename or path), f"cannot be read: {error.strerror}") from error
+
+
+def _of_bodies(file: Path, bodies: Iterable[bytes], wanted: Wanted) -> Iterator[Sample]:
+    """Yield a file's samples, and tell of its lines that are none."""
+    count, first = 0, None
+    for body in bodies:
+        parsed = parse_wanted(body, wanted)
+        yield from parsed.samples
+        count += len(parsed.bad)
+        first = first or next(iter(parsed.bad), None)
+    if first is not None:
+        log.error(
+            "lines of a history are no line protocol, they are left out",
+            file=str(file), lines=count, first=first.text, reason=first.reason,
+        )  # fmt: skip
 
 
 def _chunks(file: Path, size: int = 4 << 20) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from tests.replay.recorded import START_NS, guest, host, starved, written
 from tests.services import VictoriaMetrics, http
@@ -43,6 +44,19 @@ def test_a_file_store_and_its_lines_tell_the_same(tmp_path: Path) -> None:
     assert read(str(written(tmp_path / "one.txt", samples)), WANTED, Span()) == wanted
     before = sorted((tmp_path / "store").iterdir())
     assert sorted((tmp_path / "store").iterdir()) == before
+
+
+def test_lines_that_are_none_are_left_out_and_told(tmp_path: Path) -> None:
+    """Of each file with any: how many, and the first with what is wrong with it."""
+    samples = starved(20)
+    whole = written(tmp_path / "whole.lp", samples)
+    broken = tmp_path / "broken.lp"
+    broken.write_bytes(b"nonsense\n" + whole.read_bytes() + b"host,host=h1 cpu_usage_ratio=much 17\n")
+    with structlog.testing.capture_logs() as logs:
+        assert read(str(broken), WANTED, Span()) == read(str(whole), WANTED, Span())
+    (told,) = logs
+    assert (told["file"], told["lines"], told["first"]) == (str(broken), 2, "nonsense")
+    assert told["reason"] == "column 9: expected fields"
 
 
 def test_what_was_sent_late_stands_where_it_was_measured(tmp_path: Path) -> None:
