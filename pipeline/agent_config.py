@@ -12,7 +12,7 @@ from virtpilot.actuators.hooks.hook import HookOptions
 from virtpilot.pipeline.agent import AgentTiming
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.cadence import CadenceOptions
-from virtpilot.pipeline.exporter import ExporterOptions
+from virtpilot.pipeline.exporter_options import ExporterOptions
 from virtpilot.pipeline.process import NAME, Cluster, LogOptions, StateFolder
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.switch import OperatorOptions

@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from virtpilot.pipeline import starting
 from virtpilot.pipeline.late import import_late
 
 if TYPE_CHECKING:
@@ -22,12 +23,9 @@ _MEMORY: Final = {
     "MALLOC_MMAP_THRESHOLD_": str(128 * 1024),
     "MALLOC_TRIM_THRESHOLD_": str(128 * 1024),
 }
-# What libraries take in for work that an agent seldom or never has: coroutines, TLS, pages of errors, downloads.
-_LATE: Final = (
-    "asyncio", "bz2", "calendar", "difflib", "gzip", "html", "ipaddress", "lzma", "mimetypes", "shutil",
-)  # fmt: skip
-# The same, though something of it is named where it is taken in, as a default, a base or what may be caught: ssl with
-# its OpenSSL where there is no TLS, servers and clients of prometheus-client beside our own, how loggers are copied.
+# What is read late too, though something of it is named where it is taken in, as a default, a base or what may be
+# caught: ssl with its OpenSSL where there is no TLS, servers and clients of prometheus-client beside our own, how
+# loggers are copied.
 _FORETOLD: Final[dict[str, dict[str, object]]] = {
     "ssl": {
         "PROTOCOL_TLS_CLIENT": 16, "PROTOCOL_TLS_SERVER": 17, "SSLContext": object, "TLSVersion": int,
@@ -68,15 +66,15 @@ def main() -> None:
         _leave_out(name)
     if all(map(find_spec, _HASHES)):
         _leave_out("_hashlib")
-    import_late(_LATE)
-    for name, foretold in _FORETOLD.items():
-        import_late([name], foretold)
-    from pathlib import Path
+    with starting.soon():
+        for name, foretold in _FORETOLD.items():
+            import_late([name], foretold)
+        from pathlib import Path
 
-    from virtpilot.pipeline import agent_service
-    from virtpilot.pipeline.status import status_of
+        from virtpilot.pipeline import agent_service
+        from virtpilot.pipeline.status import status_of
 
-    sys.exit(status_of(lambda: agent_service.agent(Path(sys.argv[1]))))
+        sys.exit(status_of(lambda: agent_service.agent(Path(sys.argv[1]))))
 
 
 def _leave_out(name: str) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from virtpilot.actuators.command import Signer, load_private, load_public
+from virtpilot.actuators.command import Signer, load_public
 from virtpilot.actuators.guards.chain import Guards
 from virtpilot.actuators.order import Operators
 from virtpilot.clock import Clock, seconds
@@ -19,16 +17,14 @@ from virtpilot.pipeline.approvals import ApprovalDesk
 from virtpilot.pipeline.asking import Asking
 from virtpilot.pipeline.audit.log import AuditLog, NoAudit
 from virtpilot.pipeline.books import Books
-from virtpilot.pipeline.bus.mqtt import MqttBus
-from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import Controller
+from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.evaluations import EVALUATIONS, EvaluationLog, Tracer
 from virtpilot.pipeline.maintenance import MaintenanceDesk
 from virtpilot.pipeline.measured_fleet import MeasuredFleet
 from virtpilot.pipeline.operations.announced import located
 from virtpilot.pipeline.operations.desk import Desk
 from virtpilot.pipeline.operations.page import OperationsPage
-from virtpilot.pipeline.own_machine import machine_uuids
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.presence import presence
 from virtpilot.pipeline.records import RECORDS, RecordLog
@@ -126,21 +122,3 @@ def _state_path(folder: Path | None) -> Path | None:
 def _epoch(saved: Mapping[str, Any] | None, clock: Clock) -> int:
     """Return an epoch newer than any before it, also on a machine that has lost its state."""
     return max(int(saved["epoch"]) + 1 if saved else 0, clock.now_ns() // seconds(1))
-
-
-def _knowing_this_machine(config: ControllerConfig) -> ControllerConfig:
-    """Return the config with this machine among those that nothing is done to, should it be a guest."""
-    limits, own = config.guards, sorted(machine_uuids())
-    guards = msgspec.structs.replace(limits, engine_guests=[*limits.engine_guests, *own])
-    return msgspec.structs.replace(config, guards=guards)
-
-
-def controller_from(config: ControllerConfig, clock: Clock) -> Controller:
-    """Put the controller of a cluster together."""
-    return controller(
-        _knowing_this_machine(config),
-        bus=lambda will: MqttBus(config.bus, f"virtpilot-{config.cluster}-controller", will),
-        clock=clock,
-        signer=Signer(load_private(Path(config.commands.private_key_file))),
-        folder=Path(config.state_folder),
-    )

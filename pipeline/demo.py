@@ -20,8 +20,8 @@ from virtpilot.pipeline import agent_assembly, assembly, trail
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.cadence import CadenceOptions
-from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
+from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.store.file import FileStore

@@ -17,7 +17,7 @@ from virtpilot.errors import InputError, Problem
 from virtpilot.events import Event
 from virtpilot.model import Command, Decision, Mode, Outcome, Signal, SignalState, Subject
 from virtpilot.pipeline import evaluations, records, settings
-from virtpilot.pipeline.config import ControllerConfig
+from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.evaluations import Evaluation, Held
 from virtpilot.pipeline.history import Span, wanted_by
 from virtpilot.pipeline.history import read as read_history

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 import structlog
-from msgspec import Meta
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from virtpilot import __version__
+from virtpilot.pipeline.exporter_options import ExporterOptions
 from virtpilot.pipeline.web import Answer, Request, WebServer
 
 log = structlog.get_logger(__name__)
 
 Value = float | Mapping[str, float]
 Family = CounterMetricFamily | GaugeMetricFamily
-
-
-class ExporterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where this process tells of itself."""
-
-    address: Annotated[str, Meta(description="Address to listen on.", min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Meta(description="Port for /metrics and /healthz; 0 for none.", ge=0, le=65535)] = 0
 
 
 class _Watched(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from virtpilot.errors import BusError
 from virtpilot.model import Bus, HostStatus, Message
 from virtpilot.orders import Approvals, Emptying, Maintenance, Pending, Resume, Settled, Stop, Verdict
 from virtpilot.pipeline.bus.mqtt import MqttBus
-from virtpilot.pipeline.config import OperatorConfig
+from virtpilot.pipeline.operator_config import OperatorConfig
 from virtpilot.pipeline.switch import Said
 from virtpilot.topics import Topics
 

@@ -15,6 +15,7 @@ from virtpilot.clock import SECOND, SystemClock
 from virtpilot.errors import BusError
 from virtpilot.orders import Approvals, Emptying, Pending, Settled
 from virtpilot.pipeline.output import print_json, quiet_logs
+from virtpilot.pipeline.plain import FILES
 
 if TYPE_CHECKING:
     from virtpilot.pipeline.operating import Operating
@@ -25,14 +26,14 @@ Config = Annotated[Path, typer.Option("--config", help="The operator's TOML file
 Reason = Annotated[str, typer.Option(help="Why; it is kept and shown.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Id = Annotated[str, typer.Argument(help="The id that `virtpilot approvals ls` shows.", show_default=False)]
-OPERATOR = Path("/etc/virtpilot/operator.toml")
+OPERATOR = FILES["operator"]
 
 
 def _desk(config: Path) -> AbstractContextManager[Operating]:
     # Not before now: the other commands wait for none of this.
     from virtpilot.pipeline import settings
-    from virtpilot.pipeline.config import OperatorConfig
     from virtpilot.pipeline.operating import operating
+    from virtpilot.pipeline.operator_config import OperatorConfig
 
     return operating(settings.load(config, OperatorConfig), SystemClock())
 

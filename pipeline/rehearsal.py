@@ -19,8 +19,8 @@ from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Command, HostStatus, Kind, Message, Mode, Sample
 from virtpilot.pipeline import assembly
 from virtpilot.pipeline.bus.memory import MemoryBroker
-from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
+from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.lines import is_subject
 from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.pilot import Pilot

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from virtpilot.errors import InputError, Problem
-from virtpilot.pipeline.output import print_json, quiet_logs
+from virtpilot.pipeline import rule_answers
+from virtpilot.pipeline.output import print_json
 
 app = typer.Typer(help="Rule files.", no_args_is_help=True)
 
@@ -23,23 +24,7 @@ def rules_check(
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 where there is a warning.")] = False,
 ) -> None:
     """Check rule files; 2 with every mistake in them, each with its place; warnings of what is hardly meant."""
-    from virtpilot.rules.language.load import load_placed
-
-    ruleset, places = load_placed(paths)
-    # Not before now: what is refused waits for none of this.
-    from virtpilot.rules.testing.lint import at, lint
-
-    warnings = lint(ruleset, places, paths)
-    if history:
-        from virtpilot.pipeline.chatter import chatter
-
-        quiet_logs()
-        warnings += [at(places, *found) for found in chatter(ruleset, history)]
-    for warning in sorted(warnings):
-        typer.echo(warning, err=True)
-    typer.echo(f"{len(ruleset.rules)} rules: {f'{len(warnings)} warnings' if warnings else 'fine'}")
-    if strict and warnings:
-        raise typer.Exit(1)
+    rule_answers.check(paths, history, strict=strict)
 
 
 @app.command("test")
@@ -49,20 +34,7 @@ def rules_test(
     json: Json = False,
 ) -> None:
     """Run the tests beside rules, in virtual time; 1 where one fails."""
-    from virtpilot.clock import SystemClock
-    from virtpilot.pipeline import rule_tests
-    from virtpilot.rules.testing import report
-
-    quiet_logs()
-    files = rule_tests.run(paths, SystemClock())
-    if junit is not None:
-        _write(junit, report.junit(files))
-    if json:
-        print_json(report.document(files))
-    else:
-        typer.echo("\n".join(report.lines(files)))
-    if any(file.failed for file in files):
-        raise typer.Exit(1)
+    rule_answers.run_tests(paths, junit, json=json)
 
 
 @app.command("schema")
@@ -89,7 +61,7 @@ def rules_new(
     if standing:
         raise InputError([Problem(str(path), 0, 0, "is there already and stays as it is") for path in standing])
     for path, text in files.items():
-        _write(path, text.encode())
+        rule_answers.write(path, text.encode())
         typer.echo(path)
 
 
@@ -107,15 +79,8 @@ def rules_fmt(
         changed = True
         typer.echo(path)
         if not check:
-            _write(path, text.encode())
+            rule_answers.write(path, text.encode())
     if problems:
         raise InputError(problems)
     if check and changed:
         raise typer.Exit(1)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise InputError([Problem(str(path), 0, 0, f"cannot be written: {error.strerror}")]) from error

@@ -12,8 +12,10 @@ import structlog
 
 from virtpilot import __version__
 from virtpilot.model import Bus
+from virtpilot.pipeline import starting
 from virtpilot.pipeline.bus.mqtt import MqttBus
-from virtpilot.pipeline.exporter import Exporter, ExporterOptions
+from virtpilot.pipeline.exporter import Exporter
+from virtpilot.pipeline.exporter_options import ExporterOptions
 from virtpilot.pipeline.process import LogOptions, set_up_logs, sole_user, stopping
 
 log = structlog.get_logger(__name__)
@@ -66,6 +68,7 @@ def run(
         watch(exporter, made)
         _watch_bus(exporter, made.bus)
         log.info("started", version=__version__, cluster=config.cluster, exporter_port=exporter.port)
+        starting.over()
         made.run(stop)
     log.info("ended")
 

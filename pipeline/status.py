@@ -12,6 +12,7 @@ def status_of(work: Callable[[], object]) -> int:
     """Do the work, and turn what went wrong into a message on standard error and an exit status."""
     try:
         work()
+        sys.stdout.flush()
     except InputError as error:
         return _told(str(error), 2)
     except VirtpilotError as error:

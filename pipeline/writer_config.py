@@ -9,9 +9,9 @@ from msgspec import Meta
 
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
 from virtpilot.pipeline.cardinality import LimitOptions
-from virtpilot.pipeline.exporter import ExporterOptions
+from virtpilot.pipeline.exporter_options import ExporterOptions
 from virtpilot.pipeline.process import Cluster, LogOptions, Name, StateFolder
-from virtpilot.pipeline.store.influx import StoreOptions
+from virtpilot.pipeline.store.options import StoreOptions
 
 
 class WriterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

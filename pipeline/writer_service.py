@@ -10,8 +10,6 @@ from virtpilot.pipeline import settings
 from virtpilot.pipeline.bus.mqtt import MqttBus
 from virtpilot.pipeline.exporter import Exporter
 from virtpilot.pipeline.service import run
-from virtpilot.pipeline.store.file import FileStore
-from virtpilot.pipeline.store.influx import InfluxStore
 from virtpilot.pipeline.writer import Writer
 from virtpilot.pipeline.writer_config import WriterConfig
 from virtpilot.topics import Topics
@@ -25,7 +23,14 @@ def writer(path: Path) -> None:
 
 def store_from(config: WriterConfig, clock: Clock) -> Store:
     """Return the store that a writer's config names."""
-    return FileStore(Path(config.file_store)) if config.file_store else InfluxStore(config.store, clock)
+    if config.file_store:
+        from virtpilot.pipeline.store.file import FileStore
+
+        return FileStore(Path(config.file_store))
+    # Not before now: clients of HTTP take as long to load as all the rest.
+    from virtpilot.pipeline.store.influx import InfluxStore
+
+    return InfluxStore(config.store, clock)
 
 
 def writer_from(config: WriterConfig, clock: Clock) -> Writer:

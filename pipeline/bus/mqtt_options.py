@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from paho.mqtt.client import Client
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from virtpilot.errors import ConfigError, Problem
 from virtpilot.pipeline.settings import read_secret
+
+if TYPE_CHECKING:
+    import ssl
+
+    from paho.mqtt.client import Client
 
 
 class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +66,10 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def new_client(options: MqttOptions, client_id: str) -> Client:
     """Return a paho client that is not connected yet; raises ConfigError for keys or secrets that are not there."""
+    # Not before now: who only has these options, or checks them, has no use for it.
+    from paho.mqtt.client import Client
+    from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
@@ -89,6 +95,8 @@ def _without_delay(_client: Client, _data: Any, connection: Any) -> None:
 
 
 def _tls(options: MqttOptions) -> ssl.SSLContext:
+    import ssl
+
     try:
         context = ssl.create_default_context(cafile=options.ca_file or None)
         if options.cert_file:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
-import msgspec
 import structlog
 import urllib3
-from msgspec import Meta
 
 from virtpilot.clock import Clock, seconds
 from virtpilot.errors import StoreUnavailable
@@ -22,6 +20,7 @@ from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.settings import read_secret
 from virtpilot.pipeline.store.answers import TAKEN, TOO_LARGE, error_from
 from virtpilot.pipeline.store.batch import Refused
+from virtpilot.pipeline.store.options import StoreOptions
 from virtpilot.pipeline.store.victoriametrics import SETTLED_NS, Page, Watch, read_page
 
 _CHECK_NS: Final = seconds(1)
@@ -29,26 +28,6 @@ _LINES: Final = "text/plain; charset=utf-8"
 _MAX_BODY_BYTES: Final = 16 << 20
 _MIN_BODY_BYTES: Final = 1 << 10
 log = structlog.get_logger(__name__)
-
-
-class StoreOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The time-series store."""
-
-    kind: Annotated[
-        Literal["victoriametrics", "influxdb2"],
-        Meta(description="Which store it is; InfluxDB has on disk what it takes, VictoriaMetrics after `hold_s`."),
-    ] = "victoriametrics"
-    url: Annotated[str, Meta(description="Its address.", pattern="^https?://")] = "http://127.0.0.1:8428"
-    org: Annotated[str, Meta(description="InfluxDB's organisation.")] = "virtpilot"
-    bucket: Annotated[str, Meta(description="InfluxDB's bucket.")] = "virtpilot"
-    token_file: Annotated[str, Meta(description="A file that holds InfluxDB's token alone.")] = ""
-    token_env: Annotated[str, Meta(description="Or the environment variable that does.")] = ""
-    timeout_s: Annotated[float, Meta(description="A request without an answer ends after this.", gt=0, le=300)] = 4.0
-    gzip: Annotated[bool, Meta(description="Compress what is sent.")] = False
-    hold_s: Annotated[
-        float,
-        Meta(description="Seconds that VictoriaMetrics has what it takes in memory only: stored after this.", ge=0),
-    ] = 12.0
 
 
 class InfluxStore:

@@ -32,8 +32,8 @@ from virtpilot.pipeline import agent_assembly, assembly
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.cadence import CadenceOptions
-from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import Controller, ControllerTiming
+from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.steering import SteeringOptions

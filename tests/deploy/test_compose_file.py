@@ -18,7 +18,7 @@ from deploy import compose_secrets
 from tests.deploy.broker_site import DEPLOY
 from virtpilot.actuators.command import load_private, load_public
 from virtpilot.pipeline import settings
-from virtpilot.pipeline.cli import app
+from virtpilot.pipeline.commands import app
 from virtpilot.pipeline.config import PROCESSES
 
 FILE: Final = DEPLOY / "compose.yaml"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from deploy.config.__main__ import SET, example
 from tests.deploy.broker_site import DEPLOY
 from virtpilot.pipeline import settings
-from virtpilot.pipeline.cli import app
+from virtpilot.pipeline.commands import app
 from virtpilot.pipeline.config import CONFIGS, PROCESSES
 
 EXAMPLES: Final = sorted((DEPLOY / "config").glob("*.toml"))

@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from tests.deploy.broker_site import DEPLOY
-from virtpilot.pipeline.cli import app
+from virtpilot.pipeline.commands import app
 
 ROOT: Final = DEPLOY.parent
 GUIDE: Final = (ROOT / "docs/install.md").read_text()

@@ -16,7 +16,8 @@ from tests.deploy.broker_site import DEPLOY
 from tests.services import needs
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.fields import FIELDS, Type
-from virtpilot.pipeline.store.influx import InfluxStore, StoreOptions
+from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.store.options import StoreOptions
 
 RULES = DEPLOY / "stores" / "vmalert-5m.yml"
 STEP_S = 300

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.services import Prometheus, free_port, until
 from tests.services import http as get
 from virtpilot.errors import ConfigError
-from virtpilot.pipeline.exporter import Exporter, ExporterOptions
+from virtpilot.pipeline.exporter import Exporter
+from virtpilot.pipeline.exporter_options import ExporterOptions
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SystemClock, VirtualClock, seconds
 from virtpilot.model import Mode, Outcome, Store
-from virtpilot.pipeline import agent_service, assembly, serve, writer_service
+from virtpilot.pipeline import agent_service, assembly, controller_service, writer_service
 from virtpilot.pipeline.agent import Agent
 from virtpilot.pipeline.bus.memory import MemoryBroker
-from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.controller import ControllerTiming
+from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.demo import simulated_agent
-from virtpilot.pipeline.exporter import Exporter, ExporterOptions
+from virtpilot.pipeline.exporter import Exporter
+from virtpilot.pipeline.exporter_options import ExporterOptions
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.writer import Writer
 from virtpilot.simulator import scenario
@@ -88,7 +89,7 @@ class PilotedFleet:
     def exporters(self, port: Callable[[], int] = lambda: 0) -> list[Exporter]:
         """Return an exporter for each process, as production watches it; `port` gives each one's port, 0 for none."""
         made = [
-            serve.watch_controller(Exporter(ExporterOptions(port=port())), self.controller),
+            controller_service.watch_controller(Exporter(ExporterOptions(port=port())), self.controller),
             writer_service.watch_writer(Exporter(ExporterOptions(port=port())), self.writer),
         ]
         return made + [

@@ -14,7 +14,8 @@ from tests.services import Prometheus, VictoriaMetrics, free_port, http, until
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.grafana.emptiness import Series, ask, board, empty_panels, options, reads_only
 from virtpilot.grafana.queries import choices, queries
-from virtpilot.pipeline.store.influx import InfluxStore, StoreOptions
+from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.store.options import StoreOptions
 
 pytestmark = pytest.mark.server
 

@@ -12,7 +12,7 @@ from tests.conftest import MakeMosquitto
 from tests.processes.running import Site, toml
 from virtpilot.clock import SECOND
 from virtpilot.errors import InputError, VirtpilotError
-from virtpilot.pipeline.cli import app
+from virtpilot.pipeline.commands import app
 from virtpilot.pipeline.dead_letters import DeadLetters
 from virtpilot.pipeline.process import sole_user
 from virtpilot.pipeline.spool import Spool, SpoolOptions

@@ -15,7 +15,8 @@ from tests.conftest import MakeVictoriaMetrics
 from tests.services import VictoriaMetrics, free_port, until
 from virtpilot.clock import SECOND, SystemClock, VirtualClock
 from virtpilot.errors import ConfigError, StoreRefused, StoreUnavailable
-from virtpilot.pipeline.store.influx import InfluxStore, StoreOptions
+from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.store.options import StoreOptions
 from virtpilot.pipeline.store.victoriametrics import read_page
 
 

@@ -14,7 +14,8 @@ from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.errors import StoreRefused, StoreUnavailable
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.memory import MemoryBroker
-from virtpilot.pipeline.store.influx import InfluxStore, StoreOptions
+from virtpilot.pipeline.store.influx import InfluxStore
+from virtpilot.pipeline.store.options import StoreOptions
 from virtpilot.pipeline.writer import Writer
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
