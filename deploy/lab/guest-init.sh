@@ -4,6 +4,7 @@
 # "load PERCENT [ID]", "dirty MIB [ID]" (so much of its memory changed all the time) and "deaf 1 [ID]" (to its power
 # button; 0: no longer) and answers with the same line, as it does to "read COUNT" and "eat MIB" when the disk was read
 # or memory filled; "time" is answered with the guest's clock and uptime, "see 0" with the CPUs online and MemTotal.
+# "wake EPOCH,MAC" is for one that runs on with the memory of another: what time it is, and its own hardware address.
 # With virtpilot.cpus=agent its CPUs are the guest agent's to use.
 busybox mkdir -p /proc /sys /dev /run
 busybox mount -t proc proc /proc
@@ -102,7 +103,12 @@ listen() {
           busybox dd if=/dev/zero of=/eaten/all bs=1M count="$value" 2>/dev/null
           echo "eat $value $id" >&4
           ;;
-        time) read -r up _ </proc/uptime; echo "time $EPOCHREALTIME $up" >&4 ;;
+        wake)
+          busybox date -u -s "@${value%,*}" >/dev/null
+          busybox ip link set eth0 address "${value#*,}"
+          echo "wake $value $id" >&4
+          ;;
+        time) read -r up _ </proc/uptime; echo "time $EPOCHREALTIME $up $id" >&4 ;;
       esac
     else
       nap 0.5

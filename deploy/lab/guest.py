@@ -17,11 +17,13 @@ from deploy.lab.errors import GuestAway, LabError
 from deploy.lab.host import Host
 from deploy.lab.image import Image
 from deploy.lab.wait import until
+from virtpilot.clock import SECOND, SystemClock
 
 TAGS_NAMESPACE: Final = "https://virtpilot.dev/tags/1"
 _PORTS: Final = "/var/lib/libvirt/qemu/lab"
+_BOOT_S: Final = 150  # some 5 s of an emulated CPU, times all that boot on one core at once
 # No timer that an idle guest would wake for, no probe that emulation makes slow.
-_KERNEL_WORDS: Final = "console=ttyS0 quiet nowatchdog mitigations=off random.trust_cpu=on tsc=reliable panic=1"
+_KERNEL_WORDS: Final = "console=ttyS0 quiet nowatchdog mitigations=off random.trust_cpu=on tsc=reliable panic=1 cryptomgr.notests"
 
 _XML: Final = Template("""\
 <domain type='$type'>
@@ -94,9 +96,13 @@ class GuestPlan:
         """Return the guest's UUID: the same on every bring-up of the same lab."""
         return str(uuid5(NAMESPACE_DNS, f"{self.name}.{lab}.virtpilot.dev"))
 
+    def mac(self, lab: str) -> str:
+        """Return the hardware address of the guest's interface: the same on every bring-up, too."""
+        digest = sha256(self.uuid(lab).encode()).hexdigest()
+        return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
+
     def xml(self, lab: str, image: Image) -> str:
         """Return the libvirt domain definition."""
-        digest = sha256(self.uuid(lab).encode()).hexdigest()
         return _XML.substitute(
             type=self.type,
             name=self.name,
@@ -113,7 +119,7 @@ class GuestPlan:
             words=f"{_KERNEL_WORDS} virtpilot.load=0",
             cpu="<cpu mode='host-passthrough'/>" if self.type == "kvm" else "",
             disk=quoteattr(str(image.disk)),
-            mac=f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}",
+            mac=self.mac(lab),
             port=port_path(self.name),
             agent=_AGENT if self.agent else "",
         )
@@ -145,9 +151,10 @@ class Guest:
         xml.write_text(self.plan.xml(self._lab, image))
         host.virsh.define(xml)
 
-    def start(self, host: Host) -> None:
-        """Start the guest where it is defined."""
+    def boot(self, host: Host) -> None:
+        """Start the guest where it is defined; returns when it answers."""
         host.virsh("start", self.name, timeout_s=120)  # the first of a host has libvirtd ask QEMU what it can
+        self.set_load(0, timeout_s=_BOOT_S)
 
     def destroy(self) -> None:
         """End the guest at once, like pulling its plug."""
@@ -156,6 +163,11 @@ class Guest:
     def domstats(self) -> dict[str, int | str]:
         """Return libvirt's statistics of the guest, from the host that runs it."""
         return self.host.virsh.domstats(self.name)
+
+    def wake(self, *, timeout_s: float = 60.0) -> None:
+        """Tell a guest that runs on with another's memory what time it is and who it is; raises LabError."""
+        now_s = SystemClock().now_ns() // SECOND
+        self._order(f"wake {now_s},{self.plan.mac(self._lab)}", timeout_s)
 
     def set_load(self, percent: int, *, timeout_s: float = 60.0) -> None:
         """Make the guest burn `percent` (0 to 100) of one vCPU; returns when it has said so; raises LabError."""

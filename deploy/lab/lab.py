@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self, TypeVar
 
 from deploy.lab import image, servers, state
+from deploy.lab.asleep import sleeper_of
 from deploy.lab.cgroup import Group, hierarchies
 from deploy.lab.errors import GuestAway, LabError, LabMissing
 from deploy.lab.guest import Guest, GuestPlan, port_folder
@@ -48,7 +49,6 @@ _DRIVER: Final = "libvirt/connection-driver/libvirt_driver_qemu.so"
 # A host's weight against what else runs on its core, where a busy task outside of the lab has 1024: beside a busy
 # desktop the lab still measures itself. Much more, and the virsh that asks about a saturated host waits for seconds.
 _SHARES: Final = 1024 * 64
-_BOOT_S: Final = 150  # some 6 s of an emulated CPU, times all that boot on one core at once
 
 
 def missing(hosts: int = 2) -> list[str]:
@@ -208,15 +208,22 @@ class Lab:
         self._broker = servers.start_broker(self.folder / "broker", *self._state.broker, self._start_server)
 
     def start_guests(self, booted: image.Image) -> None:
-        """Define and start the guests, wait until each answers, then give each its load."""
+        """Define and start the guests, wait until each answers, then give each its load.
+
+        Those boot of whose kind none ever has, one of each, and fall asleep again: the others wake from that.
+        """
+        guests = list(self.guests.values())
+        kinds = {guest.name: sleeper_of(guest.plan, booted) for guest in guests}
+        first = {kind: guest for guest in guests if (kind := kinds[guest.name]) and not kind.exists}
 
         def start(guest: Guest) -> None:
-            host = self.hosts[guest.plan.host]
-            guest.define(host, booted)
-            guest.start(host)
-            guest.set_load(0, timeout_s=_BOOT_S)
+            if kind := kinds[guest.name]:
+                kind.wake(guest, self.hosts[guest.plan.host])
+            else:
+                guest.boot(self.hosts[guest.plan.host])
 
-        guests = list(self.guests.values())
+        _each(guests, lambda guest: guest.define(self.hosts[guest.plan.host], booted))
+        _each(first.items(), lambda item: item[0].make(item[1], self.hosts[item[1].plan.host]))
         _each(guests, start)
         _each(guests, lambda guest: guest.set_load(guest.plan.load))  # now: a busy neighbour makes a slow boot
         self._state.guests = {one.name: {"uuid": one.uuid, "host": one.plan.host} for one in guests}
