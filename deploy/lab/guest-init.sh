@@ -3,7 +3,7 @@
 # virtpilot.load=PERCENT on the kernel command line is the duty at boot. At run time the virtio-serial port takes
 # "load PERCENT [ID]", "dirty MIB [ID]" (so much of its memory changed all the time) and "deaf 1 [ID]" (to its power
 # button; 0: no longer) and answers with the same line, as it does to "read COUNT" and "eat MIB" when the disk was read
-# or memory filled; "time" is answered with the guest's clock and uptime, "see 0" with the CPUs online and MemTotal.
+# or memory filled; "time" is answered with the guest's clock, uptime and hardware address, "see 0" with the CPUs online and MemTotal.
 # "wake EPOCH,MAC" is for one that runs on with the memory of another: what time it is, and its own hardware address.
 # With virtpilot.cpus=agent its CPUs are the guest agent's to use.
 busybox mkdir -p /proc /sys /dev /run
@@ -108,7 +108,11 @@ listen() {
           busybox ip link set eth0 address "${value#*,}"
           echo "wake $value $id" >&4
           ;;
-        time) read -r up _ </proc/uptime; echo "time $EPOCHREALTIME $up $id" >&4 ;;
+        time)
+          read -r up _ </proc/uptime
+          read -r address </sys/class/net/eth0/address
+          echo "time $EPOCHREALTIME $up $address $id" >&4
+          ;;
       esac
     else
       nap 0.5

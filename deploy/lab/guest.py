@@ -23,7 +23,9 @@ TAGS_NAMESPACE: Final = "https://virtpilot.dev/tags/1"
 _PORTS: Final = "/var/lib/libvirt/qemu/lab"
 _BOOT_S: Final = 150  # some 5 s of an emulated CPU, times all that boot on one core at once
 # No timer that an idle guest would wake for, no probe that emulation makes slow.
-_KERNEL_WORDS: Final = "console=ttyS0 quiet nowatchdog mitigations=off random.trust_cpu=on tsc=reliable panic=1 cryptomgr.notests"
+_KERNEL_WORDS: Final = (
+    "console=ttyS0 quiet nowatchdog mitigations=off random.trust_cpu=on tsc=reliable panic=1 cryptomgr.notests"
+)
 
 _XML: Final = Template("""\
 <domain type='$type'>

@@ -56,6 +56,16 @@ def test_guests_run_where_they_were_planned_and_report_memory(lab: Lab) -> None:
     assert until(reported, 10, "balloon, disk and net statistics of web-2")
 
 
+def test_a_guest_that_woke_with_anothers_memory_knows_the_time_and_who_it_is(lab: Lab) -> None:
+    virsh = lab.hosts["host-1"].virsh
+    for name in ("web-1", "batch-1", "batch-2"):
+        assert virsh("domstate", name, "--reason") == "running (restored)"
+        word, clock, _up, address = lab.guest(name).ask("time 0").split()
+        assert word == "time"
+        assert abs(float(clock) - SystemClock().now_ns() / 1e9) < 30
+        assert address in virsh("domiflist", name)
+
+
 def test_guests_carry_their_tags(lab: Lab) -> None:
     uri = TAGS_NAMESPACE
     shown = lab.hosts["host-1"].virsh("metadata", "batch-1", uri)
