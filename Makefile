@@ -30,7 +30,7 @@ test-all:
 
 chaos:
 	@deploy/bootstrap.sh full
-	@CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) $(BIN)/python -m pytest tests/carry/test_faults.py -k chaos $(TEST_ARGS)
+	@CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) $(BIN)/python -m pytest tests/carry/test_faults_chaos.py $(TEST_ARGS)
 	@CHAOS_NIGHTS=$(or $(CHAOS_NIGHTS),200) CHAOS_SEED=$(or $(CHAOS_SEED),1) \
 	  exec $(BIN)/python -m pytest tests/chaos --timeout=3600 $(TEST_ARGS)
 

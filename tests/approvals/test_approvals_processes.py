@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.command_line import said
 from tests.conftest import MakeMosquitto
 from tests.services import free_port, until
 from tests.switch.test_switch_processes import Cluster
@@ -84,10 +85,9 @@ def test_a_person_says_no_then_yes_and_the_agent_does_it(cluster: Cluster, tmp_p
     controller.kill()
     controller.start().up()
     assert pending(cluster) == [waiting], "kept, and the same"
-    assert "nothing" not in cluster.virtpilot("approvals", "ls", "--config", str(cluster.config)).stdout
+    assert "nothing" not in said("approvals", "ls", "--config", cluster.config).stdout
 
-    cluster.virtpilot("keys", str(tmp_path / "forger"), "--name", "operator")
-    cluster.operator(tmp_path / "forger" / "operator.key")
+    cluster.operator(cluster.forger())
     assert cluster.says("approvals", "accept", waiting["id"])[0] == 1
     assert controller.number("virtpilot_commands_total") == 0
 
@@ -132,7 +132,7 @@ def test_what_is_accepted_during_a_backup_is_told_as_waiting_and_done_afterwards
     told = cluster.says("approvals", "accept", waiting["id"])
     assert told == (0, {"id": waiting["id"], "result": "waiting", "by": "ann"})
     assert [one["accepted_by"] for one in pending(cluster)] == ["ann"]
-    assert "accepted by ann" in cluster.virtpilot("approvals", "ls", "--config", str(cluster.config)).stdout
+    assert "accepted by ann" in said("approvals", "ls", "--config", cluster.config).stdout
     assert controller.number("virtpilot_commands_total") == 0
     asked(port, "DELETE", "/operations/nightly")
     fleet.reaches("virtpilot_agent_leases_count", 1)

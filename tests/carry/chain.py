@@ -1,4 +1,8 @@
-"""The chain over real servers and processes: agents' uplinks → mosquitto → `virtpilot writer` → VictoriaMetrics."""
+"""The chain over real servers and processes: agents' uplinks → mosquitto → `virtpilot writer` → VictoriaMetrics.
+
+Each link of it can be killed -9 at moments of chance. The moments come from the seed in the tests' header:
+`--hypothesis-seed=N` plays them again.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from tests.processes.running import Process, Site
 from tests.services import Mosquitto, VictoriaMetrics, until
@@ -16,6 +21,8 @@ from virtpilot.clock import SECOND, SystemClock
 
 CLUSTER = "carry"
 ROOT = Path(__file__).parents[2]
+# VictoriaMetrics has on disk what it took after that; a test with a real kill of it cannot hold shorter.
+HOLD_S: Final = 12.0
 
 
 class Agent:
@@ -145,3 +152,6 @@ class Chain:
         for agent in self.agents:
             agent.kill()
         self._site.close()
+
+
+MakeChain: TypeAlias = Callable[..., Chain]

@@ -1,6 +1,7 @@
 """Nights of a simulated fleet in which everything is killed at moments of chance: in the morning all is well.
 
-A few with every run, two hundred with `make chaos`. The seed is in the test's name and plays the same night again.
+Two with every run, four with a thorough one, two hundred with `make chaos`. The seed is in the test's name and plays
+the same night again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import structlog
 
 from tests.chaos.night import Night
 from tests.chaos.troubles import ENOUGH
+from tests.thoroughness import THOROUGH
 
 pytestmark = pytest.mark.slow
 
-NIGHTS: Final = int(os.environ.get("CHAOS_NIGHTS", "4"))
+NIGHTS: Final = int(os.environ.get("CHAOS_NIGHTS", "4" if THOROUGH else "2"))
 FIRST: Final = int(os.environ.get("CHAOS_SEED", "1"))
 
 

@@ -13,9 +13,11 @@ import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.command_line import said
 from tests.services import free_port, http, lack, until
+from virtpilot.pipeline import agent_process, agent_service
 from virtpilot.pipeline.rulebook import LIBRARY
 
 Table = Mapping[str, Any]
@@ -90,6 +92,16 @@ class Process:
         self.signal(signal.SIGTERM)
         assert self.ended() == 0, self.output()
         assert "Traceback" not in self.output()
+
+    def refused(self, status: int) -> str:
+        """Return what it says where it must not start: its command is run in this process (which no agent becomes)."""
+        with patch.object(agent_process, "become", agent_service.agent):
+            done = said(self.command, "--config", self.config)
+        assert done.returncode == status, done.stderr
+        assert not done.stdout
+        assert "Traceback" not in done.stderr
+        assert "started" not in done.stderr
+        return done.stderr
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -174,6 +186,13 @@ class Site:
         }
         return self.process("agent", name or f"agent-{host}", **(given | sections))
 
+    def flush(self, host: str = "h1") -> None:
+        """Let an agent that measures once an hour send all that the one before it has left, until it is stored."""
+        last = self.agent(host, timing={"tick_s": 3600}, spool={"resend_after_s": 1.0}).start().up()
+        last.reaches("virtpilot_agent_ticks_total", 1)
+        assert until(lambda: last.number("virtpilot_spool_messages_count") == 0, 40.0, 0.1), last.output()
+        last.terminate()
+
     def file_writer(self, name: str = "writer", **sections: Any) -> Process:
         """Return a writer whose store is `self.stored`: it knows every message by its id."""
         return self.process("writer", name, file_store=str(self.stored), **sections)
@@ -199,12 +218,12 @@ class Site:
         return self.process("controller", **(given | sections))
 
     def usual(self, command: str) -> Process:
-        """Return the agent, the controller with the shipped rules, or the writer to files."""
+        """Return the agent, the controller with the shipped rules on hosts, or the writer to files."""
         match command:
             case "agent":
                 return self.agent()
             case "controller":
-                return self.controller(LIBRARY)
+                return self.controller(LIBRARY / "host.yaml")
             case "writer":
                 return self.file_writer()
         raise ValueError(command)

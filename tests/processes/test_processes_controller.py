@@ -223,7 +223,9 @@ def test_killed_in_the_middle_of_a_cooldown_it_goes_on_cooling_down(site: Site, 
     controller.terminate()
 
 
-def test_broken_rules_change_nothing_and_mended_ones_come_into_force(site: Site, host: Host, rules: Path) -> None:
+def test_broken_rules_change_nothing_mended_ones_come_into_force_and_stay_so_when_they_are_gone(
+    site: Site, host: Host, rules: Path
+) -> None:
     controller = site.controller(rules).start().hears()
     host.busy(0, 2)
     handled(controller, 2)
@@ -243,15 +245,12 @@ def test_broken_rules_change_nothing_and_mended_ones_come_into_force(site: Site,
     assert until(lambda: len(host.states("virtpilot-rules-refused")) == 2, 20.0)
     assert host.states("virtpilot-rules-refused")[1][0] is SignalState.INACTIVE
     assert len(host.states("busy")) == 2, "an unchanged rule's signal goes on"
-    controller.terminate()
 
-
-def test_rules_gone_while_it_runs_stay_in_force(site: Site, rules: Path) -> None:
-    controller = site.controller(rules).start().hears()
+    refused = controller.number("virtpilot_rules_refused_total")
     rules.unlink()
-    controller.reaches("virtpilot_rules_refused_total", 1)
-    assert str(rules) in controller.output()
-    assert controller.number("virtpilot_rules_count") == 1
+    controller.reaches("virtpilot_rules_refused_total", refused + 1)
+    assert f"{rules}:0:0: cannot be read" in controller.output()
+    assert controller.number("virtpilot_rules_count") == 2
     controller.terminate()
 
 

@@ -21,17 +21,6 @@ pytestmark = pytest.mark.server
 HIDDEN = "correct-horse-battery-staple"
 
 
-def refused(process: Process, status: int) -> str:
-    """Return what a process said that did not start."""
-    before = len(process.output())
-    process.start()
-    assert process.ended(20) == status, process.output()
-    said = process.output()[before:]
-    assert "Traceback" not in said
-    assert "started" not in said
-    return said
-
-
 def clients(broker: Mosquitto) -> int:
     """Return how many clients a broker has ever seen."""
     return broker.log_text().count("New client connected")
@@ -42,11 +31,11 @@ def test_a_wrong_config_is_told_with_every_place_and_nothing_is_started(
     site: Site, broker: Mosquitto, command: str
 ) -> None:
     process = site.process(command, bus={"hots": "broker", "keepalive_s": "long"})
-    said = refused(process, 2)
+    told = process.refused(2)
     lines = process.config.read_text().splitlines()
     for wrong in ("hots", "keepalive_s"):
         number = next(number for number, line in enumerate(lines, 1) if line.startswith(wrong))
-        assert re.search(rf"^{re.escape(str(process.config))}:{number}:\d+: .*", said, re.MULTILINE), said
+        assert re.search(rf"^{re.escape(str(process.config))}:{number}:\d+: .*", told, re.MULTILINE), told
     assert not (site.folder / command).exists(), "no state folder is made"
     assert clients(broker) == 0
 
@@ -54,16 +43,16 @@ def test_a_wrong_config_is_told_with_every_place_and_nothing_is_started(
 def test_wrong_rules_are_told_with_their_places(site: Site, broker: Mosquitto, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("virtpilot: 1\nrules:\n  - name: busy\n    on: host\n    when: cpu_usage_rato > 1\n    fro: 1s\n")
-    said = refused(site.controller(rules), 2)
-    assert f"{rules}:5:" in said
-    assert f"{rules}:6:" in said
+    told = site.controller(rules).refused(2)
+    assert f"{rules}:5:" in told
+    assert f"{rules}:6:" in told
     assert clients(broker) == 0
 
 
 def test_a_key_that_is_not_there_is_told(site: Site, broker: Mosquitto) -> None:
     absent = site.folder / "absent.key"
-    assert str(absent) in refused(site.controller(LIBRARY, commands={"private_key_file": str(absent)}), 2)
-    assert str(absent) in refused(site.agent(commands={"public_key_files": [str(absent)]}), 2)
+    assert str(absent) in site.controller(LIBRARY, commands={"private_key_file": str(absent)}).refused(2)
+    assert str(absent) in site.agent(commands={"public_key_files": [str(absent)]}).refused(2)
     assert clients(broker) == 0
 
 
@@ -71,29 +60,28 @@ def test_a_key_that_is_not_there_is_told(site: Site, broker: Mosquitto) -> None:
 def test_a_port_in_use_is_told(site: Site, broker: Mosquitto, command: str) -> None:
     process = site.usual(command)
     with socket.create_server(("127.0.0.1", process.port)):
-        said = refused(process, 2)
-    assert f"cannot listen on 127.0.0.1:{process.port}: Address already in use" in said
+        told = process.refused(2)
+    assert f"cannot listen on 127.0.0.1:{process.port}: Address already in use" in told
     assert clients(broker) == 0
-
-
-@pytest.mark.parametrize("command", ["agent", "controller", "writer"])
-def test_a_state_folder_is_for_one_process(site: Site, command: str) -> None:
-    """The second one has not taken the first one's place at the broker, nor touched its files."""
-    first = site.usual(command).start().up()
-    assert until(lambda: first.health()[0] == 200)
-    second = site.usual(command)  # the same config, but for the exporter's port
-    said = refused(second, 1)
-    assert f"in use by process {first.pid}" in said
-    assert first.number("virtpilot_bus_takeovers_total") == 0
-    first.terminate()
-    second.start().up()
-    second.terminate()
 
 
 def test_a_state_folder_that_cannot_be_made_is_told(site: Site) -> None:
     (site.folder / "file").write_text("")
     process = site.process("writer", state_folder=str(site.folder / "file" / "below"))
-    assert "state folder" in refused(process, 1)
+    assert "state folder" in process.refused(1)
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "status"),
+    [("agent", {"bus": {"hots": "broker"}}, 2), ("writer", {"state_folder": "/dev/null"}, 1)],
+)
+def test_as_a_process_of_its_own_it_says_the_same_and_ends_with_that_status(
+    site: Site, command: str, wrong: dict[str, Any], status: int
+) -> None:
+    process = site.process(command, **wrong)
+    told = process.refused(status)
+    assert process.start().ended() == status, process.output()
+    assert process.output() == told
 
 
 def protected(make_mosquitto: MakeMosquitto, folder: Path) -> Mosquitto:
@@ -147,6 +135,6 @@ def test_a_secret_that_everybody_may_read_is_refused_unseen(site: Site, tmp_path
     password = tmp_path / "password"
     password.write_text(HIDDEN)
     password.chmod(0o644)
-    said = refused(site.process("writer", bus={"username": "pilot", "password_file": str(password)}), 2)
-    assert str(password) in said
-    assert HIDDEN not in said
+    told = site.process("writer", bus={"username": "pilot", "password_file": str(password)}).refused(2)
+    assert str(password) in told
+    assert HIDDEN not in told

@@ -19,7 +19,7 @@ from virtpilot.simulator.scenario import guest_uuid
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 NEAR, QUIET = guest_uuid("near"), guest_uuid("quiet")
-TICK_S = 6.0
+TICK_S = 3.0
 SCENARIO = """\
 name = "approach"
 
@@ -33,7 +33,7 @@ name = "near"
 host = "h1"
 vcpus = 1
 memory_mib = 1024
-cpu_cores = { shape = "steps", points = [[0, 0.1], [8, 0.7], [30, 0.1], [50, 0.7]] }
+cpu_cores = { shape = "steps", points = [[0, 0.1], [4, 0.7], [20, 0.1], [30, 0.7]] }
 
 [[guests]]
 name = "quiet"
@@ -94,7 +94,7 @@ def controller(site: Site) -> Process:
     rules.write_text(RULES)
     scenario = site.folder / "scenario.toml"
     scenario.write_text(SCENARIO)
-    made = site.controller(rules, sampling={"every_s": 1.0, "hold_s": 4.0, "lease_s": 9.0}).start().up()
+    made = site.controller(rules, sampling={"every_s": 1.0, "hold_s": 2.0, "lease_s": 4.5}).start().up()
     site.process("fleet", scenario=str(scenario), timing={"tick_s": TICK_S}).start()
     return made
 

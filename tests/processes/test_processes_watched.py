@@ -1,12 +1,16 @@
-"""What each process tells of itself, and that a second one of its name is noticed."""
+"""What each process tells of itself, and that a second one of its name, or in its state folder, is noticed."""
 
 from __future__ import annotations
 
 import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.processes.running import Site
+from tests.processes.running import Process, Site
 from tests.services import Mosquitto, http, until
 from virtpilot.clock import SECOND, SystemClock
 
@@ -19,9 +23,44 @@ OWN = {
 }
 
 
-def test_each_process_counts_its_own_work_on_its_own_page(site: Site) -> None:
-    processes = {command: site.usual(command).start() for command in OWN}
-    for command, process in processes.items():
+class Standing(NamedTuple):
+    """Agent, controller and writer at work, by their commands; a look at them leaves them so."""
+
+    broker: Mosquitto
+    site: Site
+    processes: dict[str, Process]
+
+    def healthy(self) -> bool:
+        """Return whether all is well with each of them."""
+        return all(process.health()[0] == 200 for process in self.processes.values())
+
+
+@contextmanager
+def standing_in(folder: Path) -> Iterator[Standing]:
+    broker = Mosquitto(folder / "broker", persistence=True)
+    try:
+        broker.start()
+        site = Site(folder, "processes", broker.port)
+        try:
+            yield Standing(broker, site, {command: site.usual(command).start() for command in OWN})
+        finally:
+            site.close()
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    with standing_in(tmp_path_factory.mktemp("standing")) as made:
+        for process in made.processes.values():
+            process.up()
+        yield made
+        for process in made.processes.values():
+            process.terminate()
+
+
+def test_each_process_counts_its_own_work_on_its_own_page(standing: Standing) -> None:
+    for command, process in standing.processes.items():
         for name in OWN[command]:
             process.reaches(name, 3)
         others = set().union(*(names for other, names in OWN.items() if other != command))
@@ -31,20 +70,27 @@ def test_each_process_counts_its_own_work_on_its_own_page(site: Site) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404") as absent:
             http(f"http://127.0.0.1:{process.port}/")
         absent.value.close()
-    for process in processes.values():
-        process.terminate()
 
 
-def test_a_lost_broker_is_seen_on_every_page(site: Site, broker: Mosquitto) -> None:
-    processes = [site.usual(command).start().up() for command in OWN]
+@pytest.mark.parametrize("command", OWN)
+def test_a_state_folder_is_for_one_process(standing: Standing, command: str) -> None:
+    """The second one has not taken the first one's place at the broker, nor touched its files."""
+    assert until(standing.healthy)
+    first = standing.processes[command]
+    second = standing.site.usual(command)  # the same config, but for the exporter's port
+    assert f"in use by process {first.pid}" in second.refused(1)
+    assert first.number("virtpilot_bus_takeovers_total") == 0
+    assert first.health()[0] == 200
+
+
+def test_a_lost_broker_is_seen_on_every_page(standing: Standing) -> None:
+    processes = standing.processes.values()
     assert until(lambda: all(process.health()[1]["bus"] for process in processes))
-    broker.kill()
+    standing.broker.kill()
     assert until(lambda: not any(process.health()[1]["bus"] for process in processes))
     assert all(process.health()[0] == 503 for process in processes)
-    broker.start()
-    assert until(lambda: all(process.health()[0] == 200 for process in processes), 20)
-    for process in processes:
-        process.terminate()
+    standing.broker.start()
+    assert until(standing.healthy, 20)
 
 
 def test_two_agents_of_one_name_are_told_and_do_not_fight_at_full_speed(site: Site, broker: Mosquitto) -> None:

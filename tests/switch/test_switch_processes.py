@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +35,7 @@ class Cluster:
         self.site = Site(folder, "c1", port)
         self.keys = folder / "keys"
         self.site.keys()
-        self.virtpilot("keys", str(self.keys), "--name", "operator")
+        assert said("keys", self.keys, "--name", "operator").returncode == 0
         self.operators = {"public_key_files": [str(self.keys / "operator.pub")]}
         self.config = folder / "operator.toml"
         self.operator(self.keys / "operator.key")
@@ -51,11 +50,10 @@ class Cluster:
         bus = {"port": self.site.broker_port}
         self.config.write_text(toml({"cluster": "c1", "name": "ann", "private_key_file": str(key), "bus": bus}))
 
-    def virtpilot(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "virtpilot.pipeline", *arguments],
-            check=False, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+    def forger(self) -> Path:
+        """Make an operator's key of which nobody knows, and return it."""
+        assert said("keys", self.site.folder / "forger", "--name", "operator").returncode == 0
+        return self.site.folder / "forger" / "operator.key"
 
     def says(self, *arguments: str) -> tuple[int, Any]:
         """Return the exit status and the document of an operator's command, given in this process."""
@@ -150,8 +148,7 @@ def test_everything_stops_within_a_second_and_goes_on_by_a_signed_word(cluster: 
     assert cluster.guard("h3", "cm-3") == "stopped", "what is retained is heard before any command is obeyed"
     agents["h3"].reaches("virtpilot_agent_stopped_count", 1)
 
-    cluster.virtpilot("keys", str(cluster.site.folder / "forger"), "--name", "operator")
-    cluster.operator(cluster.site.folder / "forger" / "operator.key")
+    cluster.operator(cluster.forger())
     status, document = cluster.says("resume")
     assert status == 1
     assert set(document["hosts"].values()) == {"DOES NOT ANSWER"}
