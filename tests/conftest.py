@@ -5,10 +5,8 @@ And the session's rules: what is fast runs first, nothing is skipped in CI for w
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
-import re
 import secrets
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -26,8 +24,6 @@ _SERVER_FIXTURES: Final = frozenset(
     {"mosquitto", "victoriametrics", "alertmanager", "prometheus"}
     | {"make_mosquitto", "make_victoriametrics", "make_alertmanager"}
 )
-# How an expression of marks begins → a test must bear one of these.
-_FIRST_ASKED: Final = {"lab": ("lab",), "not lab and (server or slow)": ("server", "slow")}
 # In the environment of whatever this session starts, so that it is known again, whoever its parent is by now.
 _MARK: Final = "VIRTPILOT_TEST_SESSION"
 
@@ -54,21 +50,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Read no file without what is asked for: to import all is half a minute's work, for each worker anew."""
-    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
-    marks = next((marks for asked, marks in _FIRST_ASKED.items() if _asks_for(config, asked)), ())
-    return True if is_test and marks and not any(_names(collection_path, mark) for mark in marks) else None
-
-
-def _asks_for(config: pytest.Config, asked: str) -> bool:
-    return re.match(rf"{re.escape(asked)}(?!\S)(?! or )", str(config.getoption("markexpr"))) is not None
-
-
-@functools.cache
-def _names(file: Path, mark: str) -> bool:
-    """Return whether a file names a mark, or what brings it."""
-    text = file.read_text()
-    return any(word in text for word in (f"mark.{mark}", *(_SERVER_FIXTURES if mark == "server" else ())))
+    """Read no file for the lab's tests that has none: to import all is half a minute's work, for each worker anew."""
+    asks_for_labs = str(config.getoption("markexpr")).split()[:1] == ["lab"]
+    has_tests = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if asks_for_labs and has_tests and "mark.lab" not in collection_path.read_text() else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -80,16 +65,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not _SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)
-        for mark in {mark for marks in _FIRST_ASKED.values() for mark in marks}:
-            # Who asks for that mark alone would never see this test.
-            if item.get_closest_marker(mark) and not _names(item.path, mark):
-                raise pytest.UsageError(f"{item.nodeid} is marked {mark}, and its file does not say so")
-    items.sort(key=_stage)
+    items.sort(key=_turn if _is_worker(config) else _stage)
 
 
 def _stage(item: pytest.Item) -> int:
     own = {mark.name for mark in item.iter_markers()}
     return 4 * ("lab" in own) + 2 * ("server" in own) + ("slow" in own)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return when one of several workers begins a test that needs no lab: what measures how soon something is, first.
+
+    Nothing has come up beside it by then. Then what takes long, so that no worker is left with it when others end.
+    """
+    own = {mark.name for mark in item.iter_markers()}
+    return _stage(item) if "lab" in own else 0 if "prompt" in own else 1 if "slow" in own else 2
 
 
 @pytest.hookimpl(wrapper=True)

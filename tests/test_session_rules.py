@@ -71,6 +71,19 @@ def test_fast_tests_come_first_then_servers_then_the_lab(tmp_path: Path) -> None
     assert "test_server" not in without, "the fixture alone makes it a server's test"
 
 
+def test_a_worker_begins_with_what_must_be_prompt_and_then_what_takes_long(tmp_path: Path) -> None:
+    tests = """
+        import pytest
+        def test_fast(): pass
+        @pytest.mark.slow
+        def test_slow(): pass
+        @pytest.mark.prompt
+        def test_prompt(): pass
+    """
+    done = run(tmp_path, tests, "--numprocesses", "1", "--dist", "loadscope", "--no-loadscope-reorder")
+    assert re.findall(r"PASSED .*::(\w+)", done.stdout) == ["test_prompt", "test_slow", "test_fast"], done.stdout
+
+
 def test_long_forms_are_only_for_a_thorough_run(tmp_path: Path) -> None:
     tests = """
         import pytest

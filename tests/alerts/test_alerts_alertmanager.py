@@ -18,7 +18,7 @@ from virtpilot.model import Kind, Sample, Signal, SignalState, Subject
 from virtpilot.pipeline.alerts import AlertOptions, Alerts, AlertTarget
 from virtpilot.rules.signals.evaluator import Evaluator
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.prompt]
 
 FIRING, CLEARING, INACTIVE = SignalState.FIRING, SignalState.CLEARING, SignalState.INACTIVE
 _CLOCK = SystemClock()

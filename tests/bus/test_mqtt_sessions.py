@@ -14,7 +14,7 @@ from virtpilot.errors import BusError
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.prompt]
 
 
 def test_a_subscription_that_the_broker_forgot_with_the_session_at_hand_is_made_again(

@@ -13,7 +13,7 @@ from tests.conftest import MakeMosquitto, MakeVictoriaMetrics
 from tests.processes.running import Site
 from virtpilot.clock import SECOND, SystemClock
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.prompt]
 
 
 def test_an_hour_of_three_hosts_is_drained_and_live_samples_go_ahead(

@@ -31,7 +31,7 @@ from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics
 
 # In it a guest starves, is refused help while it warms up, gets more shares, and is moved.
-PLAYED_S: Final = 300
+PLAYED_S: Final = 240
 
 
 class PilotedFleet:

@@ -13,7 +13,6 @@ from tests.conftest import MakeVictoriaMetrics
 from tests.processes.counting import Listener, each_once, in_file_store, in_victoriametrics
 from tests.processes.running import Site
 from tests.services import Mosquitto, until
-from virtpilot.pipeline.rulebook import LIBRARY
 
 pytestmark = pytest.mark.server
 
@@ -103,6 +102,6 @@ def test_an_agent_whose_libvirt_hangs_measures_its_host_and_ends_in_time(site: S
 
 def test_a_controller_without_a_broker_ends_in_time(site: Site, broker: Mosquitto) -> None:
     broker.stop()
-    controller = site.controller(LIBRARY).start().up()
+    controller = site.usual("controller").start().up()
     assert controller.health() == (503, {"bus": False, "rules": True})
     controller.terminate()

@@ -10,7 +10,7 @@ from tests.processes.counting import each_once, in_file_store
 from tests.processes.running import Process, Site
 from tests.services import until
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 class Whole:

@@ -110,7 +110,7 @@ def test_secrets_are_never_shown(make_mosquitto: MakeMosquitto, site: Site, tmp_
     store = {"url": "http://127.0.0.1:9", "token_env": "STORE_TOKEN"}
     processes = [
         site.agent(**common),
-        site.controller(LIBRARY, **common),
+        site.controller(LIBRARY / "host.yaml", **common),
         site.process("writer", store=store, **common),
     ]
     key = "".join(Path(site.keys()["private_key_file"]).read_text().splitlines()[1:-1])
