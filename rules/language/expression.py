@@ -6,10 +6,9 @@ missing (Kleene's logic), so that missing data neither fires nor clears.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from virtpilot.fields import Unit
 from virtpilot.model import Kind
@@ -18,6 +17,10 @@ from virtpilot.rules.language.devices import Device
 from virtpilot.rules.language.grammar import MAX_DEPTH, MAX_LENGTH, MAX_NODES, tree_of
 from virtpilot.rules.language.syntax import ExpressionError
 from virtpilot.rules.language.typed import Aggregate, Columns, Masks, Numbers, Part, Reads, Value, Window
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "MAX_DEPTH",
@@ -69,9 +72,8 @@ class Formula:
 
     def value(self, row: RowValues, current: float) -> float | None:
         """Return the number for one subject's values; None where an input is missing."""
-        with np.errstate(all="ignore"):
-            result = float(self._value(_OneRow(row), current))
-        return result if np.isfinite(result) else None
+        result = float(self._value(_OneRow(row), float(current)))
+        return result if math.isfinite(result) else None
 
 
 class _OneRow:
@@ -82,7 +84,7 @@ class _OneRow:
 
     def field(self, measurement: str, name: str) -> Numbers:
         key = name if measurement != "host" else f"host.{name}"
-        return np.float64(self._row.get(key, np.nan))  # type: ignore[return-value]  # a scalar serves as a column of one
+        return float(self._row.get(key, math.nan))  # type: ignore[return-value]  # a number serves as a column of one
 
     def tag(self, name: str) -> NDArray[np.object_]:
         raise ExpressionError(0, f"the tag {name} is no number")

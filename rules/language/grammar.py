@@ -53,7 +53,7 @@ SINGLE: /(?:{_SINGLE})\b/
 NAME: /(?!(?:and|or|not|current|host|{_MEMBERS}|{_SINGLE}|where|tags|signals)\b)[A-Za-z_][A-Za-z0-9_]*/
 STRING: /"[^"\\\n]*"/
 QUANTITY: /{QUANTITY}/
-%import common.WS
+WS: /[ \t\f\r\n]+/
 %ignore WS
 """
 

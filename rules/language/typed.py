@@ -1,22 +1,28 @@
-"""The typed parts of an expression: what each is, what it reads, and closures that work on whole columns."""
+"""The typed parts of an expression: what each is, what it reads, and closures that work on whole columns.
+
+NumPy is imported where columns are worked on: a check of rules, which works on none, does not wait for it.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from virtpilot.fields import Unit
 from virtpilot.model import Kind
 from virtpilot.rules.language.devices import Device, Of
 from virtpilot.rules.language.units import Quantity, quantity
 
-Numbers = NDArray[np.float64]
-Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Numbers: TypeAlias = "NDArray[np.float64]"
+Masks: TypeAlias = "tuple[NDArray[np.bool_], NDArray[np.bool_]]"
 
 
 class Columns(Protocol):
@@ -186,6 +192,10 @@ COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 def _quotient(left: Any, right: Any) -> Any:
     """Return a quotient; by zero it is missing, as an input would be."""
+    if isinstance(left, float) and isinstance(right, float):
+        return math.nan if right == 0 else left / right
+    import numpy as np
+
     return np.divide(left, np.where(np.equal(right, 0), np.nan, right))
 
 
@@ -211,6 +221,8 @@ def compared(sign: str, left: Part, right: Part) -> Part:
     compare = COMPARE[sign]
 
     def evaluate(columns: Columns) -> Masks:
+        import numpy as np
+
         a = np.atleast_1d(np.asarray(left.value(columns, np.nan), dtype=np.float64))
         b = np.atleast_1d(np.asarray(right.value(columns, np.nan), dtype=np.float64))
         true = compare(a, b)
@@ -231,6 +243,8 @@ def same_text(sign: str, left: Part, right: Part) -> Part:
     """Return a comparison of texts."""
 
     def evaluate(columns: Columns) -> Masks:
+        import numpy as np
+
         same = np.atleast_1d(np.asarray(left.value(columns, np.nan) == right.value(columns, np.nan), dtype=np.bool_))
         return (same, ~same) if sign == "==" else (~same, same)
 
@@ -258,6 +272,8 @@ def negation(inner: Part) -> Part:
 
 def overridden(texts: NDArray[np.object_], default: Quantity) -> Numbers:
     """Return the number that each text says; the default where it says none, one of another unit, or no ratio."""
+    import numpy as np
+
     known = {text: _override(text, default) for text in set(texts.tolist())}
     return np.array([known[text] for text in texts.tolist()], np.float64)
 
@@ -277,6 +293,8 @@ def as_number(part: Part) -> Value:
         return part.value
 
     def value(columns: Columns, _current: float) -> Numbers:
+        import numpy as np
+
         true, false = part.truth(columns)
         return np.where(true, 1.0, np.where(false, 0.0, np.nan))
 

@@ -20,11 +20,19 @@ READERS = ["annotated_types", "pydantic", "pygments", "rich.console", "rich.pret
 SERVERS = ["influxdb_client", "paho", "prometheus_client", "reactivex", "urllib3"]
 RULES = ["cryptography", "durable", "lark", "numpy", "ruamel", "virtpilot.rules"]
 PARTS = ["virtpilot.planner", "virtpilot.simulator", "virtpilot.pipeline.controller", "virtpilot.pipeline.agent"]
-RULE_FILE = "virtpilot: 1\nrules:\n  - {name: a, on: vm, when: cpu_steal_ratio > 10%, clear: cpu_steal_ratio < 5%}\n"
+RULE_FILE = """\
+virtpilot: 1
+rules:
+  - name: a
+    on: vm
+    when: avg(cpu_steal_ratio, 1m) > 10% and tags.tier != "batch"
+    clear: cpu_steal_ratio < 5%
+    remedies: [{set: {cpu_shares: current * 2}, lease: 5m}, {set: {cpu_shares: 2048 / 2}, lease: 5m}]
+"""
 # What each is not to load, though it comes as far as it can without a config.
 FOREIGN = {
     "--version": [*READERS, *SERVERS, *RULES, *PARTS, "structlog"],
-    "rules check a.yaml": [*READERS, *SERVERS, *PARTS, "cryptography", "durable", "structlog"],
+    "rules check a.yaml": [*READERS, *SERVERS, *PARTS, "cryptography", "durable", "numpy", "structlog"],
     "rules test a.yaml": [*READERS, *SERVERS, "virtpilot.simulator", "virtpilot.collectors"],
     "config check writer.toml": [*READERS, *SERVERS, *RULES, *PARTS],
     "writer": [*READERS, *RULES, *PARTS, "influxdb_client", "attr", "asyncio"],
