@@ -128,8 +128,8 @@ class Leasing:
         finally:
             hypervisor.close()
 
-    def release(self, guest: str) -> str:
-        return self.command(self.lab.where(guest), ReleaseKnob(guest=self.uuid(guest), knob="cpu_shares"))
+    def release(self, guest: str, knob: str = "cpu_shares") -> str:
+        return self.command(self.lab.where(guest), ReleaseKnob(guest=self.uuid(guest), knob=knob))
 
     def move(self, guest: str) -> str:
         target = self.other(self.lab.where(guest))

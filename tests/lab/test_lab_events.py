@@ -184,7 +184,7 @@ def test_a_real_guest_is_sampled_each_second_for_as_long_as_somebody_asks(heard:
     lab, clock = heard.lab, SystemClock()
     guest = lab.guest("web-2")
     now_ns = clock.now_ns()
-    order = Sampling(host="host-2", at_ns=now_ns, until_ns=now_ns + 15 * SECOND, fast=[guest.uuid])
+    order = Sampling(host="host-2", at_ns=now_ns, until_ns=now_ns + 10 * SECOND, fast=[guest.uuid])
     heard.publish("sampling", "host-2", msgspec.json.encode(order))
     series = 'vm_sample_interval_seconds{name="web-2",host="host-2"}'
     assert until(lambda: [value for _, value in query(lab, f"min_over_time({series}[20s])")] == [1], 30, 0.5)

@@ -105,16 +105,16 @@ def test_after_a_reboot_of_the_host(site: Leasing) -> None:
 
 def test_a_lost_controller_leaves_no_knob_changed(site: Leasing) -> None:
     host = site.lab.where(GUEST)
-    site.start(host, grace_s=15)
+    site.start(host, grace_s=10)
     command = site.set(GUEST)
     site.comes(lambda: "done" in site.results(command), "set")
-    for _beat in range(9):
+    for _beat in range(6):
         site.beat()
         assert not until(lambda: "reverted" in site.results(command), 2.0, 0.25)
     assert site.shares(GUEST) == 2048
     site.comes(lambda: "reverted" in site.results(command), "given back", 60)
     (ended,) = [one for one in site.outcomes if one.command == command and one.result == "reverted"]
-    assert ended.reason == "no controller was heard of for 15 s"
+    assert ended.reason == "no controller was heard of for 10 s"
     site.settled(GUEST)
 
 
