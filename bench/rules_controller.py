@@ -28,7 +28,7 @@ from virtpilot.actuators.command import Envelope, Signer
 from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.model import Command, HostStatus, Message, Mode, Outcome, Result, record_id
 from virtpilot.pipeline import assembly
-from virtpilot.pipeline.controller_config import ControllerConfig
+from virtpilot.pipeline.config import ControllerConfig
 from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 from virtpilot.rules.signals.table import whereabouts
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
@@ -118,25 +118,33 @@ class Fleet:
 
     def measure(self, first: int, last: int) -> None:
         """Do as `run` does, and count from here on."""
+        self.controller.step(0)
+        self._bus.sent.clear()
         self.took_s, self.told, self._measures = 0.0, {}, True
         self.run(first, last)
+        self._step(0)
+        self._told()
 
     def _drain(self) -> None:
         """Step until nothing is left to do, answering commands."""
         while True:
-            self._step()
-            sent, self._bus.sent = self._bus.sent, []
-            for message in sent:
-                self._hear(message)
+            self._step(0.2)
+            sent = self._told()
             if not sent and not self._bus.waits and not self._upkeep.waits() and not self._outbox.waits():
                 return
 
-    def _step(self) -> None:
+    def _told(self) -> list[Message]:
+        sent, self._bus.sent = self._bus.sent, []
+        for message in sent:
+            self._hear(message)
+        return sent
+
+    def _step(self, timeout_s: float) -> None:
         profile = self._profile if self._measures else None
         begun = thread_time()
         if profile is not None:
             profile.enable()
-        self.controller.step(0.2)
+        self.controller.step(timeout_s)
         self.pauses.tick(self._clock.monotonic_ns())
         if profile is not None:
             profile.disable()
