@@ -28,7 +28,7 @@ from virtpilot.actuators.command import Envelope, Signer
 from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.model import Command, HostStatus, Message, Mode, Outcome, Result, record_id
 from virtpilot.pipeline import assembly
-from virtpilot.pipeline.config import ControllerConfig
+from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 from virtpilot.rules.signals.table import whereabouts
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
