@@ -86,6 +86,11 @@ class Demand:
             if isinstance(signal, float | int):
                 self._values[index] = signal
 
+    @property
+    def next_s(self) -> float:
+        """From when on the values may be others than those that `at` returned last, seconds after the start."""
+        return 0.0 if self._sines.size else float(self._next.min(initial=math.inf))
+
     def at(self, time_s: float) -> Floats:
         """Return all values at `time_s` seconds after the start; times must not fall. The array is reused."""
         for place in np.flatnonzero(self._next <= time_s).tolist():

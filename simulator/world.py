@@ -120,6 +120,8 @@ class World:
         self._demands = {name: Demand([getattr(guest, name) for guest in scenario.guests]) for name in SIGNALS}
         self._noise = np.array([guest.noise for guest in scenario.guests], dtype=np.float64)
         self._random = np.random.default_rng(scenario.seed)
+        # when they next want something else than now; with noise that is always
+        self._next_wants_s = 0.0
         # whether somebody has changed what the rates depend on since `refresh`
         self.stale = True
 
@@ -194,6 +196,10 @@ class World:
 
     def want(self, time_s: float) -> None:
         """Take over what the guests want from `time_s` on; call once for each time, in order: it draws the noise."""
+        # What a migration brings to a host changes that host's memory, without anybody's wanting anything else.
+        self.stale = self.stale or bool(self.incoming_bytes.any())
+        if time_s < self._next_wants_s:
+            return
         self.stale = True
         self._wants = {name: demand.at(time_s) for name, demand in self._demands.items()}
         if self._noise.any():
@@ -201,6 +207,8 @@ class World:
             for row, names in enumerate((SIGNALS[:1], SIGNALS[2:4], SIGNALS[4:6])):
                 for name in names:
                     self._wants[name] = self._wants[name] * wobble[row]
+        else:
+            self._next_wants_s = min(demand.next_s for demand in self._demands.values())
 
     def refresh(self) -> None:
         """Share out CPU, memory, disk and network among those who want them now."""
