@@ -2,40 +2,85 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 _NOT_INHERITED = {"CI", "PYTEST_CURRENT_TEST", "VIRTPILOT_THOROUGH"}
+# To import pytest and its plugins costs far more than such a run: it is done once, and each run is a fork of that.
+# Nothing of this repository is imported yet, so that each run reads its own environment.
+FORKS = """
+import json, os, sys, pytest
+pytest.main(["--version", "--version", "--noconftest", "-c", os.devnull])
+import structlog
+print(flush=True)
+for line in sys.stdin:
+    words, environment, output = json.loads(line)
+    child = os.fork()
+    if not child:
+        into = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for file, known in ((null, 0), (into, 1), (into, 2)):
+            os.dup2(file, known)
+        os.environ.clear()
+        os.environ.update(environment)
+        status = pytest.main(words)
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
-def run(folder: Path, tests: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a file of tests under this repository's conftest."""
-    file = folder / "test_small.py"
-    file.write_text(textwrap.dedent(tests))
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-v"]
-    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", *words]
-    return subprocess.run(
-        [*command, *options, str(file)],
-        cwd=ROOT,
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+class Run(Protocol):
+    """Runs a file of tests under this repository's conftest."""
+
+    def __call__(self, tests: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Return it when it has ended."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    """The process that forks."""
+    piped = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", FORKS], cwd=ROOT, stdin=piped, stdout=piped, text=True) as process:
+        assert process.stdout
+        while process.stdout.readline().strip():
+            pass  # its versions
+        yield process
+        process.stdin.close() if process.stdin else None
+
+
+@pytest.fixture
+def run(forks: subprocess.Popen[str], tmp_path: Path) -> Run:
+    """What runs a file of tests in a process of its own."""
+
+    def run(tests: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        file, output = tmp_path / "test_small.py", tmp_path / "output"
+        file.write_text(textwrap.dedent(tests))
+        kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "-v", "-c", str(ROOT / "pyproject.toml")]
+        command = [*options, f"--rootdir={tmp_path}", *words, str(file)]
+        assert forks.stdin
+        assert forks.stdout
+        forks.stdin.write(json.dumps([command, kept | environment, str(output)]) + "\n")
+        forks.stdin.flush()
+        return subprocess.CompletedProcess(command, int(forks.stdout.readline()), output.read_text())
+
+    return run
 
 
 @pytest.mark.parametrize(("ci", "status", "word"), [("", 0, "SKIPPED"), ("true", 1, "FAILED")])
-def test_a_missing_server_skips_here_and_fails_in_ci(tmp_path: Path, ci: str, status: int, word: str) -> None:
+def test_a_missing_server_skips_here_and_fails_in_ci(run: Run, tmp_path: Path, ci: str, status: int, word: str) -> None:
     """With nothing on the servers' path, mosquitto is absent for the run; and what skips by itself is no better."""
     tests = """
         import pytest
@@ -45,7 +90,7 @@ def test_a_missing_server_skips_here_and_fails_in_ci(tmp_path: Path, ci: str, st
         def test_gives_up():
             pytest.skip("no such server")
     """
-    done = run(tmp_path, tests, CI=ci, VIRTPILOT_SERVER_PATH=str(tmp_path))
+    done = run(tests, CI=ci, VIRTPILOT_SERVER_PATH=str(tmp_path))
     assert done.returncode == status, done.stdout
     # what a fixture fails for is an error
     assert re.search(rf"::test_speaks_to_a_broker ({word}|ERROR) ", done.stdout), done.stdout
@@ -53,7 +98,7 @@ def test_a_missing_server_skips_here_and_fails_in_ci(tmp_path: Path, ci: str, st
     assert ("CI must run every test" in done.stdout) == bool(ci)
 
 
-def test_fast_tests_come_first_then_servers_then_the_lab(tmp_path: Path) -> None:
+def test_fast_tests_come_first_then_servers_then_the_lab(run: Run) -> None:
     tests = """
         import pytest
         @pytest.mark.lab
@@ -63,15 +108,15 @@ def test_fast_tests_come_first_then_servers_then_the_lab(tmp_path: Path) -> None
         def test_slow(): pass
         def test_fast(): pass
     """
-    done = run(tmp_path, tests, "--collect-only")
+    done = run(tests, "--collect-only")
     shown = re.findall(r"<Function (\w+)>", done.stdout)
     assert shown == ["test_fast", "test_slow", "test_server", "test_lab"], done.stdout
-    without = run(tmp_path, tests, "--collect-only", "-m", "not server and not lab").stdout
+    without = run(tests, "--collect-only", "-m", "not server and not lab").stdout
     assert "test_fast" in without
     assert "test_server" not in without, "the fixture alone makes it a server's test"
 
 
-def test_a_worker_begins_with_what_must_be_prompt_and_then_what_takes_long(tmp_path: Path) -> None:
+def test_a_worker_begins_with_what_must_be_prompt_and_then_what_takes_long(run: Run) -> None:
     tests = """
         import pytest
         def test_fast(): pass
@@ -80,11 +125,11 @@ def test_a_worker_begins_with_what_must_be_prompt_and_then_what_takes_long(tmp_p
         @pytest.mark.prompt
         def test_prompt(): pass
     """
-    done = run(tmp_path, tests, "--numprocesses", "1", "--dist", "loadscope", "--no-loadscope-reorder")
+    done = run(tests, "--numprocesses", "1", "--dist", "loadscope", "--no-loadscope-reorder")
     assert re.findall(r"PASSED .*::(\w+)", done.stdout) == ["test_prompt", "test_slow", "test_fast"], done.stdout
 
 
-def test_long_forms_are_only_for_a_thorough_run(tmp_path: Path) -> None:
+def test_long_forms_are_only_for_a_thorough_run(run: Run) -> None:
     tests = """
         import pytest
         @pytest.mark.long
@@ -92,11 +137,11 @@ def test_long_forms_are_only_for_a_thorough_run(tmp_path: Path) -> None:
         @pytest.mark.parametrize("count", [1, pytest.param(1_000_000, marks=pytest.mark.long)])
         def test_counts(count): pass
     """
-    assert "1 passed, 2 deselected" in run(tmp_path, tests).stdout
-    assert "3 passed" in run(tmp_path, tests, VIRTPILOT_THOROUGH="1").stdout
+    assert "1 passed, 2 deselected" in run(tests).stdout
+    assert "3 passed" in run(tests, VIRTPILOT_THOROUGH="1").stdout
 
 
-def test_a_seed_is_printed_and_can_be_given_again(tmp_path: Path) -> None:
+def test_a_seed_is_printed_and_can_be_given_again(run: Run) -> None:
     tests = """
         from hypothesis import Phase, given, settings, strategies as st
         @settings(database=None, derandomize=False, phases=[Phase.generate])
@@ -104,16 +149,16 @@ def test_a_seed_is_printed_and_can_be_given_again(tmp_path: Path) -> None:
         def test_number(number):
             assert number != number, "always"
     """
-    first = run(tmp_path, tests)
+    first = run(tests)
     seed = next(line for line in first.stdout.splitlines() if line.startswith("hypothesis seed: ")).split()[2]
-    again = run(tmp_path, tests, f"--hypothesis-seed={seed}")
+    again = run(tests, f"--hypothesis-seed={seed}")
     assert f"hypothesis seed: {seed} " in again.stdout
-    other = run(tmp_path, tests)
+    other = run(tests)
     assert f"hypothesis seed: {seed} " not in other.stdout
 
 
-@pytest.mark.parametrize("words", [(), ("-n", "2")])
-def test_a_process_left_behind_fails_the_session_and_is_named(tmp_path: Path, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", [(), ("-n", "1")])
+def test_a_process_left_behind_fails_the_session_and_is_named(run: Run, words: tuple[str, ...]) -> None:
     """Also one that has left its parent, and one of a worker: it is known by its environment."""
     tests = """
         import subprocess
@@ -121,7 +166,7 @@ def test_a_process_left_behind_fails_the_session_and_is_named(tmp_path: Path, wo
             null = subprocess.DEVNULL  # a worker's standard error is the session's
             subprocess.run(["setsid", "--fork", "sleep", "58.25"], check=True, stdout=null, stderr=null)
     """
-    done = run(tmp_path, tests, *words)
+    done = run(tests, *words)
     assert "1 passed" in done.stdout
     assert done.returncode == 1, done.stdout
     left = re.search(r"left behind: process (\d+): sleep 58.25", done.stdout)

@@ -17,6 +17,8 @@ from tests.services import until
 
 ROOT = Path(__file__).parents[2]
 MARKS = ("lab", "alone", "one_core", "slow", "server")
+# None of the small tests asks for examples, and to import Hypothesis takes as long as all else that pytest begins with.
+PLAIN = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 KINDS = list(chain.from_iterable(combinations(MARKS, size) for size in range(len(MARKS) + 1)))
 
 
@@ -69,7 +71,7 @@ def test_third(): assert os.sched_getscheduler(0) == os.SCHED_IDLE
     rest = Part("not slow and not server and not lab", rank=Rank.GAPS)
     group = [Part("slow", rank=Rank.BEHIND), Part("server", workers=1), Part("lab"), rest]
     files = {part.marks: [str(file)] for part in group}
-    assert Run([*options, "-p", "no:cacheprovider"], files).all([group]) == [0, 0, 5, 0]
+    assert Run([*options, *PLAIN], files).all([group]) == [0, 0, 5, 0]
     said = capfd.readouterr().out
     assert said.index("test_first PASSED") < said.index("test_second") < said.index("3 deselected / 0 selected")
 
@@ -89,7 +91,7 @@ def test_breaks_off(): pytest.exit("enough", returncode=2)
 def test_fills():
     while not told.exists(): time.sleep(0.05)
 """)
-    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(file)]
+    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", *PLAIN, str(file)]
     run = Run(options, {})
     rest = Part("not slow and not server and not lab", rank=Rank.GAPS)
     assert run.all([[Part("slow"), rest], [Part("lab")]]) == [0, 0, 0]
@@ -106,7 +108,7 @@ def test_of_each_part_the_files_are_known_and_all_is_compiled_once(tmp_path: Pat
     (tests / "test_small.py").write_text("import fractional\ndef test_small(): assert fractional.HALF")
     (tests / "test_real.py").write_text("import pytest\n@pytest.mark.lab\ndef test_lab(): pass\ndef test_plain(): pass")
     (tmp_path / "fractional.py").write_text("HALF = 1 / 2")
-    options = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(tests))
+    options = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", *PLAIN, str(tests))
     both = {"tests/test_real.py", "tests/test_small.py"}
     found = files_of(["lab", "not lab", "server"], tmp_path, *options)
     assert {marks: set(files) for marks, files in found.items()} == {
@@ -132,7 +134,7 @@ def test_waits(lab): signal.pause()
 """)
     options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-p", "tests.conftest", str(file)]
     begin = "import sys; from deploy.testing import *; heed_sigterm(); Run(sys.argv[1:], {}).all([[Part('lab')]])"
-    with subprocess.Popen([sys.executable, "-c", begin, *options, "-p", "no:cacheprovider"], cwd=ROOT) as running:
+    with subprocess.Popen([sys.executable, "-c", begin, *options, *PLAIN], cwd=ROOT) as running:
         try:
             assert until(up.exists, 60)
             running.send_signal(signal.SIGTERM)
