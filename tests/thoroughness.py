@@ -8,6 +8,6 @@ from typing import Final
 THOROUGH: Final = "VIRTPILOT_THOROUGH" in os.environ
 
 
-def examples(number: int) -> int:
-    """Return how many examples Hypothesis makes up where a thorough run has so many: else a fourth, at least 25."""
-    return number if THOROUGH else max(number // 4, min(number, 25))
+def examples(number: int, least: int = 25) -> int:
+    """Return how many examples Hypothesis makes up where a thorough run has so many: else a fourth, `least` or more."""
+    return number if THOROUGH else max(number // 4, min(number, least))

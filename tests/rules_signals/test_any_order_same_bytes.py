@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import START_NS, host, ruleset, vm
+from tests.thoroughness import examples
 from virtpilot.clock import seconds
 from virtpilot.model import Sample
 from virtpilot.rules.decisions.decider import Decider
 from virtpilot.rules.decisions.matcher import choose
 from virtpilot.rules.signals.evaluator import Evaluator
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=25)
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(25, least=10))
 # One of each kind that the language has.
 RULES = ruleset(
     """

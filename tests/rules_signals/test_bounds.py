@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import START_NS, ruleset
+from tests.thoroughness import examples
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample
 from virtpilot.rules.language.records import RuleSet
@@ -55,7 +56,7 @@ def both(evaluator: Evaluator, window: Window, row: int, *, upper: bool) -> tupl
         return float(windows.bound(window, rows, upper=upper)[0]), float(windows.value(window, rows)[0])
 
 
-@settings(derandomize=True, deadline=None, max_examples=30)
+@settings(derandomize=True, deadline=None, max_examples=examples(30, least=10))
 @given(st.integers(0, 2**32), st.sampled_from([10, 15, 100]), st.sampled_from("<>"))
 def test_no_window_is_beyond_its_bound(seed: int, every_s: int, sign: str) -> None:
     # Of one sign alone: what the others' rules look at would renew the bounds.

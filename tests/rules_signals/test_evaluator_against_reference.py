@@ -16,7 +16,7 @@ from virtpilot.model import Sample, Signal
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.tolerance import Tolerance
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(60))
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(60, least=15))
 LONGER = settings(REPEATABLE, max_examples=examples(250))
 ALL = ruleset(RULES)
 # Short times, so that subjects go and come back within a stream.

@@ -17,7 +17,7 @@ from virtpilot.model import Kind, Sample, Signal
 from virtpilot.rules.language.expression import condition
 from virtpilot.rules.signals.evaluator import Evaluator
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40))
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40, least=10))
 OLD = """\
 virtpilot: 1
 rules:

@@ -6,6 +6,7 @@ import base64
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,10 @@ from virtpilot.clock import seconds
 from virtpilot.lineblocks import LineReader, Lines
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Sample
-from virtpilot.remembered import MAX_BYTES
+from virtpilot.remembered import MAX_BYTES, Remembered
 from virtpilot.rules.signals.evaluator import Evaluator
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40))
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40, least=10))
 RULES = ruleset(
     """
 virtpilot: 1
@@ -145,10 +146,14 @@ def test_most_lines_of_devices_are_taken_whole() -> None:
     assert taken == [(1, 0), (1, 0), (1, 0)]
 
 
-def test_ever_other_texts_about_the_same_guests_are_remembered_up_to_a_size() -> None:
+def test_ever_other_texts_about_the_same_guests_are_remembered_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Told by a tag that makes nobody another one: what is remembered of whole messages is bounded in bytes."""
     evaluator, reader, heads_bytes = Evaluator(RULES), LineReader(WANTED), 0
-    for number in range(160):
+    bounded: tuple[Remembered[Any], ...] = (evaluator._quick._groups, linecolumns._known_heads)
+    for remembered in bounded:
+        assert remembered._most_bytes == MAX_BYTES
+        monkeypatch.setattr(remembered, "_most_bytes", MAX_BYTES // 8)
+    for number in range(20):
         tags = {"cluster": f"{number:04}".ljust(400, "x"), "host": "h1"}
         samples = [
             Sample("vm", {**tags, "vm": f"g{guest:03}"}, {"cpu_steal_ratio": 0.1}, START_NS + seconds(10 * number))
@@ -157,8 +162,8 @@ def test_ever_other_texts_about_the_same_guests_are_remembered_up_to_a_size() ->
         lines = reader.read(encode_lines(samples))
         heads_bytes = len(lines.blocks[0].heads)
         evaluator.feed_messages([(lines, "m")])
-    for remembered in (evaluator._quick._groups, linecolumns._known_heads):
-        assert 0 < len(remembered) <= MAX_BYTES // heads_bytes < 150
+    for remembered in bounded:
+        assert 0 < len(remembered) <= MAX_BYTES // 8 // heads_bytes < 19
 
 
 def test_a_host_behind_its_guests_is_taken_in_order() -> None:

@@ -24,7 +24,7 @@ from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.history import STEPS, UNIT_NS, History, Series
 from virtpilot.rules.signals.table import Where
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40))
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(40, least=10))
 NUMBER = ["avg", "min", "max", "p1", "p50", "p95", "p99", "stddev", "count", "delta", "slope", "flaps", "forecast"]
 WINDOWS = [
     *(f"{name}(cpu_steal_ratio, {span}) >= 0" for name in NUMBER for span in ("20s", "1m", "10m", "30m")),
@@ -273,18 +273,28 @@ def test_damaged_points_are_refused_whole(damage: bytes) -> None:
         Evaluator(RULES).restore(document)
 
 
-@pytest.mark.parametrize("by_s", [-3600, 7.25])
-def test_what_is_moved_to_another_time_says_the_same(by_s: float) -> None:
-    """Before the next sample and after it, with points in every place of the rings."""
+@pytest.fixture(scope="module")
+def full() -> tuple[list[str], RuleSet, str]:
+    """Windows with points in every place of their rings: their texts, their rules and what is saved of them."""
     texts = [f"{name}(cpu_steal_ratio, {span})" for name in NUMBER for span in ("1m", "30m")]
-    conditions = [condition(f"{text} > 1", Kind.VM) for text in texts]
     rules = rules_of([f"{text} >= 0" for text in texts])
+    evaluator, rng = Evaluator(rules), random.Random(5)
+    for second in range(0, 2300, 10):
+        evaluator.feed([vm("g", second, rng.random())], "m")
+    return texts, rules, json.dumps(evaluator.snapshot())
+
+
+@pytest.mark.parametrize("by_s", [-3600, 7.25])
+def test_what_is_moved_to_another_time_says_the_same(full: tuple[list[str], RuleSet, str], by_s: float) -> None:
+    """Before the next sample and after it."""
+    texts, rules, saved = full
+    conditions = [condition(f"{text} > 1", Kind.VM) for text in texts]
     still, moved = Evaluator(rules), Evaluator(rules)
-    rng = random.Random(5)
-    for second in range(0, 2400, 10):
-        level = rng.random()
-        for evaluator in (still, moved):
-            evaluator.feed([vm("g", second, level)], "m")
+    for evaluator in (still, moved):
+        evaluator.restore(json.loads(saved))
+        # and what is worked out of them is kept until the next sample
+        for second in range(2300, 2400, 10):
+            evaluator.feed([vm("g", second, second % 70 / 70)], "m")
     moved.move(seconds(by_s))
     told = [{**evaluator.inputs(one, "g")} for one in conditions for evaluator in (still, moved)]
     assert told[::2] == told[1::2]
@@ -296,7 +306,7 @@ def test_what_is_moved_to_another_time_says_the_same(by_s: float) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(derandomize=True, deadline=None, max_examples=15)
+@settings(derandomize=True, deadline=None, max_examples=examples(15, least=8))
 def test_samples_that_wait_are_there_whenever_somebody_reads(seed: int) -> None:
     """Messages of several hosts, some of them without a value, read and dumped in between."""
     chance = random.Random(seed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from tests.rules_testing.shipped import shipped
+from tests.thoroughness import THOROUGH, examples
 from virtpilot.clock import SECOND
 from virtpilot.model import Sample, Signal
 from virtpilot.pipeline import rule_tests
@@ -22,7 +24,9 @@ from virtpilot.rules.language import RuleSet
 from virtpilot.rules.testing.coverage import Coverage
 from virtpilot.rules.testing.records import RuleTest
 
-REPEATABLE = settings(derandomize=True, deadline=None, max_examples=10)
+# How long the made-up tests last at most: longer than what can be known of most windows.
+LONGEST_M = 20 if THOROUGH else 9
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=examples(10, least=5))
 # One of each kind that the language has; the cluster's apart, for there each tick is a sample.
 ALONE = """
 virtpilot: 1
@@ -99,7 +103,7 @@ def _tests(draw: st.DrawFn) -> str:
         if draw(st.booleans()):
             lines += ["        job: {operation: out, running_count: 0x3 1, throttle_ratio: 0 0.4x6 0}"]
     lines += ["    answers: [{to: set, of: g1, after: 5s, then: {cpu_steal_ratio: 0.01}}]"]
-    lines += [f"    expect: [{{signal: plain, of: g1, at: {draw(st.integers(2, 20))}m, is: firing}}]"]
+    lines += [f"    expect: [{{signal: plain, of: g1, at: {draw(st.integers(2, LONGEST_M))}m, is: firing}}]"]
     return "\n".join(lines)
 
 
@@ -214,26 +218,44 @@ def test_a_signal_changes_at_its_frame(name: str, tmp_path: Path) -> None:
     _assert_alike(test, rules)
 
 
-def library() -> Iterator[tuple[RuleTest, RuleSet]]:
-    yield from ((test, rules) for _name, test, rules in shipped())
+LIBRARY: Final = [(test, rules) for _name, test, rules in shipped()]
 
 
-@pytest.mark.parametrize(("test", "rules"), list(library()), ids=lambda one: getattr(one, "name", ""))
-def test_the_tests_of_the_shipped_rules(test: RuleTest, rules: RuleSet) -> None:
-    _assert_alike(test, rules)
+class Ahead(NamedTuple):
+    """A shipped test played as it is in earnest: its records, what they cover, and in how many steps."""
+
+    records: Sequence[object]
+    seen: dict[str, list[tuple[str, int, int]]]
+    steps: int
 
 
-def test_most_frames_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    stepped: list[int] = []
+@cache
+def ahead(number: int) -> Ahead:
+    """Play a test of the library, once for all who look at it."""
+    test, rules = LIBRARY[number]
+    steps = 0
     measure = Rehearsal.measure_all
 
     def watched(rehearsal: Rehearsal, told: Mapping[str, Sequence[Sample]]) -> None:
-        stepped.append(len(told))
+        nonlocal steps
+        steps += len(told)
         measure(rehearsal, told)
 
-    monkeypatch.setattr(Rehearsal, "measure_all", watched)
-    frames = 0
-    for test, rules in library():
-        rule_tests.Scene(test, rules).play(Coverage(rules.rules))
-        frames += test.end_ns // test.every_ns + 1
-    assert len(stepped) < frames / 5
+    coverage = Coverage(rules.rules)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Rehearsal, "measure_all", watched)
+        records = rule_tests.Scene(test, rules).play(coverage).records
+    return Ahead(records, _seen(coverage), steps)
+
+
+@pytest.mark.parametrize("number", range(len(LIBRARY)), ids=[test.name for test, _rules in LIBRARY])
+def test_the_tests_of_the_shipped_rules(number: int) -> None:
+    test, rules = LIBRARY[number]
+    stepwise = Coverage(rules.rules, closely=True)
+    assert rule_tests.Scene(test, rules).play(stepwise).records == ahead(number).records
+    assert _seen(stepwise) == ahead(number).seen
+
+
+def test_most_frames_are_left_out() -> None:
+    frames = sum(test.end_ns // test.every_ns + 1 for test, _rules in LIBRARY)
+    assert sum(ahead(number).steps for number in range(len(LIBRARY))) < frames / 5

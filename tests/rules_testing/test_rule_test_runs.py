@@ -243,9 +243,9 @@ def test_a_simulated_fleet_takes_the_place_of_series(tmp_path: Path) -> None:
     (tmp_path / "cpu.yaml").write_text(rules)
     (tmp_path / "cpu.test.yaml").write_text(
         "virtpilot: 1\ntests:\n  - name: the demo's first episode\n    mode: act\n    fleet: demo\n    expect:\n"
-        "      - {command: vm-cpu-starved, of: web-1, by: 5m, is: given, action: migrate to host-3}\n"
-        "      - {outcome: vm-cpu-starved, of: web-1, by: 5m, is: effective, action: migrate}\n"
-        "      - {signal: vm-cpu-starved, of: db-1, at: 5m, is: firing}\n"
+        "      - {command: vm-cpu-starved, of: web-1, by: 4m20s, is: given, action: migrate to host-3}\n"
+        "      - {outcome: vm-cpu-starved, of: web-1, by: 4m20s, is: effective, action: migrate}\n"
+        "      - {signal: vm-cpu-starved, of: db-1, at: 4m20s, is: firing}\n"
     )
     (tested,) = rule_tests.run([tmp_path], SystemClock())
     assert happened(tested) == ["it is inactive, as it was all the time"]
