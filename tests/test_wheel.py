@@ -157,7 +157,7 @@ def test_the_shipped_rules_pass_their_check(installed: Installed) -> None:
 
 
 def test_the_demo_plays_and_prints_one_document(installed: Installed) -> None:
-    done = installed.virtpilot("demo", "--seconds", "6", "--headless", "--json")
+    done = installed.virtpilot("demo", "--seconds", "3", "--headless", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["samples_stored"] > 100

@@ -27,13 +27,20 @@ KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(32))
 FORGER: Final = Ed25519PrivateKey.from_private_bytes(bytes([1] * 32))
 OPERATORS: Final = Operators({key_id(KEY.public_key()): KEY.public_key()})
 TTL_S: Final = 120.0
+# From the first second on, two guests want all of a host of two cores.
+SCENARIO: Final = 'name = "small"\nhosts = [{name = "host-1", cpus = 2, memory_mib = 16384}]\n' + "".join(
+    f'[[guests]]\nname = "{name}"\nhost = "host-1"\nvcpus = 2\nmemory_mib = 256\ncpu_cores = 2.0\n{tags}'
+    for name, tags in (("web", ""), ("batch", 'tags = {virtpilot_ignore = "yes"}\n'))
+)
 
 
 class Story:
-    """The demo in approve mode, with one operator who knows what was published."""
+    """A starved guest's demo in approve mode, with one operator who knows what was published."""
 
     def __init__(self, folder: Path) -> None:
-        self.demo = Demo(folder, rules=RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.APPROVE}))
+        (folder / "scenario.toml").write_text(SCENARIO)
+        rules = RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.APPROVE})
+        self.demo = Demo(folder / "demo", folder / "scenario.toml", rules)
         self.pilot = self.demo.controller.pilot
         self.pilot.approvals = desk = ApprovalDesk(ApprovalOptions(ttl_s=TTL_S), OPERATORS, self.demo.topics.cluster)
         self.demo.controller._keeper._parts["approvals"] = desk  # type: ignore[index] # as the assembly does

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
+from tests.demos import CPU_RULES
 from virtpilot.action import SetKnob
 from virtpilot.actuators.command import Signer, Verifier
 from virtpilot.clock import SECOND, VirtualClock
@@ -32,7 +33,7 @@ from virtpilot.topics import Topics
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo in which a guest was helped."""
     folder = tmp_path_factory.mktemp("demo")
-    demo = Demo(folder)
+    demo = Demo(folder, rules=CPU_RULES)
     for _ in range(220):
         demo.step()
     demo.close()

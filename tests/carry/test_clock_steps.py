@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.demos import CPU_RULES
 from virtpilot.lineprotocol import parse
 from virtpilot.model import Decision, Sample
 from virtpilot.pipeline.demo import Demo
@@ -26,7 +27,7 @@ def acted_on(demo: Demo) -> set[str]:
 @pytest.fixture(scope="module")
 def in_need(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The guests that are helped where no clock is set."""
-    even = Demo(tmp_path_factory.mktemp("even"))
+    even = Demo(tmp_path_factory.mktemp("even"), rules=CPU_RULES)
     for _second in range(150):
         even.step()
     even.close()
@@ -35,7 +36,7 @@ def in_need(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 @pytest.mark.parametrize("by_s", [-HOUR_S, HOUR_S])
 def test_the_whole_chain_takes_no_harm(tmp_path: Path, in_need: set[str], by_s: float) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, rules=CPU_RULES)
     for second in range(150):
         if second in (50, 100):
             demo.clock.step(by_s if second == 50 else -by_s)

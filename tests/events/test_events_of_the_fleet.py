@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.demos import CPU_RULES
 from virtpilot.events import By, Event, EventKind
 from virtpilot.hypervisor import EventSource, GuestEvent
 from virtpilot.model import Message
@@ -101,7 +102,7 @@ def test_a_libvirt_that_was_away_leaves_a_gap_that_is_told() -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, list[Event]]:
     """A starved guest is helped by shares, then moved; somebody else sets another guest's shares meanwhile."""
-    demo = Demo(tmp_path_factory.mktemp("demo"))
+    demo = Demo(tmp_path_factory.mktemp("demo"), rules=CPU_RULES)
     reader = demo.broker.connect("reader")
     reader.subscribe(demo.topics.events("+"))
     batch = next(guest for guest in demo.fleet.view().guests if guest.name.startswith("batch"))

@@ -36,7 +36,7 @@ def play(folder: Path, mode: Mode, seconds: int) -> Path:
 
 @pytest.fixture(scope="module")
 def acted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return play(tmp_path_factory.mktemp("acted"), Mode.ACT, 420)
+    return play(tmp_path_factory.mktemp("acted"), Mode.ACT, 310)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_why_it_fired(acted: Path) -> None:
 
 
 def test_what_came_of_it_and_that_it_is_over(acted: Path) -> None:
-    found = rule(about(acted, "web-1", 400))
+    found = rule(about(acted, "web-1", 300))
     assert found.state is SignalState.INACTIVE
     assert "`cpu_steal_ratio > 10%` (cpu_steal_ratio 0%) is false" in found.why
     assert [entry.kind for entry in found.happened].count("outcome") == 5
@@ -139,7 +139,7 @@ def test_history_says_what_the_trail_says(acted: Path) -> None:
 def test_hosts_are_explained_too_and_where_a_guest_was_then(acted: Path) -> None:
     assert rule(about(acted, "host-1", 100), "host-cpu-saturated").state is SignalState.PENDING
     assert about(acted, "web-1", 60).subject.host == "host-1"
-    assert about(acted, "web-1", 400).subject.host == "host-3"
+    assert about(acted, "web-1", 300).subject.host == "host-3"
 
 
 def test_the_text_has_it_all(observed: Path) -> None:

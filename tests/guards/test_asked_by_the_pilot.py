@@ -59,7 +59,7 @@ class Story:
         found = [one.record for one in self.controller.entries()]
         return [one for one in found if isinstance(one, Decision) and one.subject.name == "web"]
 
-    def reasons(self, guard: str, count: int = 120) -> set[str]:
+    def reasons(self, guard: str, count: int = 60) -> set[str]:
         return {one.reason for one in self.decisions(count) if one.guard == guard}
 
     def event(self, **changes: Any) -> None:
@@ -115,6 +115,7 @@ def test_what_is_nobodys_interference(story: Story, changes: dict[str, Any]) -> 
     story.decisions(5)
     story.event(**changes)
     assert story.reasons("foreign-change") == set()
+    assert [one for one in story.decisions(0) if one.accepted]
 
 
 def test_alarms_begin_once_end_once_and_survive_a_restart(story: Story) -> None:

@@ -44,7 +44,7 @@ class Site:
         self._bus = self.demo.broker.connect("operator")
         self._bus.subscribe(self.demo.topics.emptying("+"))
         self.told: dict[str, Emptying] = {}
-        self.run(60)
+        self.run(40)
 
     def order(self, host: str, *, on: bool) -> None:
         order = Maintenance(cluster=CLUSTER, host=host, on=on, by="ann", at_ns=self.demo.clock.now_ns(), reason="disks")
@@ -79,7 +79,7 @@ def test_a_host_is_emptied_and_takes_guests_again(site: Site) -> None:
     site.order("host-1", on=True)
     site.run(2)
     assert set(site.told["host-1"].left) == {"big", "middle", "small-1", "small-2"}
-    site.run(240)
+    site.run(60)
     assert site.on("host-1") == {"off"}
     assert site.told["host-1"] == Emptying(
         host="host-1", on=True, by="ann", reason="disks", since_ns=site.told["host-1"].since_ns
@@ -100,7 +100,7 @@ def test_a_host_is_emptied_and_takes_guests_again(site: Site) -> None:
 
 def test_on_a_new_connection_it_is_told_again_for_the_broker_may_have_lost_it(site: Site) -> None:
     site.order("host-1", on=True)
-    site.run(240)
+    site.run(60)
     told = site.told.pop("host-1")
     site.run(2)
     assert "host-1" not in site.told, "no news"
@@ -123,7 +123,7 @@ def test_nobody_is_sent_to_a_host_in_maintenance(site: Site) -> None:
     """Two hosts at once: the third takes what fits, the rest stays and the reason is told."""
     site.order("host-1", on=True)
     site.order("host-2", on=True)
-    site.run(240)
+    site.run(60)
     assert site.on("host-1") | site.on("host-2") >= {"off"}
     targets = {one.action.target for one in site.records(Command) if isinstance(one, Command)}  # type: ignore[union-attr]
     assert targets == {"host-3"}

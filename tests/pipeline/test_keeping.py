@@ -12,19 +12,19 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.demos import CPU_RULES
 from tests.pipeline.test_state_log import copied
 from virtpilot.action import ReleaseKnob
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import VirtualClock, seconds
 from virtpilot.errors import StateError
-from virtpilot.model import Command, Message, Mode, Outcome
+from virtpilot.model import Command, Message, Outcome
 from virtpilot.pipeline import window_files
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.measured_fleet import ALSO
 from virtpilot.pipeline.outbox import Outbox
-from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
 from virtpilot.pipeline.state import StateLog, load
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.topics import Topics
@@ -35,7 +35,7 @@ KEPT = ("epoch", "decisions", "guards", "alerts", "statuses", "outbox")
 
 def test_at_every_moment_of_the_main_job_a_crash_would_lose_nothing(tmp_path: Path) -> None:
     """All that the parts hold is found on disk, with one whole save a minute and only changes between."""
-    demo = Demo(tmp_path / "demo")
+    demo = Demo(tmp_path / "demo", rules=CPU_RULES)
     controller, folder = demo.controller, tmp_path / "demo" / "controller"
     phases: set[str] = set()
     for second in range(260):
@@ -104,7 +104,7 @@ def test_a_small_state_is_written_only_when_it_is_another(tmp_path: Path) -> Non
 
 
 def test_no_command_leaves_while_the_state_cannot_be_saved(tmp_path: Path) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, rules=CPU_RULES)
     controller = demo.controller
     controller._keeper._file = file = FullDisk(tmp_path / "full" / "state.json")
     listener = demo.broker.connect("listener")
@@ -126,8 +126,7 @@ def test_no_command_leaves_while_the_state_cannot_be_saved(tmp_path: Path) -> No
 
 
 def test_records_of_the_job_are_the_same_whether_anything_is_kept_or_not(tmp_path: Path) -> None:
-    rules = RuleOptions(paths=[str(LIBRARY / "cpu.yaml")], modes={"*": Mode.ACT})
-    kept, free = Demo(tmp_path / "kept", rules=rules), Demo(tmp_path / "free", rules=rules)
+    kept, free = Demo(tmp_path / "kept", rules=CPU_RULES), Demo(tmp_path / "free", rules=CPU_RULES)
     free.controller._keeper._file = None
     told = []
     for demo in (kept, free):

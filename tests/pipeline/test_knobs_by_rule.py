@@ -112,7 +112,7 @@ def test_a_limit_holds_the_guest_down_for_its_lease(
 def test_what_is_set_and_what_cannot_be_from_where_it_stands(tmp_path: Path, what: str, knob: str, value: int) -> None:
     """A weight and a period that nobody tells are where they usually are; half of no limit is nothing."""
     demo = piloted(tmp_path, what, "1h")
-    play(demo, 150)
+    play(demo, 60)
     hypervisor = demo.fleet.hypervisor("h1")
     refused = value in {-1, 0}
     assert demo.document()["decisions"]["accepted"] == (knob == "guest_vcpus" or not refused)
@@ -151,12 +151,12 @@ def test_a_value_that_is_still_asked_for_has_its_lease_renewed_before_that_ends(
         if hypervisor.get_knob(BUSY, "vcpu_quota") == 50_000:
             break
     values = []
-    for _ in range(400):
+    for _ in range(250):
         demo.step()
         values.append(hypervisor.get_knob(BUSY, "vcpu_quota"))
     assert set(values) == {50_000}
     commands = [entry.record for entry in demo.controller.entries() if isinstance(entry.record, Command)]
     spans_s = {round((later.issued_ns - earlier.issued_ns) / 1e9) for earlier, later in pairwise(commands)}
     assert min(spans_s) >= 60
-    assert len(commands) <= 8
+    assert 3 <= len(commands) <= 5
     demo.close()

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.demos import CPU_RULES
 from virtpilot.pipeline.demo import Demo
 from virtpilot.pipeline.demo_run import names_of, picture
 
 
 @pytest.fixture(scope="module")
 def starving(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    demo = Demo(tmp_path_factory.mktemp("demo"))
+    demo = Demo(tmp_path_factory.mktemp("demo"), rules=CPU_RULES)
     for _ in range(60):
         demo.step()
     demo.close()
@@ -50,7 +51,7 @@ def test_the_picture_fits_on_the_terminal_with_what_happened_last(starving: Demo
 
 
 def test_a_guest_on_the_move_is_shown_with_its_numbers(tmp_path: Path) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, rules=CPU_RULES)
     while not any(guest.migration for guest in demo.fleet.view().guests):
         demo.step()
         assert demo.clock.monotonic_ns() < 400 * 10**9

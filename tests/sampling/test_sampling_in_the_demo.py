@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.demos import CPU_RULES
 from virtpilot.clock import SECOND
 from virtpilot.lineprotocol import parse
 from virtpilot.model import Sample
@@ -29,7 +30,7 @@ def gaps(samples: list[Sample]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    demo = Demo(tmp_path_factory.mktemp("demo"))
+    demo = Demo(tmp_path_factory.mktemp("demo"), rules=CPU_RULES)
     reader = demo.broker.connect("reader")
     reader.subscribe(demo.topics.metrics("+"))
     guests: dict[str, list[Sample]] = {}
@@ -74,7 +75,7 @@ def test_hosts_come_with_every_tick(played: Played) -> None:
 
 
 def test_an_agent_whose_controller_has_gone_samples_as_usual(tmp_path: Path) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, rules=CPU_RULES)
     for _ in range(60):
         demo.step()
     agent = next(agent for agent in demo.agents if agent.cadence.fast)
