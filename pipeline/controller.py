@@ -23,6 +23,7 @@ import structlog
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import SECOND, Clock, seconds
 from virtpilot.events import Event
+from virtpilot.lineblocks import Lines
 from virtpilot.model import Bus, Command, Decision, Delivery, HostStatus, Message, Outcome, Signal
 from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
@@ -292,9 +293,16 @@ class Controller:
         self._advance(now_ns, [subject] if subject else [])
 
     def _on_metrics(self, messages: Sequence[Message]) -> None:
-        heard = hear_all(messages, self._topics, self.rulebook, self.sources, self._time, self.counters)
-        now_ns, signals = self._time.now_ns(), self.rulebook.evaluator.feed_messages(heard)
+        self.take(hear_all(messages, self._topics, self.rulebook, self.sources, self._time, self.counters))
+
+    def take(self, heard: Sequence[tuple[Lines, str]]) -> None:
+        """Take what the rules read of metrics messages, each with its id."""
+        self.follow(self.rulebook.evaluator.feed_messages(heard))
+
+    def follow(self, signals: list[Signal]) -> None:
+        """Do what follows from signals that have changed."""
         if signals:
+            now_ns = self._time.now_ns()
             self._on_signals(signals)
             self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))
             self._log_signals(signals)

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from virtpilot.model import Sample
-from virtpilot.pipeline.lines import is_subject
 from virtpilot.pipeline.rehearsal import Rehearsal
 from virtpilot.rules.signals.film.film import Film
 
 _MOST_FRAMES: Final = 64
-# What each host says, in its own order.
+# What each host says: itself and its guests last.
 Frame = Mapping[str, Sequence[Sample]]
 
 
@@ -60,6 +59,8 @@ class Foresight:
         if film is None:
             return None
         at = tick - self._first
+        if self._rehearsal.plays(film):
+            return self._play(film, at)
         until = film.calm(at)
         due_ns = self._rehearsal.due_ns()
         while until > at and film.time_ns(until) >= due_ns:
@@ -67,6 +68,17 @@ class Foresight:
         if until == at:
             return None
         self._rehearsal.take(film, at, until, self._made[self._first + until])
+        return Span(film, at + 1, until)
+
+    def _play(self, film: Film, at: int) -> Span | None:
+        """Let all happen that happens up to the film's end."""
+        until = film.frames
+        if until == at:
+            return None
+        self._rehearsal.play(film, at, until)
+        if self._first + until < self._last:
+            # Nobody looks at what was measured last.
+            self._rehearsal.put(film, at, until, self._made[self._first + until])
         return Span(film, at + 1, until)
 
     def _filmed(self, tick: int) -> Film | None:
@@ -81,4 +93,4 @@ class Foresight:
     def _frames(self, tick: int) -> Iterator[list[Sample]]:
         for coming in range(tick + 1, min(tick + _MOST_FRAMES, self._last) + 1):
             made = self._made[coming] = self._frame(coming)
-            yield [sample for samples in made.values() for sample in sorted(samples, key=is_subject)]
+            yield [sample for samples in made.values() for sample in samples]

@@ -127,12 +127,16 @@ class Keeper:
 
     def tick(self) -> None:
         """Save; where the whole is due, begin to make it."""
+        if self._file is None:
+            return
         self.save()
         if self._making is None and self._due_ns is not None and self._clock.monotonic_ns() >= self._due_ns:
             self._do(self._begin)
 
     def save(self) -> None:
         """Save what has changed."""
+        if self._file is None:
+            return
         if self._due_ns is None:
             self._do(self._replace)
             return
@@ -198,7 +202,6 @@ class Keeper:
 
     def _do(self, act: Callable[[StateLog], None]) -> None:
         if self._file is None:
-            self._due_ns = self._clock.monotonic_ns() + self._every_ns
             return
         try:
             act(self._file)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final
 
 import msgspec
@@ -15,22 +16,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from virtpilot.actuators.command import Signer
 from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.clock import SECOND, VirtualClock
-from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Command, HostStatus, Kind, Message, Mode, Sample
 from virtpilot.pipeline import assembly
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.controller_config import ControllerConfig
-from virtpilot.pipeline.lines import is_subject
 from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.pilot import Pilot
 from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.standin import Reply, StandIn
 from virtpilot.pipeline.steering import SteeringOptions
+from virtpilot.pipeline.unwritten import Unwritten
 from virtpilot.rules.language import RuleSet
 from virtpilot.rules.signals.film.film import Film
-from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
+from virtpilot.topics import Topics
 
 CLUSTER: Final = "rehearsal"
 MAX_RECORDS: Final = 1_000_000
@@ -57,6 +57,7 @@ class Rehearsal:
         self.topics = Topics(CLUSTER)
         self._tick_ns = round(tick_s * SECOND)
         self._each_tick = any(rule.on is Kind.CLUSTER for rule in rules.rules)
+        self._acts = any(rule.remedies for rule in rules.rules)
         self._settled = False
         self._sequence: dict[str, int] = {}
         self._hosts: set[str] = set()
@@ -64,40 +65,43 @@ class Rehearsal:
         key = Ed25519PrivateKey.from_private_bytes(_KEY)
         signer = Signer(key)
         self.controller = assembly.controller(
-            ControllerConfig(
-                cluster=CLUSTER,
-                sampling=SteeringOptions(every_s=0),
-                guards=guards,
-                scheduling=scheduling,
-                timing=ControllerTiming(tick_s=tick_s),
-            ),
+            _config(tick_s, guards, scheduling),
             bus=lambda will: broker.connect("controller", will),
             clock=self.clock,
             signer=signer,
             folder=None,
             rulebook=Rulebook(RuleOptions(modes={} if mode is None else {"*": mode}), rules),
         )
+        # Where nothing is said of many and nothing done, nothing that was measured waits for a tick.
+        self._at_once = not (self._each_tick or self._acts or len(self.controller.rulebook.evaluator.world.aggregates))
         self.controller.books.records = RecordLog(keep=MAX_RECORDS)
         self.controller.start()
+        self._unwritten = Unwritten(self.controller.rulebook.wanted)
         self._bus = broker.connect("hosts")
         self.agents = StandIn(broker.connect("agents"), self.topics, {signer.key_id: key.public_key()}, reply)
 
     def measure(self, host: str, samples: Sequence[Sample]) -> None:
-        """Publish what a host has measured, as one message, and let the controller take it."""
+        """Let the controller take what a host has measured, as one message."""
         self.measure_all({host: samples})
 
     def measure_all(self, told: Mapping[str, Sequence[Sample]]) -> None:
-        """Publish what hosts have measured, a message each, and let the controller take them in turn."""
+        """Let the controller take what hosts have measured, a message each: in turn where something may come of it."""
+        heard = []
         for host, samples in told.items():
             self._announce(host)
-            self._publish(host, samples)
-        self.controller.step(0)
-        self._settled = False
+            self._sequence[host] = self._sequence.get(host, 0) + 1
+            heard.append((self._unwritten.lines(samples), self._message_id(host)))
+            if self._acts:
+                self.controller.take(heard)
+                self.controller.step(0)
+                heard = []
+        if heard:
+            self.controller.take(heard)
+            self.controller.step(0)
+        self._settled = self._at_once and not self.controller.rulebook.evaluator.silent(self.clock.now_ns())
 
-    def _publish(self, host: str, samples: Sequence[Sample]) -> None:
-        number = self._sequence[host] = self._sequence.get(host, 0) + 1
-        properties = {BOOT_PROPERTY: CLUSTER, SEQUENCE_PROPERTY: str(number)}
-        self._bus.publish(Message(self.topics.metrics(host), encode_lines(sorted(samples, key=is_subject)), properties))
+    def _message_id(self, host: str) -> str:
+        return f"{host}/{CLUSTER}/{self._sequence[host]}"
 
     def _announce(self, host: str) -> None:
         """Say once that a host is there and takes guests."""
@@ -107,6 +111,7 @@ class Rehearsal:
                 host=host, online=True, at_ns=self.clock.now_ns(), migration_uri=f"qemu+tcp://{host}/system"
             )
             self._bus.publish(Message(self.topics.status(host), msgspec.json.encode(status), retain=True))
+            self.controller.step(0)
 
     def run_until(self, time_ns: int) -> None:
         """Let time pass, tick by tick, up to a time; ticks at which nothing can happen are left out."""
@@ -137,16 +142,39 @@ class Rehearsal:
         """Return what is to be measured, as a film; None where that is not just more of what was."""
         return self.controller.rulebook.evaluator.film(frames, self._tick_ns if self._each_tick else 0)
 
+    def plays(self, film: Film) -> bool:
+        """Tell whether signals can be played as in a film: nothing is done for their sake, and no rule asks for any."""
+        return film.lasting and not self._acts
+
+    def play(self, film: Film, at: int, until: int) -> None:
+        """Let time pass up to a film's frame, with all signals that come; who looks on has to `put` that frame."""
+        known = dict(self._sequence)
+        for (frame, at_ns), changes in groupby(film.play(at, until), key=lambda one: (one.frame, one.at_ns)):
+            self._sequence = {host: number + frame - at for host, number in known.items()}
+            self.clock.advance((at_ns - self.clock.now_ns()) / SECOND)
+            self.controller.follow([film.signal(one, self._message_id) for one in changes])
+        self._sequence = known
+        self._pass(film.time_ns(until))
+
     def take(self, film: Film, at: int, until: int, last: Mapping[str, Sequence[Sample]]) -> None:
         """Let time pass up to a film's frame, with which nothing happens; `last` is what that frame's hosts say."""
+        film.calmly(at, until)
+        self.put(film, at, until, last)
+
+    def put(self, film: Film, at: int, until: int, last: Mapping[str, Sequence[Sample]]) -> None:
+        """Take it that a film's frames after `at`, up to one, were measured; `last` is what that frame's hosts say."""
         for host in last:
             self._sequence[host] += until - at
-        film.take(at, until, lambda host: f"{host}/{CLUSTER}/{self._sequence[host]}")
+        film.put(at, until, self._message_id)
         others = (sample for samples in last.values() for sample in samples)
         self.controller.rulebook.evaluator.pass_time(film.time_ns(until), others)
-        self.clock.advance((film.time_ns(until) - self.clock.now_ns()) / SECOND)
+        self._pass(film.time_ns(until))
+
+    def _pass(self, time_ns: int) -> None:
+        """Let time pass without a tick."""
+        self.clock.advance((time_ns - self.clock.now_ns()) / SECOND)
         self.controller.slept()
-        self._settled = False
+        self._settled = self._at_once
 
     def _quiet_ns(self) -> int:
         """Return for how long nothing can happen if nothing is measured, 0 where something may at the next tick."""
@@ -163,6 +191,16 @@ class Rehearsal:
     def records(self) -> Iterator[Record]:
         """Yield what came to be, in order."""
         return (entry.record for entry in self.controller.entries())
+
+
+def _config(tick_s: float, guards: GuardOptions, scheduling: SchedulingOptions) -> ControllerConfig:
+    return ControllerConfig(
+        cluster=CLUSTER,
+        sampling=SteeringOptions(every_s=0),
+        guards=guards,
+        scheduling=scheduling,
+        timing=ControllerTiming(tick_s=tick_s),
+    )
 
 
 def _waits(pilot: Pilot) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from virtpilot.model import Kind, Sample
@@ -25,40 +25,40 @@ USUAL: Final[Mapping[Kind, Mapping[str, float]]] = {
 Fields = dict[str, int | float]
 
 
-class _Line(NamedTuple):
+class _Line:
     """What is said at each tick of one thing: fields that stay, series with the tick that each began at."""
 
-    measurement: str
-    tags: dict[str, str]
-    series: tuple[tuple[str, Series, int], ...]
-    usual: Fields
-    state: Fields
+    def __init__(
+        self,
+        measurement: str,
+        tags: dict[str, str],
+        series: Sequence[tuple[str, Series, int]],
+        usual: Fields,
+        state: Fields,
+    ) -> None:
+        self.measurement, self.tags = measurement, tags
+        self._series, self._usual, self._state = series, usual, state
+        self._tick: int | None = None
+        self._told: Fields | None = None
+        self._fields: Fields = {}
 
-    def told(self, tick: int) -> Fields:
-        """Return the values that series have at a tick."""
-        told = ((name, one.at(tick - began)) for name, one, began in self.series)
-        return {name: value for name, value in told if value is not None}
+    def fields(self, tick: int) -> Fields:
+        """Return what is said at a tick, the very same while nothing changes; nothing where all series are missing."""
+        if tick == self._tick:
+            return self._fields
+        self._tick = tick
+        told = {name: value for name, one, began in self._series if (value := one.at(tick - began)) is not None}
+        if told != self._told:
+            self._told = told
+            self._fields = self._usual | told | self._state if told or not self._series else {}
+        return self._fields
 
 
 class _Part(NamedTuple):
     """One subject with its devices and knobs."""
 
     own: _Line
-    devices: tuple[_Line, ...]
-    knobs: tuple[_Line, ...]
-
-    def samples(self, tick: int, time_ns: int) -> Iterator[Sample]:
-        """Yield what is measured at a tick; nothing where all series have ended or are missing."""
-        own, told = self.own, self.own.told(tick)
-        if own.series and not told:
-            return
-        for device in self.devices:
-            fields = device.told(tick)
-            if fields:
-                yield Sample(device.measurement, device.tags, fields, time_ns)
-        yield Sample(own.measurement, own.tags, own.usual | told | own.state, time_ns)
-        for knob in self.knobs:
-            yield Sample(knob.measurement, knob.tags, knob.usual, time_ns)
+    others: tuple[_Line, ...]
 
 
 class Stage:
@@ -69,7 +69,7 @@ class Stage:
         self._agents = agents
         self._then: dict[str, tuple[int, Measured]] = {}
         self._known: object = None
-        self._parts: dict[str, list[_Part]] = {}
+        self._lines: dict[str, list[tuple[_Line, _Line]]] = {}
 
     def change(self, guest: str, at_ns: int, then: Measured) -> None:
         """Let other series of a guest begin."""
@@ -81,26 +81,34 @@ class Stage:
         return dict(agents.places), dict(agents.states), dict(agents.knobs), dict(self._then)
 
     def frame(self, tick: int) -> dict[str, list[Sample]]:
-        """Return what each host measures at a tick, as things stand; nothing of those that are silent."""
+        """Return what each host measures at a tick, as things stand, subjects last; nothing of those that are silent."""
         state = self.state()
         if state != self._known:
-            self._known, self._parts = state, self._set()
+            self._known, self._lines = state, self._set()
         time_ns = self._test.start_ns + tick * self._test.every_ns
         found = {
-            host: [sample for part in parts for sample in part.samples(tick, time_ns)]
-            for host, parts in self._parts.items()
+            host: [
+                Sample(line.measurement, line.tags, fields, time_ns)
+                for line, own in lines
+                if own.fields(tick) and (fields := line.fields(tick))
+            ]
+            for host, lines in self._lines.items()
         }
         return {host: samples for host, samples in found.items() if samples}
 
-    def _set(self) -> dict[str, list[_Part]]:
-        """Return who is on each host now: itself, then its guests."""
+    def _set(self) -> dict[str, list[tuple[_Line, _Line]]]:
+        """Return what is said on each host now, each line with the own one of whom it is about: of all of them last."""
         actors, places = self._test.actors, self._agents.places
         found: dict[str, list[_Part]] = {actor.host: [] for actor in actors}
         for actor in {actor.id: actor for actor in actors}.values():
             host = places.get(actor.id, actor.host)
             if host in found:
                 found[host].append(self._part(actor, host))
-        return found
+        return {
+            host: [(line, part.own) for part in parts for line in part.others]
+            + [(part.own, part.own) for part in parts]
+            for host, parts in found.items()
+        }
 
     def _part(self, actor: Actor, host: str) -> _Part:
         tags = {"cluster": CLUSTER, "host": host, **actor.tags}
@@ -120,13 +128,15 @@ class Stage:
                 {name: value for name, value in USUAL[actor.kind].items() if name not in series},
                 {"state_code": states[actor.id]} if actor.id in states else {},
             ),
-            tuple(
-                _Line(one.measurement, tags | one.tags, tuple((name, s, 0) for name, s in one.series.items()), {}, {})
-                for one in actor.devices
-            ),
-            tuple(
-                _Line("knob", tags | {"knob": knob}, (), {"value_count": value}, {})
-                for (guest, knob), value in self._agents.knobs.items()
-                if guest == actor.id
+            (
+                *(
+                    _Line(one.measurement, tags | one.tags, [(name, s, 0) for name, s in one.series.items()], {}, {})
+                    for one in actor.devices
+                ),
+                *(
+                    _Line("knob", tags | {"knob": knob}, (), {"value_count": value}, {})
+                    for (guest, knob), value in self._agents.knobs.items()
+                    if guest == actor.id
+                ),
             ),
         )

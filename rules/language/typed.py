@@ -218,18 +218,28 @@ def arithmetic(sign: str, left: Part, right: Part, unit: Unit | None) -> Part:
 
 def compared(sign: str, left: Part, right: Part) -> Part:
     """Return a comparison of numbers: unknown where one of them is."""
-    compare = COMPARE[sign]
+    compare, fixed = COMPARE[sign], right.literal is not None
 
     def evaluate(columns: Columns) -> Masks:
         import numpy as np
 
-        a = np.atleast_1d(np.asarray(left.value(columns, np.nan), dtype=np.float64))
-        b = np.atleast_1d(np.asarray(right.value(columns, np.nan), dtype=np.float64))
+        a = _column(left.value(columns, np.nan))
+        b = _column(right.value(columns, np.nan))
         true = compare(a, b)
-        known = np.isfinite(a) & np.isfinite(b)
+        # What stands in the text is a number.
+        known = np.isfinite(a) if fixed else np.isfinite(a) & np.isfinite(b)
         return true & known, ~true & known
 
     return truth(sign, (left, right), evaluate)
+
+
+def _column(value: Any) -> Numbers:
+    """Return a number of each row, or one for all of them, as a column."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == np.float64:
+        return value
+    return np.atleast_1d(np.asarray(value, dtype=np.float64))
 
 
 def some(count: Part) -> Part:

@@ -59,6 +59,8 @@ class Aggregates:
 
     def __init__(self, aggregates: Iterable[Aggregate], tables: Mapping[Of, Table]) -> None:
         self._all = {aggregate.key: aggregate for aggregate in aggregates}
+        self.asking = any(one.reads.signals for one in self._all.values())
+        """Whether some of them ask for signals."""
         self._tables = tables
         self._values: dict[tuple[Kind, str], Numbers] = {}
         self._orders: dict[Kind, tuple[int, NDArray[np.int64]]] = {}

@@ -54,6 +54,10 @@ class Bank:
         """Return the machines of the rules about a kind, each after those that it asks."""
         return [machine for _number, machine in self._of[kind]]
 
+    def numbered(self, kind: Kind) -> Sequence[tuple[int, Machine]]:
+        """Return the machines of the rules about a kind, each with its rule's number."""
+        return self._of[kind]
+
     def machine(self, rule: str) -> Machine | None:
         """Return a rule's machine."""
         return self._machines.get(rule)

@@ -17,7 +17,8 @@ from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.film.film import Film, film_of
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
-from virtpilot.rules.signals.machine import INACTIVE, STATES
+from virtpilot.rules.signals.machine import INACTIVE
+from virtpilot.rules.signals.made import signal_of
 from virtpilot.rules.signals.quick import Quick
 from virtpilot.rules.signals.saved import (
     VERSION,
@@ -29,7 +30,8 @@ from virtpilot.rules.signals.saved import (
     checked_histories,
     checked_turns,
 )
-from virtpilot.rules.signals.table import Row, Table
+from virtpilot.rules.signals.silence import absent, gone_ns, next_absence_ns
+from virtpilot.rules.signals.table import Row
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.world import World
 from virtpilot.rules.signals.written import fragments
@@ -143,21 +145,7 @@ class Evaluator:
         subject = table.subjects[row]
         assert subject is not None  # noqa: S101 - a row that is evaluated belongs to a subject
         inputs = self._world.inputs(rule.when, row)
-        texts = {name: one.text(subject, rule.name, rule.severity, inputs) for name, one in rule.annotations.items()}
-        return Signal(
-            id=record_id("sg", rule.name, subject.id, STATES[new], at_ns),
-            cause=table.causes[row],
-            rule=rule.name,
-            subject=subject,
-            previous=STATES[old],
-            state=STATES[new],
-            at_ns=at_ns,
-            severity=rule.severity,
-            about=rule.about,
-            inputs=inputs,
-            notify=list(rule.notify),
-            annotations=texts,
-        )
+        return signal_of(rule, subject, table.causes[row], inputs, (old, new), at_ns)
 
     def tick(self, now_ns: int) -> list[Signal]:
         """Notice what did not come: apply `no_data` to silent subjects, end the signals of those that are gone."""
@@ -165,7 +153,7 @@ class Evaluator:
         signals, self._ended = self._ended, []
         silent: dict[Kind, list[str]] = {}
         for kind in (Kind.HOST, Kind.VM):
-            silent[kind], gone = self._absent(self._tables[kind], now_ns)
+            silent[kind], gone = self._absent(kind, now_ns)
             for subject_id in gone:
                 signals += self._end(kind, subject_id, now_ns)
         self._world.look_around(silent)
@@ -188,26 +176,20 @@ class Evaluator:
         self._knobs = {key: known for key, known in self._knobs.items() if oldest_ns <= known[1] <= newest_ns}
         self._world.forget_devices(oldest_ns, newest_ns)
 
-    def _absent(self, table: Table, now_ns: int) -> tuple[list[str], list[str]]:
-        """Return the subjects that are silent and those that are gone, by id."""
-        rows = table.taken()
-        silence = now_ns - table.time[rows]
-        usual = self._tolerance.gap_intervals * table.interval[rows]
-        gone = (silence > self._tolerance.forget_ns) | (silence < -self._tolerance.ahead_ns)
-        quiet = (silence > np.maximum(self._tolerance.stale_ns, usual)) & ~gone
-        return table.ids(rows[quiet]), table.ids(rows[gone])
+    def _absent(self, kind: Kind, now_ns: int) -> tuple[list[str], list[str]]:
+        return absent(self._tables[kind], self._tolerance, now_ns)
+
+    def silent(self, now_ns: int) -> bool:
+        """Tell whether some subject is silent, or gone."""
+        return any(any(self._absent(kind, now_ns)) for kind in (Kind.HOST, Kind.VM))
 
     def next_silence_ns(self, now_ns: int) -> int | None:
-        """Return when a subject falls silent, or is gone, if nothing more comes; None where none is measured."""
-        found: list[int] = []
-        for kind in (Kind.HOST, Kind.VM):
-            table = self._tables[kind]
-            rows = table.taken()
-            usual = (self._tolerance.gap_intervals * table.interval[rows]).astype(np.int64)
-            for borne in (np.maximum(self._tolerance.stale_ns, usual), np.int64(self._tolerance.forget_ns)):
-                ends = table.time[rows] + borne
-                found += [int(ends[ends >= now_ns].min())] if (ends >= now_ns).any() else []
-        return min(found, default=None)
+        """Return when somebody falls silent, or they or a device are gone, if no more comes; None where none is."""
+        found = [next_absence_ns(self._tables[kind], self._tolerance, now_ns) for kind in (Kind.HOST, Kind.VM)]
+        found += [
+            gone_ns(table, self._tolerance.forget_ns + _KNOBS_NS, now_ns) for table in self._world.devices.values()
+        ]
+        return min((at_ns for at_ns in found if at_ns is not None), default=None)
 
     def measured(self, kind: Kind) -> dict[str, int]:
         """Return all subjects of a kind, each with the time of its newest sample."""

@@ -90,6 +90,17 @@ class Machine:
         """
         state = self.state[rows]
         given = self.given(columns, times, silent=silent, may_clear=bool(np.count_nonzero(state >= FIRING)))
+        return self.go(given, state, rows, times, patience)
+
+    def go(
+        self,
+        given: Given,
+        state: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+        times: NDArray[np.int64],
+        patience: NDArray[np.int64],
+    ) -> Transitions:
+        """Take what the conditions say of each row, whose state is `state`; see `step`."""
         # Where nothing is and nothing fires, nothing happens: mostly that is nearly everywhere.
         live = np.flatnonzero((state != INACTIVE) | given.fires)
         if not len(live):

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.rules.language.devices import Device, called, named
 from virtpilot.rules.language.expression import Aggregate, Columns, Condition, Numbers
-from virtpilot.rules.signals.aggregates import chosen
-from virtpilot.rules.signals.columns import RowColumns
+from virtpilot.rules.signals.aggregates import Members, chosen
 
 if TYPE_CHECKING:
     from virtpilot.rules.signals.world import World
 
 MAX_DEVICES: Final = 8
 _EXTREMES: Final = {"max": np.nanargmax, "min": np.nanargmin}
+
+
+class Seen(Columns, Protocol):
+    """The inputs of many subjects, with their devices."""
+
+    def devices(self, device: Device) -> Members:
+        """Return the devices of a kind that the subjects have."""
 
 
 def inputs(world: World, conditions: Sequence[Condition], rows: NDArray[np.int64]) -> list[dict[str, float]]:
@@ -44,7 +50,22 @@ def inputs(world: World, conditions: Sequence[Condition], rows: NDArray[np.int64
     return told
 
 
-def _own(columns: RowColumns, condition: Condition) -> Iterator[tuple[str, Numbers]]:
+def inputs_at(world: World, columns: Seen, condition: Condition, place: int) -> dict[str, float]:
+    """Return what a condition reads of one of many rows, whose columns these are, as `inputs` does."""
+    own: dict[str, float] = {}
+    with np.errstate(all="ignore"):
+        for name, values in _own(columns, condition):
+            value = float(values[place if len(values) > 1 else 0])
+            if not math.isnan(value):
+                own[name] = value
+        for aggregate in condition.reads.aggregates.values():
+            if isinstance(aggregate.members, Device):
+                found = _of_devices(columns, world, aggregate, aggregate.members, place)
+                own |= {text: value for _group, text, value in found}
+    return own
+
+
+def _own(columns: Columns, condition: Condition) -> Iterator[tuple[str, Numbers]]:
     reads = condition.reads
     for measurement, field in sorted(reads.fields):
         yield named(measurement, field, condition.on.value), columns.field(measurement, field)
@@ -57,14 +78,15 @@ def _own(columns: RowColumns, condition: Condition) -> Iterator[tuple[str, Numbe
 
 
 def _of_devices(
-    columns: RowColumns, world: World, aggregate: Aggregate, device: Device
+    columns: Seen, world: World, aggregate: Aggregate, device: Device, only: int | None = None
 ) -> Iterator[tuple[int, str, float]]:
-    """Yield what is known of the devices that an aggregate is of, each with its subject's place.
+    """Yield what is known of the devices that an aggregate is of, each with its subject's place; of `only` one's.
 
     Of a greatest or least, of that one alone.
     """
     members = columns.devices(device)
     places, extreme = np.flatnonzero(chosen(aggregate, members)), None
+    places = places if only is None else places[members.groups[places] == only]
     values = np.zeros(0)
     if aggregate.value is not None and len(places):
         values = np.broadcast_to(np.asarray(aggregate.value(members.columns, np.nan), np.float64), len(members.groups))

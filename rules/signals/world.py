@@ -49,6 +49,7 @@ class World:
         self.aggregates = Aggregates((a for a in aggregates if isinstance(a.members, Kind)), self.tables)
         self.bank = Bank(ruleset.rules, self.tables)
         self.cluster = ""
+        self._looked_at: object = None
         self._capacity = {kind: table.capacity for kind, table in self.tables.items()}
 
     def columns(self, kind: Of, rows: NDArray[np.int64], where: Where | None = None) -> RowColumns:
@@ -112,15 +113,24 @@ class World:
             guests.host_row[row] = hosts.row_of.get(subject.host, -1) if subject is not None else -1
 
     def look_around(self, quiet: Mapping[Kind, Iterable[str]]) -> None:
-        """Take the aggregates over all hosts and guests but those that are silent."""
+        """Take the aggregates over all hosts and guests but those that are silent; the same as before of the same."""
         if not len(self.aggregates):
             return
+        seen = self._seen(quiet)
+        if seen == self._looked_at and not self.aggregates.asking:
+            return
+        self._looked_at = seen
         for kind in (Kind.HOST, Kind.VM):
             table, rows = self.tables[kind], self.aggregates.rows(kind)
             silent = [table.row_of[subject_id] for subject_id in quiet.get(kind, ())]
             counted = rows[~np.isin(rows, silent)] if silent else rows
             with np.errstate(all="ignore"):
                 self.aggregates.take(kind, counted, self.columns(kind, counted))
+
+    def _seen(self, quiet: Mapping[Kind, Iterable[str]]) -> object:
+        """Return what is another one whenever anybody is measured, comes, goes, becomes another one or falls silent."""
+        known = [(table.changes, table.moves, int(table.time.sum())) for table in self.tables.values()]
+        return known, {kind: tuple(those) for kind, those in quiet.items()}
 
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""

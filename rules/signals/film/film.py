@@ -8,15 +8,16 @@ comes; where rules ask for signals (`lasting` is False) only until one changes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virtpilot.model import Kind, Sample
+from virtpilot.model import Kind, Sample, Signal
 from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.expression import Condition
+from virtpilot.rules.language.records import Rule
 from virtpilot.rules.language.typed import Aggregate, Numbers, Window
 from virtpilot.rules.signals.aggregates import Members, evaluate
 from virtpilot.rules.signals.columns import masks
@@ -25,6 +26,8 @@ from virtpilot.rules.signals.film.past import Past
 from virtpilot.rules.signals.film.reels import Reel, reels
 from virtpilot.rules.signals.intake import Intake
 from virtpilot.rules.signals.machine import CLEARING, FIRING, INACTIVE, PENDING, Given, Machine
+from virtpilot.rules.signals.made import signal_of
+from virtpilot.rules.signals.reading import inputs_at
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.windows import Track
 from virtpilot.rules.signals.world import World
@@ -130,14 +133,58 @@ class Film:
 
     def _calm(self, machine: Machine, reel: Reel, moment: int) -> int:
         """Return the frame before that in which a machine may change after a moment."""
+        first = self._next(machine, reel, moment)
+        return self.frames if first is None else int(reel.frames[first]) - 1
+
+    def _next(self, machine: Machine, reel: Reel, moment: int) -> int | None:
+        """Return the moment at which a machine may change after a moment, None for never."""
         sight = self._sight(machine, reel)
         if machine.active[0]:
             changes = _changes(machine, reel, moment, sight).any(axis=1)
-            first = moment + 1 + int(changes.argmax()) if changes.any() else None
-        else:
-            after = bisect_right(sight.rising, moment)
-            first = sight.rising[after] if after < len(sight.rising) else None
-        return self.frames if first is None else int(reel.frames[first]) - 1
+            return moment + 1 + int(changes.argmax()) if changes.any() else None
+        after = bisect_right(sight.rising, moment)
+        return sight.rising[after] if after < len(sight.rising) else None
+
+    def play(self, at: int, until: int) -> list[Transition]:
+        """Let the machines go through the frames after `at`, up to one; returns the transitions in order.
+
+        Each goes its way by itself: no rule asks for signals.
+        """
+        found: list[Transition] = []
+        with np.errstate(all="ignore"):
+            for kind, reel in self.reels.items():
+                first, last = reel.last(at) + 1, reel.last(until)
+                if first <= last and len(reel.rows) and isinstance(kind, Kind):
+                    for number, machine in self.world.bank.numbered(kind):
+                        found += self._played(number, machine, reel, first, last)
+        # Ticks come before the samples of their time; of those each has its place in the frame.
+        return sorted(found, key=lambda one: (one.frame, one.at_ns, one.order, one.number))
+
+    def _played(self, number: int, machine: Machine, reel: Reel, first: int, last: int) -> Iterator[Transition]:
+        """Let a machine go through some moments."""
+        while first <= last:
+            change = self._next(machine, reel, first - 1)
+            calm = last if change is None else min(change - 1, last)
+            if first <= calm:
+                _go_on(machine, reel, first, calm)
+            if change is None or change > last:
+                return
+            given = Given(*(one[change] for one in self._sight(machine, reel).given))
+            at_ns, frame = int(reel.times[change]), int(reel.frames[change])
+            times = np.full(len(reel.rows), at_ns)
+            states = machine.state[reel.rows]
+            for place, old, new in machine.go(given, states, reel.rows, times, reel.patience[change]):
+                row, of = int(reel.rows[place]), change * len(reel.rows) + place
+                yield Transition(frame, at_ns, reel.orders[place], number, machine.rule, row, of, old, new)
+            first = change + 1
+
+    def signal(self, one: Transition, cause: Callable[[str], str]) -> Signal:
+        """Return the signal of a transition; `cause` gives the id of a host's message of that frame."""
+        subject = self.world.tables[one.rule.on].subjects[one.row]
+        assert subject is not None  # noqa: S101 - a row of a reel belongs to a subject
+        inputs = inputs_at(self.world, self.columns(one.rule.on), one.rule.when, one.place)
+        told = f"tick/{one.at_ns}" if one.rule.on is Kind.CLUSTER else cause(subject.host)
+        return signal_of(one.rule, subject, told, inputs, (one.old, one.new), one.at_ns)
 
     def _sight(self, machine: Machine, reel: Reel) -> _Sight:
         """Return what a rule's conditions say at each moment."""
@@ -171,8 +218,16 @@ class Film:
         at_ns = int(reel.times[reel.last(frame)])
         return {subject.id: at_ns for row in reel.rows.tolist() if (subject := subjects[row]) is not None}
 
-    def take(self, at: int, until: int, cause: Callable[[str], str]) -> None:
-        """Put the frames after `at`, up to one, into the tables: nothing changes with them, `calm` has said.
+    def calmly(self, at: int, until: int) -> None:
+        """Let the machines go through the frames after `at`, up to one: nothing changes with them, `calm` has said."""
+        for kind, reel in self.reels.items():
+            first, last = reel.last(at) + 1, reel.last(until)
+            if first <= last and len(reel.rows) and isinstance(kind, Kind):
+                for machine in self.world.bank.machines(kind):
+                    _go_on(machine, reel, first, last)
+
+    def put(self, at: int, until: int, cause: Callable[[str], str]) -> None:
+        """Put the frames after `at`, up to one, into the tables and histories.
 
         `cause` gives the id of a host's last message.
         """
@@ -184,8 +239,6 @@ class Film:
             for track in self.world.windows.about(kind):
                 told = [one[first : last + 1] for one in self.past(track).told]
                 track.push_all(reel.where, reel.times[first : last + 1], told)
-            for machine in self.world.bank.machines(kind) if isinstance(kind, Kind) else ():
-                _go_on(machine, reel, first, last)
 
     def _put(self, kind: Of, reel: Reel, last: int, cause: Callable[[str], str]) -> None:
         table = self.world.tables[kind]
@@ -196,6 +249,21 @@ class Film:
         table.values[:, reel.where] = reel.values[:, last]
         table.time[reel.where], table.interval[reel.where] = reel.times[last], reel.intervals[last]
         table.causes[reel.where] = np.array(told, np.object_)
+
+
+class Transition(NamedTuple):
+    """A machine's change of state: in which frame, when, of whose sample in it, by which rule."""
+
+    frame: int
+    at_ns: int
+    order: int
+    number: int
+    rule: Rule
+    row: int
+    place: int
+    """The row's place among all moments of its kind."""
+    old: int
+    new: int
 
 
 class _Sight(NamedTuple):

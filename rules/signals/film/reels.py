@@ -42,6 +42,8 @@ class Reel(NamedTuple):
     """How long (ns) nothing may be known at each moment of each row."""
     owners: NDArray[np.int64]
     """The places of the rows' hosts, or of the devices' owners, in their reels; -1 for none."""
+    orders: Sequence[int]
+    """The rows' places in each frame."""
 
     def last(self, frame: int) -> int:
         """Return the last moment up to a frame."""
@@ -99,7 +101,7 @@ def alike(
         own = [(one.measurement, one.tags) for one in frame]
         if known is None:
             known, heads = casts(frame), own
-        if known is None or own != heads or any(one.time_ns != frame[0].time_ns for one in frame):
+        if known is None or own != heads or len({one.time_ns for one in frame}) > 1:
             break
         if coming and frame[0].time_ns - coming[0][0].time_ns > _LONGEST_NS:
             break
@@ -161,9 +163,9 @@ def _reel(
     places = [cast.places[at] for at in order]
     if not (table.time[rows] == times[0]).all():
         return None
-    told = [[[frame[at].fields.get(name, np.nan) for name in table.fields] for at in places] for frame in frames]
-    shape = (len(frames), len(rows), len(table.fields))
-    coming = np.array(told, np.float64).reshape(shape).transpose(2, 0, 1)
+    told = [_told(table.fields, [frame[at].fields for frame in frames]) for at in places]
+    shape = (len(rows), len(frames), len(table.fields))
+    coming = np.array(told, np.float64).reshape(shape).transpose(2, 1, 0)
     if len(rows) and not np.isfinite(coming).any(axis=0).all():
         return None  # of what has no wanted field no sample comes
     column = table.column.get("sample_interval_seconds")
@@ -174,7 +176,17 @@ def _reel(
     if isinstance(kind, Kind) and (np.diff(times)[:, None] > np.maximum(patience[1:], rest.stale_ns)).any():
         return None  # it would be silent in between
     numbers = np.arange(len(times))
-    return Reel(kind, rows, whereabouts(rows), times, numbers, values, intervals, patience, owners)
+    return Reel(kind, rows, whereabouts(rows), times, numbers, values, intervals, patience, owners, places)
+
+
+def _told(names: Sequence[str], frames: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """Return the values of fields in each frame; what is the very same as in the frame before is looked at once."""
+    found: list[list[float]] = []
+    last: Mapping[str, float] | None = None
+    for fields in frames:
+        found.append(found[-1] if fields is last else [fields.get(name, np.nan) for name in names])
+        last = fields
+    return found
 
 
 def _order(world: World, kind: Of, cast: _Cast, others: Mapping[Of, Reel]) -> tuple[Sequence[int], NDArray[np.int64]]:
@@ -222,4 +234,4 @@ def _of_cluster(world: World, times: NDArray[np.int64], tick_ns: int, rest: Tole
     values = np.full((len(table.fields), len(moments), 1), np.nan)
     intervals, patience = _intervals(table, rows, moments, rest)
     nobody = np.full(1, -1, np.int64)
-    return Reel(Kind.CLUSTER, rows, whereabouts(rows), moments, frames, values, intervals, patience, nobody)
+    return Reel(Kind.CLUSTER, rows, whereabouts(rows), moments, frames, values, intervals, patience, nobody, [-1])
