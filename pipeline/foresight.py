@@ -12,7 +12,9 @@ from virtpilot.model import Sample
 from virtpilot.pipeline.rehearsal import Rehearsal
 from virtpilot.rules.signals.film.film import Film
 
+# Of a film that ends early the rest was made in vain.
 _MOST_FRAMES: Final = 64
+_MOST_PLAYED: Final = 128
 # What each host says: itself and its guests last.
 Frame = Mapping[str, Sequence[Sample]]
 
@@ -28,16 +30,24 @@ class Span(NamedTuple):
 class Foresight:
     """Leaves out what need not be stepped through; `frame` gives what is measured at a tick, if nothing is done.
 
-    `state` is all that it depends on beside the tick.
+    `state` is all that it depends on beside the tick. Where there is no `more` after the `last`, nobody looks at what
+    was measured then.
     """
 
     def __init__(
-        self, rehearsal: Rehearsal, frame: Callable[[int], Frame], state: Callable[[], object], last: int
+        self,
+        rehearsal: Rehearsal,
+        frame: Callable[[int], Frame],
+        state: Callable[[], object],
+        last: int,
+        *,
+        more: bool = True,
     ) -> None:
         self._rehearsal = rehearsal
         self._frame = frame
         self._state = state
         self._last = last
+        self._more = more
         self._film: Film | None = None
         self._made: dict[int, Frame] = {}
         self._first = 0
@@ -59,25 +69,14 @@ class Foresight:
         if film is None:
             return None
         at = tick - self._first
-        if self._rehearsal.plays(film):
-            return self._play(film, at)
-        until = film.calm(at)
+        until = film.calm(at, self._rehearsal.heeded)
         due_ns = self._rehearsal.due_ns()
         while until > at and film.time_ns(until) >= due_ns:
             until -= 1
         if until == at:
             return None
-        self._rehearsal.take(film, at, until, self._made[self._first + until])
-        return Span(film, at + 1, until)
-
-    def _play(self, film: Film, at: int) -> Span | None:
-        """Let all happen that happens up to the film's end."""
-        until = film.frames
-        if until == at:
-            return None
         self._rehearsal.play(film, at, until)
-        if self._first + until < self._last:
-            # Nobody looks at what was measured last.
+        if self._first + until < self._last or self._more:
             self._rehearsal.put(film, at, until, self._made[self._first + until])
         return Span(film, at + 1, until)
 
@@ -91,6 +90,7 @@ class Foresight:
         return self._film
 
     def _frames(self, tick: int) -> Iterator[list[Sample]]:
-        for coming in range(tick + 1, min(tick + _MOST_FRAMES, self._last) + 1):
+        most = _MOST_FRAMES if self._rehearsal.heeded else _MOST_PLAYED
+        for coming in range(tick + 1, min(tick + most, self._last) + 1):
             made = self._made[coming] = self._frame(coming)
             yield [sample for samples in made.values() for sample in samples]

@@ -58,6 +58,9 @@ class Rehearsal:
         self._tick_ns = round(tick_s * SECOND)
         self._each_tick = any(rule.on is Kind.CLUSTER for rule in rules.rules)
         self._acts = any(rule.remedies for rule in rules.rules)
+        asked = {name for rule in rules.rules for name in rule.signals()}
+        self.heeded = asked | {rule.name for rule in rules.rules if rule.remedies}
+        """The rules of whose signals something may come."""
         self._settled = False
         self._sequence: dict[str, int] = {}
         self._hosts: set[str] = set()
@@ -142,12 +145,11 @@ class Rehearsal:
         """Return what is to be measured, as a film; None where that is not just more of what was."""
         return self.controller.rulebook.evaluator.film(frames, self._tick_ns if self._each_tick else 0)
 
-    def plays(self, film: Film) -> bool:
-        """Tell whether signals can be played as in a film: nothing is done for their sake, and no rule asks for any."""
-        return film.lasting and not self._acts
-
     def play(self, film: Film, at: int, until: int) -> None:
-        """Let time pass up to a film's frame, with all signals that come; who looks on has to `put` that frame."""
+        """Let time pass up to a film's frame, with the signals that come of which nothing does.
+
+        Who looks on has to `put` that frame.
+        """
         known = dict(self._sequence)
         for (frame, at_ns), changes in groupby(film.play(at, until), key=lambda one: (one.frame, one.at_ns)):
             self._sequence = {host: number + frame - at for host, number in known.items()}
@@ -155,11 +157,6 @@ class Rehearsal:
             self.controller.follow([film.signal(one, self._message_id) for one in changes])
         self._sequence = known
         self._pass(film.time_ns(until))
-
-    def take(self, film: Film, at: int, until: int, last: Mapping[str, Sequence[Sample]]) -> None:
-        """Let time pass up to a film's frame, with which nothing happens; `last` is what that frame's hosts say."""
-        film.calmly(at, until)
-        self.put(film, at, until, last)
 
     def put(self, film: Film, at: int, until: int, last: Mapping[str, Sequence[Sample]]) -> None:
         """Take it that a film's frames after `at`, up to one, were measured; `last` is what that frame's hosts say."""

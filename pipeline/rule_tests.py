@@ -155,7 +155,8 @@ class Scene:
         """Play the test to its end; what nothing comes of is taken at once."""
         rehearsal, test = self._rehearsal, self._test
         last, tick = test.end_ns // test.every_ns, 0
-        foresight = Foresight(rehearsal, self.stage.frame, self.stage.state, last)
+        more = test.end_ns > last * test.every_ns
+        foresight = Foresight(rehearsal, self.stage.frame, self.stage.state, last, more=more)
         while tick <= last:
             rehearsal.run_until(test.start_ns + tick * test.every_ns)
             rehearsal.measure_all(self.stage.frame(tick))

@@ -157,6 +157,25 @@ tests:
     _assert_alike(*_load(tmp_path, rules, tests))
 
 
+@pytest.mark.parametrize("end", ["2m", "2m5s", "3m55s"])
+def test_nobody_falls_silent_between_what_was_measured_last_and_the_end(end: str, tmp_path: Path) -> None:
+    rules = """
+virtpilot: 1
+rules:
+  - {name: plain, on: vm, when: cpu_steal_ratio > 50%, no_data: fire}
+"""
+    tests = f"""
+virtpilot: 1
+tests:
+  - name: any
+    every: 2m
+    hosts: {{h: {{}}}}
+    guests: {{g: {{host: h, series: {{cpu_steal_ratio: 0 0 0}}}}}}
+    expect: [{{signal: plain, of: g, at: {end}, is: inactive}}]
+"""
+    _assert_alike(*_load(tmp_path, rules, tests))
+
+
 class Case(NamedTuple):
     """A rule beside `other`, what is measured every 10 s, and when its signal changes to what."""
 

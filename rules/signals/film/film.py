@@ -8,7 +8,7 @@ comes; where rules ask for signals (`lasting` is False) only until one changes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -116,8 +116,8 @@ class Film:
             found = self._aggregates[aggregate.key] = evaluate(aggregate, members).reshape(frames, groups)
         return found
 
-    def calm(self, at: int) -> int:
-        """Return up to which frame no signal changes after frame `at`, which is the newest in the tables."""
+    def calm(self, at: int, heeded: Collection[str]) -> int:
+        """Return up to which frame no signal of some rules changes after `at`, which is the newest in the tables."""
         until = self.frames
         with np.errstate(all="ignore"):
             for kind in (Kind.HOST, Kind.VM, Kind.CLUSTER):
@@ -125,8 +125,9 @@ class Film:
                 if reel is None or not len(reel.rows):
                     continue
                 moment = reel.last(at)
-                for machine in self.world.bank.machines(kind):
-                    until = min(until, self._calm(machine, reel, moment))
+                for machine in self.world.bank.machines(kind) if heeded else ():
+                    if machine.rule.name in heeded:
+                        until = min(until, self._calm(machine, reel, moment))
                     if until == at:
                         return at
         return until
@@ -148,7 +149,7 @@ class Film:
     def play(self, at: int, until: int) -> list[Transition]:
         """Let the machines go through the frames after `at`, up to one; returns the transitions in order.
 
-        Each goes its way by itself: no rule asks for signals.
+        Each goes its way by itself: no rule asks for a signal that changes.
         """
         found: list[Transition] = []
         with np.errstate(all="ignore"):
@@ -217,14 +218,6 @@ class Film:
         reel, subjects = self.reels[kind], self.world.tables[kind].subjects
         at_ns = int(reel.times[reel.last(frame)])
         return {subject.id: at_ns for row in reel.rows.tolist() if (subject := subjects[row]) is not None}
-
-    def calmly(self, at: int, until: int) -> None:
-        """Let the machines go through the frames after `at`, up to one: nothing changes with them, `calm` has said."""
-        for kind, reel in self.reels.items():
-            first, last = reel.last(at) + 1, reel.last(until)
-            if first <= last and len(reel.rows) and isinstance(kind, Kind):
-                for machine in self.world.bank.machines(kind):
-                    _go_on(machine, reel, first, last)
 
     def put(self, at: int, until: int, cause: Callable[[str], str]) -> None:
         """Put the frames after `at`, up to one, into the tables and histories.
