@@ -81,7 +81,7 @@ class Stage:
         return dict(agents.places), dict(agents.states), dict(agents.knobs), dict(self._then)
 
     def frame(self, tick: int) -> dict[str, list[Sample]]:
-        """Return what each host measures at a tick, subjects last, as things stand; nothing of those that are silent."""
+        """Return what each host measures at a tick, subjects last, as things stand; nothing of who is silent."""
         state = self.state()
         if state != self._known:
             self._known, self._lines = state, self._set()
