@@ -157,7 +157,7 @@ tests:
     _assert_alike(*_load(tmp_path, rules, tests))
 
 
-@pytest.mark.parametrize("end", ["2m", "2m5s", "3m55s"])
+@pytest.mark.parametrize("end", ["50s", "95s"])
 def test_nobody_falls_silent_between_what_was_measured_last_and_the_end(end: str, tmp_path: Path) -> None:
     rules = """
 virtpilot: 1
@@ -168,7 +168,7 @@ rules:
 virtpilot: 1
 tests:
   - name: any
-    every: 2m
+    every: 50s
     hosts: {{h: {{}}}}
     guests: {{g: {{host: h, series: {{cpu_steal_ratio: 0 0 0}}}}}}
     expect: [{{signal: plain, of: g, at: {end}, is: inactive}}]
