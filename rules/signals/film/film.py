@@ -2,7 +2,7 @@
 
 The rules' own conditions are evaluated, by columns whose rows are moments. A film decides nothing: where it shows that
 a signal may change, the evaluator takes that frame's samples as ever. It stays right as long as its frames are what
-comes; where rules ask for signals (`lasting` is False) only until one changes.
+comes; where rules ask for signals only until one changes (`renew`).
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ class Film:
         self._counts: dict[int, tuple[Condition, Counted]] = {}
         rules = [machine.rule for kind in Kind for machine in world.bank.machines(kind)]
         self._asking = [rule for rule in rules if rule.signals()]
-        self.lasting = not self._asking
-        """Whether no rule asks for signals."""
         # Now, before any of the frames is put: what comes later would be counted as past and once more as to come.
         kinds = [kind for kind, reel in reels.items() if len(reel.rows)]
         self._pasts = {id(track): self._past(kind, track) for kind in kinds for track in world.windows.about(kind)}
