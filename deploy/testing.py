@@ -47,7 +47,8 @@ class Rank(StrEnum):
 class Part:
     """The tests of one expression of marks; `workers` of 0 is this process alone, one after the other.
 
-    What is fast comes first, or the modules with most tests, so that none of them is begun last.
+    Workers begin in the order that tests/conftest.py has, or with the modules with most tests, so that none of them is
+    begun last.
     """
 
     marks: str

@@ -118,7 +118,9 @@ def test_a_guest_near_its_threshold_comes_each_second_while_it_is_near_and_someb
     assert len(stream.guests[NEAR]) - ended < 20
     # The other guest has come with the tick all the time, and so has the host.
     assert stream.guests[NEAR][-1].fields["cpu_usage_ratio"] == pytest.approx(0.7, abs=0.1)
-    assert all(gap > TICK_S - 1.5 for gap in stream.intervals(QUIET, 99))
+    # A tick that is late makes the next gap short, but there is no sample more than ticks.
+    gaps = stream.intervals(QUIET, 99)
+    assert len(gaps) <= sum(gaps) / TICK_S + 0.9, gaps
     assert {sample.fields["sample_interval_seconds"] for sample in stream.guests[QUIET]} == {TICK_S}
     assert len(stream.hosts) == len(stream.guests[QUIET])
     assert {sample.fields["guests_fast_count"] for sample in stream.hosts} == {0, 1}
