@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -65,16 +67,18 @@ class Part:
 
 
 def parts(cores: int, asked: int | None = None) -> list[list[Part]]:
-    """Return what runs at once, one group after the other, on so many cores; what fills gaps goes on."""
+    """Return what runs at once, one group after the other, on so many cores.
+
+    What fills gaps begins when the first other part of its group has ended (beside all of them it would get nothing for
+    minutes), and goes on beside the next groups.
+    """
     return [
         [
             Part("not lab and (server or slow)", workers=asked or min(2 * cores, 8), rank=Rank.BEHIND),
             Part("lab and not alone", workers=asked or min(2 * cores, 8), largest_first=True),
-        ],
-        [
-            Part("lab and alone and one_core", workers=cores),
             Part("not lab and not server and not slow", workers=cores, rank=Rank.GAPS),
         ],
+        [Part("lab and alone and one_core", workers=cores)],
         [Part("lab and alone and not one_core")],
     ]
 
@@ -132,15 +136,22 @@ class Run:
     def _group(self, group: Sequence[Part]) -> list[int]:
         clock = SystemClock()
         began_ns = clock.monotonic_ns()
-        for number, part in enumerate(group):
-            words = part.command([*self._arguments, *self._files.get(part.marks, ())])
-            output = tempfile.TemporaryFile() if number else None  # noqa: SIM115 - closed when shown
-            process = subprocess.Popen(words, cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=output)
-            self._running.append(_Running(process, output, part.rank is not Rank.GAPS))
-        codes = self._ended([one for one in self._running if one.waited_for])
+        others = [self._start(part, shown=part is group[0]) for part in group if part.rank is not Rank.GAPS]
+        _wait_for_one(others)
+        for part in group:
+            if part.rank is Rank.GAPS:
+                self._start(part)
+        codes = self._ended(others)
         took_s = (clock.monotonic_ns() - began_ns) / SECOND
         print(f"{took_s:.0f} s: {'; '.join(part.marks for part in group)}", flush=True)
         return codes
+
+    def _start(self, part: Part, *, shown: bool = False) -> _Running:
+        words = part.command([*self._arguments, *self._files.get(part.marks, ())])
+        output = None if shown else tempfile.TemporaryFile()  # noqa: SIM115 - closed when shown
+        process = subprocess.Popen(words, cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=output)
+        self._running.append(_Running(process, output))
+        return self._running[-1]
 
     def _ended(self, some: Sequence[_Running]) -> list[int]:
         codes = [one.ended() for one in some]
@@ -159,7 +170,6 @@ class _Running:
 
     process: subprocess.Popen[bytes]
     output: IO[bytes] | None
-    waited_for: bool
 
     def ended(self) -> int:
         """Wait for its end, show what it printed and return its exit code."""
@@ -170,6 +180,14 @@ class _Running:
                 sys.stdout.buffer.write(self.output.read())
             sys.stdout.flush()
         return code
+
+
+def _wait_for_one(some: Sequence[_Running]) -> None:
+    """Return when the first of these has ended."""
+    with ExitStack() as stack:
+        ends = [stack.enter_context(os.fdopen(os.pidfd_open(one.process.pid))) for one in some]
+        if ends:
+            select.select(ends, [], [])
 
 
 def worst(codes: Sequence[int]) -> int:
