@@ -24,13 +24,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bench.rules_agents import GUESTS, HOSTS, TICK_S
 from bench.rules_load import CLUSTER, fleet
+from bench.rules_past import fill_windows
 from virtpilot.actuators.command import Envelope, Signer
 from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.model import Command, HostStatus, Message, Mode, Outcome, Result, record_id
 from virtpilot.pipeline import assembly
 from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.rulebook import LIBRARY, RuleOptions
-from virtpilot.rules.signals.table import whereabouts
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
 _GAP_S: Final = TICK_S / HOSTS
@@ -168,13 +168,7 @@ class Fleet:
 
     def fill(self) -> None:
         """Give all that has been measured a past of two hours."""
-        world = self.controller.rulebook.evaluator.world
-        for kind, table in world.tables.items():
-            rows = table.taken()
-            where = whereabouts(rows)
-            columns = world.columns(kind, rows, where)
-            for ago_ns in range(7200 * SECOND, 0, -TICK_S * SECOND) if len(rows) else ():
-                world.windows.take(kind, columns, where, table.time[where] - ago_ns)
+        fill_windows(self.controller.rulebook.evaluator.world)
 
 
 def main() -> None:

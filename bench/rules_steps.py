@@ -17,10 +17,10 @@ import msgspec
 
 from bench.rules_agents import GUESTS, HOSTS, TICK_S
 from bench.rules_load import fleet
+from bench.rules_past import fill_windows
 from virtpilot.clock import SECOND
 from virtpilot.model import Signal
 from virtpilot.pipeline.rulebook import LIBRARY, Rulebook, RuleOptions
-from virtpilot.rules.signals.table import whereabouts
 
 _BEGIN_NS: Final = 1_700_000_000 * SECOND
 _GAP_NS: Final = TICK_S * SECOND // HOSTS
@@ -63,13 +63,7 @@ class Steps:
 
     def fill(self) -> None:
         """Give all that has been measured a past of two hours."""
-        world = self._book.evaluator.world
-        for kind, table in world.tables.items():
-            rows = table.taken()
-            where = whereabouts(rows)
-            columns = world.columns(kind, rows, where)
-            for ago_ns in range(7200 * SECOND, 0, -TICK_S * SECOND) if len(rows) else ():
-                world.windows.take(kind, columns, where, table.time[where] - ago_ns)
+        fill_windows(self._book.evaluator.world)
 
 
 def main() -> None:
