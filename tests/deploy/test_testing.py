@@ -77,7 +77,8 @@ def test_what_fills_gaps_goes_on_beside_the_next_group(tmp_path: Path) -> None:
     """It begins when one of its own group has ended; what comes behind one that was broken off does not begin."""
     file, told = tmp_path / "test_small.py", tmp_path / "told"
     file.write_text(f"""
-import pathlib, time, pytest
+import pathlib, pytest
+from tests.services import until
 told = pathlib.Path({str(told)!r})
 @pytest.mark.slow
 def test_first(): pass
@@ -86,7 +87,7 @@ def test_next(): told.touch()
 @pytest.mark.server
 def test_breaks_off(): pytest.exit("enough", returncode=2)
 def test_fills():
-    while not told.exists(): time.sleep(0.05)
+    assert until(told.exists, 120)
 """)
     options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", *PLAIN, str(file)]
     run = Run(options, {})
