@@ -23,7 +23,7 @@ Done = subprocess.CompletedProcess[str]
 def run(*command: str | Path, cwd: Path, environment: Mapping[str, str] | None = None) -> Done:
     """Run a command to its end and return it, whatever its status."""
     return subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 

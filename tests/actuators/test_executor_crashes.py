@@ -144,7 +144,7 @@ def test_kill_9(tmp_path: Path, scene: str, point: Point, changed: int) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "tests.actuators.crash_scenes", str(tmp_path), scene, point],
         cwd=ROOT,
-        timeout=60,
+        timeout=600,
         check=False,
         capture_output=True,
     )

@@ -74,7 +74,7 @@ def test_a_user_has_a_name_that_a_host_may_have(name: str, tmp_path_factory: pyt
 @pytest.mark.parametrize(("names", "status"), [(["writer"], 0), (["a/b"], 2), ([], 2)])
 def test_the_command_line_needs_python_alone(names: list[str], status: int, tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", str(Path(users.__file__)), str(tmp_path / "users"), *names]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == status
     passwords = [path.read_text().strip() for path in tmp_path.rglob("*.password")]
     assert not any(password in ended.stdout + ended.stderr for password in passwords)

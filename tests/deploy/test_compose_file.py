@@ -167,7 +167,7 @@ def docker_compose() -> list[str]:
 
 def test_docker_compose_takes_it() -> None:
     command = [*docker_compose(), "-f", str(FILE), "config", "-q"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr
 

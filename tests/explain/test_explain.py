@@ -198,7 +198,7 @@ def test_who_is_not_known_is_told(name: str, message: str, acted: Path) -> None:
 
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "virtpilot.pipeline", "explain", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_the_command_prints_one_document(acted: Path) -> None:

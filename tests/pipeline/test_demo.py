@@ -75,7 +75,7 @@ def test_rules_that_only_observe_touch_nothing(tmp_path: Path) -> None:
 
 def test_the_command_prints_one_document_and_ends_by_itself() -> None:
     command = [sys.executable, "-m", "virtpilot.pipeline", "demo", "--seconds", "2", "--headless", "--json"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=180, env={**os.environ, "COLUMNS": "80"})
+    done = subprocess.run(command, capture_output=True, check=True, timeout=600, env={**os.environ, "COLUMNS": "80"})
     document = json.loads(done.stdout)
     assert document["samples_stored"] > 0
     assert set(document) == {
@@ -86,7 +86,7 @@ def test_the_command_prints_one_document_and_ends_by_itself() -> None:
 def test_a_folder_that_another_demo_has_used_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     command = [sys.executable, "-m", "virtpilot.pipeline", "demo", "--seconds", "1", "--headless", "--keep"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{tmp_path}:0:0: not an empty folder: each demo needs one of its own\n"
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

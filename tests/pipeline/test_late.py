@@ -22,7 +22,7 @@ print(type(colorsys).__name__, asyncio.run(answer()), hasattr(asyncio, "nothing_
 
 
 def test_a_module_is_read_when_something_of_it_is_asked_for() -> None:
-    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.splitlines() == ["_Late False False", "module 42 False"]
 
 
@@ -40,5 +40,5 @@ print(rgb_to_hsv(0, 0, 0), type(sys.modules["colorsys"]).__name__, xml.dom.minic
 
 
 def test_what_is_foretold_of_a_module_is_had_without_reading_it() -> None:
-    done = subprocess.run([sys.executable, "-c", FORETOLD], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", FORETOLD], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.splitlines() == ["foretold _Late foretold", "(0.0, 0.0, 0) module EmptyNodeList"]

@@ -44,7 +44,7 @@ FOREIGN = {
 def loaded(folder: Path, words: str) -> set[str]:
     """Return every module that a command has read."""
     begun = [sys.executable, "-X", "importtime", "-m", "virtpilot.pipeline", *words.split()]
-    done = subprocess.run(begun, capture_output=True, text=True, timeout=60, cwd=folder, check=False)
+    done = subprocess.run(begun, capture_output=True, text=True, timeout=600, cwd=folder, check=False)
     return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
 
 
@@ -119,6 +119,6 @@ print("rich.traceback" in sys.modules, structlog.dev.rich, rich.console.Console.
 def test_what_a_library_is_spared_others_have_as_ever() -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        [sys.executable, "-c", SPARED], capture_output=True, text=True, timeout=60, check=True, env=environment
+        [sys.executable, "-c", SPARED], capture_output=True, text=True, timeout=600, check=True, env=environment
     )
     assert done.stdout.split() == ["False", "None", "Console"]

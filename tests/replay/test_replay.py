@@ -149,7 +149,7 @@ def test_a_part_in_which_nothing_is(tmp_path: Path, rules: Path, span: Span, tol
 
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "virtpilot.pipeline", "replay", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_the_command_prints_one_document(tmp_path: Path, rules: Path) -> None:

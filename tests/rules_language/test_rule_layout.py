@@ -111,7 +111,7 @@ def test_lines_that_only_look_like_comments_stay() -> None:
 
 def fmt(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "virtpilot.pipeline", "rules", "fmt", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_the_command_tells_what_it_changes_and_changes_it_once(tmp_path: Path) -> None:

@@ -73,5 +73,5 @@ def test_a_rule_to_start_from_is_valid(tmp_path: Path) -> None:
 
 def test_the_command_prints_it() -> None:
     command = [sys.executable, "-m", "virtpilot.pipeline", "rules", "schema"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=600)
     assert json.loads(done.stdout) == rule_schema()

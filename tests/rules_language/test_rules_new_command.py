@@ -14,7 +14,7 @@ from virtpilot.rules.language import load
 
 def new(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "virtpilot.pipeline", "rules", "new", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_new_rule_is_right_and_its_test_passes(tmp_path: Path) -> None:

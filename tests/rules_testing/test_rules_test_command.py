@@ -26,7 +26,7 @@ tests:
 
 def rules_test(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "virtpilot.pipeline", "rules", "test", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_failing_tests_end_with_one_and_are_told_in_every_form(tmp_path: Path) -> None:
