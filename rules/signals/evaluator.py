@@ -11,12 +11,12 @@ import structlog
 
 from virtpilot.clock import seconds
 from virtpilot.lineblocks import Lines
-from virtpilot.linecolumns import heads_of
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.film.film import Film, film_of
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
+from virtpilot.rules.signals.knobs import Knobs
 from virtpilot.rules.signals.machine import INACTIVE
 from virtpilot.rules.signals.made import signal_of
 from virtpilot.rules.signals.quick import Quick
@@ -56,7 +56,7 @@ class Evaluator:
         self._bank = self._world.bank
         self._intake = Intake(self._world, tolerance)
         self._quick = Quick(self._world, self._intake)
-        self._knobs: dict[tuple[str, str], tuple[float, int]] = {}
+        self._knobs = Knobs()
         self._ended: list[Signal] = []
         self._ahead_told = 0
         self._knobs_until_ns = 0
@@ -87,7 +87,7 @@ class Evaluator:
             return [signal for message in messages for signal in self.feed_messages([message])]
         signals, self._ended = self._ended, []
         for lines, _cause in messages:
-            self._knobs_of(lines)
+            self._knobs.take(lines, self._intake)
         signals += self.evaluate(taken.segment)
         for devices in taken.after:
             self._quick.devices.put(devices)
@@ -103,26 +103,8 @@ class Evaluator:
         for sample in others:
             self._knob(sample)
 
-    def _knobs_of(self, lines: Lines) -> None:
-        for sample in lines.others.values():
-            self._knob(sample)
-        for block in lines.blocks:
-            if block.measurement == "knob":
-                values, times = block.values[block.names.index("value_count")].tolist(), block.times.tolist()
-                for tags, value, time_ns in zip(heads_of(block.heads).tags, values, times, strict=True):
-                    self._set_knob(tags, value, time_ns)
-
     def _knob(self, sample: Sample) -> None:
-        value = sample.fields.get("value_count")
-        if sample.measurement == "knob" and value is not None:
-            self._set_knob(sample.tags, value, sample.time_ns)
-
-    def _set_knob(self, tags: Mapping[str, str], value: float, time_ns: int) -> None:
-        guest, knob = tags.get("vm"), tags.get("knob")
-        if guest and knob:
-            known = self._knobs.get((guest, knob))
-            if self._intake.timely(time_ns, known[1] if known else 0):
-                self._knobs[guest, knob] = (float(value), time_ns)
+        self._knobs.take_sample(sample, self._intake)
 
     def evaluate(self, segment: Segment) -> list[Signal]:
         """Evaluate the rules on samples that are in the tables already; returns the transitions, in order."""
@@ -173,7 +155,7 @@ class Evaluator:
             return
         self._knobs_until_ns = now_ns + _KNOBS_NS
         oldest_ns, newest_ns = now_ns - self._tolerance.forget_ns, now_ns + self._tolerance.ahead_ns
-        self._knobs = {key: known for key, known in self._knobs.items() if oldest_ns <= known[1] <= newest_ns}
+        self._knobs = self._knobs.between(oldest_ns, newest_ns)
         self._world.forget_devices(oldest_ns, newest_ns)
 
     def _absent(self, kind: Kind, now_ns: int) -> tuple[list[str], list[str]]:
@@ -254,7 +236,7 @@ class Evaluator:
 
     def knob(self, guest: str, knob: str) -> tuple[float, int] | None:
         """Return a knob's measured value and when it was, None where it is not known."""
-        return self._knobs.get((guest, knob))
+        return self._knobs.get(guest, knob)
 
     @property
     def world(self) -> World:
@@ -287,7 +269,7 @@ class Evaluator:
         saved = Saved(
             VERSION,
             {kind: list(table.dump()) for kind, table in self._tables.items()},
-            [(guest, knob, value, at) for (guest, knob), (value, at) in self._knobs.items()],
+            list(self._knobs),
             self._bank.dump(),
             [part for key in windows.histories() for part in windows.dump(key)],
             self._world.cluster,
@@ -300,7 +282,7 @@ class Evaluator:
         if self._intake.now_ns:
             self._intake.now_ns += by_ns
         self._world.move(by_ns)
-        self._knobs = {key: (value, at_ns + by_ns) for key, (value, at_ns) in self._knobs.items()}
+        self._knobs.move(by_ns)
 
     def turn(self, signal: Signal) -> Turn:
         """Return what a restart must know of a transition that was made just now, beyond what was saved before it."""
@@ -329,7 +311,7 @@ class Evaluator:
         self._world.find_hosts()
         self._world.windows.load(saved.windows)
         self._world.windows.load(checked_histories(windows))
-        self._knobs = {(guest, knob): (value, at) for guest, knob, value, at in saved.knobs}
+        self._knobs = Knobs(saved.knobs)
         self._end_all(rule for rule in saved.rules if not self._bank.load(rule))
 
     def take_over(self, former: Evaluator) -> None:

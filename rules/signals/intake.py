@@ -233,7 +233,11 @@ class Intake:
 
     def all_news(self, table: Table, rows: Where, times: NDArray[np.int64]) -> bool:
         """Tell whether samples of known rows are all newer than what is known, and none is far ahead."""
-        late = np.count_nonzero(times <= table.time[rows])
+        return self.are_news(times, table.time[rows])
+
+    def are_news(self, times: NDArray[np.int64], newest_ns: NDArray[np.int64]) -> bool:
+        """Tell whether samples are all newer than what is known, and none is far ahead."""
+        late = np.count_nonzero(times <= newest_ns)
         return not late and int(times.max(initial=0)) <= self._latest_ns()
 
     def _latest_ns(self) -> int:

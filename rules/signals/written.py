@@ -16,7 +16,7 @@ _KNOBS_AT_ONCE: Final = 1000
 
 
 def fragments(
-    tables: Mapping[Of, Table], knobs: Mapping[tuple[str, str], tuple[float, int]], bank: Bank, cluster: str
+    tables: Mapping[Of, Table], knobs: Iterable[tuple[str, str, float, int]], bank: Bank, cluster: str
 ) -> Iterator[bytes]:
     """Yield the text of what `Saved` holds, but for the windows."""
     rules, name = msgspec.json.encode(bank.dump()), msgspec.json.encode(cluster)
@@ -25,7 +25,7 @@ def fragments(
         yield b'%b"%b":' % (b"," if place else b"", kind.value.encode())
         yield from _listed([part] for part in table.dump())
     yield b'},"knobs":'
-    rows = [(guest, knob, value, at) for (guest, knob), (value, at) in knobs.items()]
+    rows = list(knobs)
     yield from _listed(rows[first : first + _KNOBS_AT_ONCE] for first in range(0, len(rows), _KNOBS_AT_ONCE))
     yield b"}"
 
