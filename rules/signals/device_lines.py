@@ -5,7 +5,7 @@ Those of one kind that are not all so go sample by sample, as `Intake` puts them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -70,7 +70,7 @@ class DeviceLines:
         if not blocks and not single:
             return None
         before, after = Devices([], [], cause), Devices([], [], cause)
-        groups = self._whole(blocks, {one.measurement for one in single.values()})
+        groups = self._whole(blocks, single.values())
         for block in blocks:
             group = groups.get(block.measurement, {}).get(block.heads)
             if group is None:
@@ -107,17 +107,23 @@ class DeviceLines:
             columns = self._world.columns(table.kind, rows, where)
             self._world.windows.take(table.kind, columns, where, times)
 
-    def _whole(self, blocks: list[Block], odd: set[str]) -> dict[str, dict[bytes, _Group]]:
-        """Return the groups of blocks by measurement, of those measurements all lines of which can be taken whole."""
+    def _whole(self, blocks: list[Block], single: Collection[Sample]) -> dict[str, dict[bytes, _Group]]:
+        """Return the groups of blocks by measurement, of those measurements no device of which comes twice."""
         found: dict[str, dict[bytes, _Group]] = {}
+        taken: dict[str, set[int | None]] = {}
+        odd: set[str] = set()
+        for sample in single:
+            subject = self._intake.subjects.device(sample)
+            row = None if subject is None else self._tables[sample.measurement].row_of.get(subject.id)
+            taken.setdefault(sample.measurement, set()).add(row)
         for block in blocks:
-            group = None if block.measurement in odd else self._group(block)
-            own = found.setdefault(block.measurement, {})
-            rows = [row for one in own.values() for row in one.rows.tolist()]
-            if group is None or not set(rows).isdisjoint(group.rows.tolist()):
-                odd = odd | {block.measurement}
+            group = self._group(block)
+            rows = taken.setdefault(block.measurement, set())
+            if group is None or not rows.isdisjoint(group.rows.tolist()):
+                odd.add(block.measurement)
             else:
-                own[block.heads] = group
+                rows.update(group.rows.tolist())
+                found.setdefault(block.measurement, {})[block.heads] = group
         return {name: own for name, own in found.items() if name not in odd}
 
     def _group(self, block: Block) -> _Group | None:
