@@ -6,8 +6,8 @@ holds, each time another one begins or ceases to: the near misses that answer wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Container, Iterable, Iterator
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -25,6 +25,7 @@ from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.reading import inputs
 from virtpilot.rules.signals.scout import Scout, scout_of
+from virtpilot.rules.signals.table import Table
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +36,12 @@ MAX_VALUES: Final = 32
 MAX_CLOSELY: Final = 64
 # All rules are looked at once in so long, some of them at each tick.
 ROUND_S: Final = 30.0
-_AT_ONCE: Final = 500
+_AT_ONCE: Final = 2500
+_RULES_AT_ONCE: Final = 3
 _TRUE, _FALSE = 1, 2
 _TRUTH: Final = (None, True, False)
+_NOBODY: Final = np.zeros(0, np.int64)
+_NOTHING: Final = np.zeros(0, np.uint64)
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -119,7 +123,7 @@ class Tracer:
         self._ruleset: RuleSet | None = None
         self._parts: dict[str, list[tuple[str, Condition]]] = {}
         self._scouts: dict[str, list[Scout]] = {}
-        self._near: dict[str, dict[str, bytes]] = {}
+        self._near = {kind: _Near() for kind in Kind}
         self._next = 0
         self._looked_ns = 0
         self._room = 0
@@ -139,12 +143,17 @@ class Tracer:
 
     def _changes(self, rule: str, signals: list[Signal]) -> Iterator[Evaluation]:
         kind = signals[0].subject.kind
+        world, own = self._rules.evaluator.world, self._parts[rule]
         # Of those that have gone there is nothing left to see.
-        own = [signal for signal in signals if self._rules.evaluator.knows(kind, signal.subject.id)]
-        ids = [one.subject.id for one in own]
+        row_of = world.tables[kind].row_of
+        there = [(signal, row) for signal in signals if (row := row_of.get(signal.subject.id)) is not None]
+        rows = np.array([row for _signal, row in there], np.int64)
+        columns = world.columns(kind, rows)
+        with np.errstate(all="ignore"):
+            truths = _truths([masks(condition, columns, len(rows)) for _key, condition in own])
         # In a storm of signals, what the condition read must do.
-        read = self._values(rule, kind, ids) if len(own) <= MAX_CLOSELY else [one.inputs for one in own]
-        for signal, held, values in zip(own, self._held(rule, kind, ids), read, strict=True):
+        read = self._values(rule, columns, len(rows)) if len(rows) <= MAX_CLOSELY else [one.inputs for one, _ in there]
+        for (signal, _row), codes, values in zip(there, truths.T.tolist(), read, strict=True):
             yield Evaluation(
                 rule=rule,
                 subject=signal.subject,
@@ -152,7 +161,7 @@ class Tracer:
                 state=signal.state,
                 signal=signal.id,
                 values=values,
-                clauses=held,
+                clauses=_held(own, codes),
             )
 
     def look(self, now_ns: int) -> Iterator[None]:
@@ -169,48 +178,60 @@ class Tracer:
         self._room = MAX_A_LOOK
         world = self._rules.evaluator.world
         for kind in Kind:
-            own = [rule for rule in turn if rule.on is kind]
-            every = world.tables[kind].taken() if own else np.zeros(0, np.int64)
-            for first in range(0, len(every), _AT_ONCE):
-                self._look_at(kind, own, every[first : first + _AT_ONCE], now_ns)
-                yield
-            self._forget(own, self._rules.evaluator)
+            about = [rule for rule in turn if rule.on is kind]
+            every = world.tables[kind].taken() if about else _NOBODY
+            for place in range(0, len(about), _RULES_AT_ONCE):
+                for first in range(0, len(every), _AT_ONCE):
+                    rows = every[first : first + _AT_ONCE]
+                    self._look_at(kind, about[place : place + _RULES_AT_ONCE], rows, now_ns)
+                    yield
 
     def _look_at(self, kind: Kind, rules: list[Rule], rows: NDArray[np.int64], now_ns: int) -> None:
         """Look at some subjects; those that have gone since the look began are nobody's any more."""
         world = self._rules.evaluator.world
-        table = world.tables[kind]
-        rows = rows[table.used[rows]]
-        ids = [subject.id for row in rows.tolist() if (subject := table.subjects[row]) is not None]
+        rows = rows[world.tables[kind].used[rows]]
+        self._near[kind].follow(world.tables[kind])
         columns = world.columns(kind, rows)
-        for rule in rules:
-            with np.errstate(all="ignore"):
-                near = self._near_by(rule, columns, ids)
-            self._compare(rule, ids, near, now_ns)
+        self._log.add(one for rule in rules for one in self._near_misses(rule, columns, rows, now_ns))
 
-    def _near_by(self, rule: Rule, columns: RowColumns, ids: list[str]) -> dict[str, bytes]:
-        """Return the subjects for which a comparison of `when` holds, each with what is said of all comparisons.
+    def _near_misses(
+        self, rule: Rule, columns: RowColumns, rows: NDArray[np.int64], now_ns: int
+    ) -> Iterator[Evaluation]:
+        """Yield the subjects for which a comparison of `when` has begun or ceased to hold, while there is room.
 
-        What is dear is worked out only where one may hold.
+        What is dear is worked out only where one may hold, or did.
         """
-        may = np.zeros(1, np.bool_)
-        for scout in self._scouts[rule.name]:
-            may = may | scout(columns)
-        places = np.flatnonzero(np.broadcast_to(may, len(ids)))
-        if not len(places):
-            return {}  # as it is nearly everywhere
-        some = columns if len(places) == len(ids) else columns.only(places)
-        own = self._parts[rule.name]
-        found = [masks(condition, some, len(places)) for _key, condition in own]
+        known = self._near[rule.on].codes(rule.name)
+        with np.errstate(all="ignore"):
+            may = known[columns.where] != 0
+            for scout in self._scouts[rule.name]:
+                may = may | scout(columns)
+            places = np.flatnonzero(may)
+            if not len(places):
+                return  # as it is nearly everywhere
+            own, some = self._parts[rule.name], columns if len(places) == len(rows) else columns.only(places)
+            found = [masks(condition, some, len(places)) for _key, condition in own]
         holds = np.logical_or.reduce([true for (key, _), (true, _) in zip(own, found, strict=True) if key == "when"])
-        codes = np.array([_coded(both) for both in found]).T
-        return {ids[places[at]]: codes[at].tobytes() for at in np.flatnonzero(holds).tolist()}
+        truths, those = _truths(found), rows[places]
+        codes = np.where(holds, _in_one(truths), 0)
+        changed = np.flatnonzero(codes != known[those])
+        known[those] = codes
+        # Who ceased comes behind.
+        changed = np.concatenate([changed[holds[changed]], changed[~holds[changed]]])
+        self.left_out += max(len(changed) - self._room, 0)
+        changed, self._room = changed[: self._room], max(self._room - len(changed), 0)
+        if len(changed):
+            yield from self._told(rule, those[changed], truths[:, changed], now_ns)
 
-    def _forget(self, rules: list[Rule], evaluator: Evaluator) -> None:
-        """Forget the near misses of subjects that have gone."""
-        for rule in rules:
-            near = self._near.get(rule.name, {})
-            self._near[rule.name] = {one: codes for one, codes in near.items() if evaluator.knows(rule.on, one)}
+    def _told(
+        self, rule: Rule, rows: NDArray[np.int64], truths: NDArray[np.uint8], now_ns: int
+    ) -> Iterator[Evaluation]:
+        table, own = self._rules.evaluator.world.tables[rule.on], self._parts[rule.name]
+        read = self._values(rule.name, self._rules.evaluator.world.columns(rule.on, rows), len(rows))
+        times = np.minimum(table.time[rows], now_ns)
+        for row, at_ns, codes, values in zip(rows.tolist(), times.tolist(), truths.T.tolist(), read, strict=True):
+            if (subject := table.subjects[row]) is not None:
+                yield Evaluation(rule=rule.name, subject=subject, at_ns=at_ns, values=values, clauses=_held(own, codes))
 
     def _take_rules(self) -> None:
         if self._ruleset is not self._rules.ruleset:
@@ -220,49 +241,61 @@ class Tracer:
                 name: [scout_of(condition.part) for key, condition in own if key == "when"]
                 for name, own in self._parts.items()
             }
-            self._near = {name: near for name, near in self._near.items() if name in self._parts}
+            for near in self._near.values():
+                near.keep(self._parts)
 
-    def _compare(self, rule: Rule, ids: list[str], near: dict[str, bytes], now_ns: int) -> None:
-        """Keep the subjects for which a comparison has begun or ceased to hold, while there is room."""
-        known = self._near.setdefault(rule.name, {})
-        changed = [one for one, codes in near.items() if known.get(one) != codes]
-        if known:
-            changed += [one for one in ids if one in known and one not in near]
-        self.left_out += max(len(changed) - self._room, 0)
-        self._log.add(self._near_misses(rule, changed[: self._room], now_ns))
-        self._room = max(self._room - len(changed), 0)
-        for one in changed:
-            if one in near:
-                known[one] = near[one]
-            else:
-                del known[one]
-
-    def _near_misses(self, rule: Rule, ids: list[str], now_ns: int) -> Iterator[Evaluation]:
-        rows = {one: row for one in ids if (row := self._rules.evaluator.row(rule.on, one)) is not None}
-        held, read = self._held(rule.name, rule.on, list(rows)), self._values(rule.name, rule.on, list(rows))
-        for row, own, values in zip(rows.values(), held, read, strict=True):
-            yield Evaluation(
-                rule=rule.name, subject=row.subject, at_ns=min(row.time_ns, now_ns), values=values, clauses=own
-            )
-
-    def _held(self, rule: str, kind: Kind, ids: list[str]) -> list[list[Held]]:
-        """Return for each subject which comparisons hold."""
-        own = self._parts[rule]
-        found = self._rules.evaluator.truths(kind, [condition for _key, condition in own], ids)
-        truths = [[_TRUTH[code] for code in _coded(masks).tolist()] for masks in found]
-        return [
-            [Held(key, condition.text, truths[place][at]) for place, (key, condition) in enumerate(own)]
-            for at in range(len(ids))
-        ]
-
-    def _values(self, rule: str, kind: Kind, ids: list[str]) -> list[dict[str, float]]:
+    def _values(self, rule: str, columns: RowColumns, count: int) -> list[dict[str, float]]:
         """Return for each subject what the conditions read."""
         world = self._rules.evaluator.world
-        rows = np.array([world.tables[kind].row_of[one] for one in ids], np.int64)
-        found = inputs(world, [condition for _key, condition in self._parts[rule]], rows)
+        found = inputs(world, columns, [condition for _key, condition in self._parts[rule]], count)
         return [dict(islice(own.items(), MAX_VALUES)) for own in found]
 
 
-def _coded(masks: Masks) -> np.ndarray:
-    true, false = masks
-    return np.where(true, _TRUE, np.where(false, _FALSE, 0)).astype(np.uint8)
+class _Near:
+    """What was last seen of the near misses of one kind: of each rule a number a row, 0 where there was none."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, NDArray[np.uint64]] = {}
+        self._table: Table | None = None
+        self._changes = 0
+        self._owners: list[str] = []
+
+    def codes(self, rule: str) -> NDArray[np.uint64]:
+        """Return what was last seen of a rule, to be changed; `follow` comes before."""
+        codes = self._codes.get(rule, _NOTHING)
+        room = self._table.capacity if self._table is not None else 0
+        if len(codes) < room:
+            codes = self._codes[rule] = np.concatenate([codes, np.zeros(room - len(codes), np.uint64)])
+        return codes
+
+    def follow(self, table: Table) -> None:
+        """Forget what was seen of rows that are another's by now, or nobody's."""
+        if table is self._table and table.changes == self._changes:
+            return
+        owners = ["" if subject is None else subject.id for subject in table.subjects]
+        pairs = zip_longest(self._owners, owners)
+        other = np.array([row for row, (old, new) in enumerate(pairs) if old != new], np.int64)
+        for codes in self._codes.values():
+            codes[other[other < len(codes)]] = 0
+        self._table, self._changes, self._owners = table, table.changes, owners
+
+    def keep(self, rules: Container[str]) -> None:
+        """Forget the rules that are no more."""
+        self._codes = {rule: codes for rule, codes in self._codes.items() if rule in rules}
+
+
+def _held(own: list[tuple[str, Condition]], codes: list[int]) -> list[Held]:
+    return [Held(key, condition.text, _TRUTH[code]) for (key, condition), code in zip(own, codes, strict=True)]
+
+
+def _truths(found: list[Masks]) -> NDArray[np.uint8]:
+    """Return what is told of each comparison (a row) and subject."""
+    return np.array([np.where(true, _TRUE, np.where(false, _FALSE, 0)) for true, false in found], np.uint8)
+
+
+def _in_one(truths: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return a number for all that is told of each subject: of up to 39 comparisons its own."""
+    number = np.ones(truths.shape[1], np.uint64)
+    for codes in truths:
+        number = number * len(_TRUTH) + codes
+    return number

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from virtpilot.rules.language.devices import Device, called, named
 from virtpilot.rules.language.expression import Aggregate, Columns, Condition, Numbers
@@ -27,15 +26,14 @@ class Seen(Columns, Protocol):
         """Return the devices of a kind that the subjects have."""
 
 
-def inputs(world: World, conditions: Sequence[Condition], rows: NDArray[np.int64]) -> list[dict[str, float]]:
-    """Return what conditions of one kind read of each row just now: fields by name, windows and aggregates by text.
+def inputs(world: World, columns: Seen, conditions: Sequence[Condition], count: int) -> list[dict[str, float]]:
+    """Return what conditions read of each of so many rows just now: fields by name, windows and aggregates by text.
 
     Of devices also those are told that make up an aggregate: `disks[vda].read_latency_seconds`.
     """
-    told: list[dict[str, float]] = [{} for _ in range(len(rows))]
-    if not conditions or not told:
+    told: list[dict[str, float]] = [{} for _ in range(count)]
+    if not told:
         return told
-    columns = world.columns(conditions[0].on, rows)
     with np.errstate(all="ignore"):
         for condition in conditions:
             for name, values in _own(columns, condition):

@@ -152,7 +152,7 @@ class World:
 
     def inputs(self, condition: Condition, row: int) -> dict[str, float]:
         """Return what a condition reads of a row just now, by name."""
-        return inputs(self, [condition], np.array([row], np.int64))[0]
+        return inputs(self, self.columns(condition.on, np.array([row], np.int64)), [condition], 1)[0]
 
     def row(self, kind: Kind, subject_id: str) -> Row | None:
         """Return a subject as last measured, None where it is not known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from virtpilot.clock import SECOND
@@ -11,7 +12,6 @@ from virtpilot.model import Kind, Sample, SignalState, Subject
 from virtpilot.pipeline import evaluations
 from virtpilot.pipeline.evaluations import Evaluation, EvaluationLog, Tracer, older, read
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
-from virtpilot.rules.language import load
 
 RULES = """\
 virtpilot: 1
@@ -31,7 +31,7 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         (folder / "rules.yaml").write_text(RULES)
         self.path = folder / "evaluations.jsonl"
-        self.book = Rulebook(RuleOptions(), load([folder / "rules.yaml"]))
+        self.book = Rulebook(RuleOptions(paths=[str(folder / "rules.yaml")]))
         self.tracer = Tracer(self.book, EvaluationLog(self.path))
         self.at_s = START
 
@@ -46,6 +46,10 @@ class Watched:
         self.tracer.signals(signals)
         for _ in self.tracer.look(now_ns):
             pass
+
+    def rules(self, text: str) -> None:
+        (self.path.parent / "rules.yaml").write_text(text)
+        self.book.reload()
 
     def kept(self) -> list[Evaluation]:
         return list(read(self.path))
@@ -94,6 +98,46 @@ def test_one_look_keeps_so_many_at_most(watched: Watched, monkeypatch: pytest.Mo
     watched.measure(0.9, *[0.0] * 5)
     assert len(watched.kept()) == 3
     assert watched.tracer.left_out == 2
+
+
+def test_who_takes_the_place_of_one_that_has_gone_is_somebody_else(watched: Watched) -> None:
+    world = watched.book.evaluator.world
+    watched.measure(0.9, 0.0, 0.0, 0.0)
+    row, before = world.tables[Kind.VM].row_of["g1"], len(watched.kept())
+    world.remove(Kind.VM, "g1")
+    newcomer = {"host": "h", "vm": "new", "name": "new"}
+    watched.book.evaluator.feed([Sample("vm", newcomer, {"cpu_steal_ratio": 0.0}, watched.at_s * SECOND)], "m")
+    assert world.tables[Kind.VM].row_of["new"] == row
+    watched.measure(0.9, 0.0)
+    assert [one.subject.id for one in watched.kept()[before:]] == ["g0", "new"]  # g0's window is known by now
+
+
+def test_many_are_looked_at_some_at_a_time(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluations, "_AT_ONCE", 2)
+    watched.measure(0.9, *[0.0] * 5)
+    steps = list(watched.tracer.look((watched.at_s + 30) * SECOND))
+    assert len(steps) == 3
+    assert [one.subject.id for one in watched.kept()] == ["g0", "g1", "g2", "g3", "g4"]
+
+
+def test_a_rule_that_is_loaded_anew_says_again_what_it_sees_only_where_it_has_changed(watched: Watched) -> None:
+    for _ in range(3):
+        watched.measure(0.9, 0.0)
+    before = len(watched.kept())
+    watched.rules(RULES.replace("tier", "class") + RULES.split("rules:\n")[1].replace("name: starved", "name: other"))
+    watched.measure(0.9, 0.0)
+    watched.measure(0.9, 0.0)
+    assert [one.rule for one in watched.kept()[before:]] == ["other"]
+    watched.rules(RULES.replace("> 85%", "> 85% and cpu_steal_ratio < 50%"))
+    watched.measure(0.9, 0.0)
+    watched.measure(0.9, 0.0)
+    assert [len(one.clauses) for one in watched.kept()[before:]] == [3, 4]
+
+
+def test_more_comparisons_than_fit_a_number_are_told_apart() -> None:
+    truths = np.zeros((200, 3), np.uint8)
+    truths[0, 1] = truths[199, 2] = 1
+    assert len(set(evaluations._in_one(truths).tolist())) == 3
 
 
 def test_the_file_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
