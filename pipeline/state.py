@@ -62,8 +62,9 @@ class StateLog:
     def __init__(self, path: Path) -> None:
         self.written = 0
         """How many commits there were."""
-        self.synced = 0
-        """How many of them are on disk for certain."""
+        # How many are on disk for certain, by each thread's own word: one number of both might be set back.
+        self._synced_by_journal = 0
+        self._synced_by_document = 0
         self._path = path
         self._number = max([0, *_numbers(path)])
         self._journal: _Journal | None = None
@@ -71,6 +72,11 @@ class StateLog:
         self._syncer = ThreadPoolExecutor(1, "state-syncer")
         self._writing: Future[None] | None = None
         self._failure: OSError | None = None
+
+    @property
+    def synced(self) -> int:
+        """How many commits are on disk for certain."""
+        return max(self._synced_by_journal, self._synced_by_document)
 
     def begin(self) -> bool:
         """Begin a new document: what is committed from here on changes it; False while the last is being written.
@@ -154,12 +160,12 @@ class StateLog:
         except OSError as error:
             self._failure = error
         else:
-            self.synced = max(self.synced, last)
+            self._synced_by_journal = max(self._synced_by_journal, last)
 
     def _write(self, number: int, parts: Mapping[str, bytes], commits: int) -> None:
         """Put a document with so many commits in place, and make what the next one needs; runs in a thread."""
         replace_file(self._path, b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), raw) for name, raw in parts.items()))
-        self.synced = max(self.synced, commits)
+        self._synced_by_document = commits
         for former in _numbers(self._path):
             if former < number:
                 _journal(self._path, former).unlink(missing_ok=True)

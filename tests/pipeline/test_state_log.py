@@ -90,6 +90,28 @@ def test_while_a_document_is_written_nothing_waits_and_nothing_is_lost(
     assert len(list(folder.glob("*.jsonl"))) == 2, "the former journal is gone, the next one is ready"
 
 
+def test_a_document_that_comes_into_place_never_takes_back_what_a_journal_has_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, synced = begun(tmp_path, {"a": 1}), threading.Event()
+
+    def interrupted(*numbers: int) -> int:
+        """Return the greatest; the thread that writes documents is interrupted right behind it."""
+        found = max(numbers)
+        if threading.current_thread().name.startswith("state-writer"):
+            assert synced.wait(60)
+        return found
+
+    monkeypatch.setattr(state, "max", interrupted, raising=False)
+    assert file.begin()
+    file.finish(parts({"a": 2}))
+    file.commit([(("a",), 3)])
+    file.settle()
+    synced.set()
+    file.close()
+    assert file.synced == file.written == 1
+
+
 def test_what_changes_while_a_document_is_made_is_found_whether_its_piece_knew_it_or_not(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     file = begun(folder, {"early": {}, "late": {}})
