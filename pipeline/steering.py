@@ -18,9 +18,10 @@ from virtpilot.model import Kind, Sampling
 from virtpilot.rules.language.records import Rule
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.nearness import Nearness
+from virtpilot.rules.signals.table import Table
 
 # So many guests, or hosts, are looked at in one go.
-_GUESTS_AT_ONCE: Final = 800
+_GUESTS_AT_ONCE: Final = 2500
 _HOSTS_AT_ONCE: Final = 50
 
 
@@ -119,10 +120,11 @@ class Steering:
         # What lies in the future was noted before the clock was set back.
         self._near_ns = {guest: at for guest, at in self._near_ns.items() if at <= now_ns}
         urgent = evaluator.active(Kind.VM) | set(measuring)
+        self._near_ns |= {guest: now_ns for guest in urgent if evaluator.knows(Kind.VM, guest)}
         groups = _Groups(self._options.fast_guests)
         nearness = Nearness(rules, self._options.margin_ratio)
         for rows in _portions(evaluator.world.tables[Kind.VM].taken()):
-            self._note(evaluator, nearness, rows, urgent, now_ns)
+            self._near_ns |= dict.fromkeys(nearness.near(evaluator.world, rows), now_ns)
             self._group(evaluator, rows, urgent, hosts, groups, now_ns)
             yield []
         self._near_ns = {guest: at for guest, at in self._near_ns.items() if evaluator.knows(Kind.VM, guest)}
@@ -135,15 +137,6 @@ class Steering:
         self._next_ns = now_ns + every_ns
         return True
 
-    def _note(
-        self, evaluator: Evaluator, nearness: Nearness, rows: NDArray[np.int64], urgent: set[str], now_ns: int
-    ) -> None:
-        """Remember who of these guests is near just now."""
-        close = nearness.near(evaluator.world, rows)
-        subjects = evaluator.world.tables[Kind.VM].subjects
-        there = {subject.id for row in rows.tolist() if (subject := subjects[row]) is not None}
-        self._near_ns |= dict.fromkeys(close | (urgent & there), now_ns)
-
     def _group(
         self,
         evaluator: Evaluator,
@@ -155,8 +148,10 @@ class Steering:
     ) -> None:
         hold_ns, calm_ns = seconds(self._options.hold_s), seconds(self._options.calm_after_s)
         table, begun_ns = evaluator.world.tables[Kind.VM], self._begun_ns or now_ns
-        known = (now_ns - np.maximum(table.since[rows], begun_ns) > calm_ns).tolist()
-        for row, long_known in zip(rows.tolist(), known, strict=True):
+        known = now_ns - np.maximum(table.since[rows], begun_ns) > calm_ns
+        # All others are nobody's concern.
+        some = known | self._were_near(table)[rows]
+        for row, long_known in zip(rows[some].tolist(), known[some].tolist(), strict=True):
             subject = table.subjects[row]
             if subject is None or subject.host not in hosts:
                 continue
@@ -168,6 +163,12 @@ class Steering:
                 groups.fast(subject.host, subject.id, urgent=subject.id in urgent)
             elif now_ns - near_ns > calm_ns:
                 groups.calm(subject.host, subject.id)
+
+    def _were_near(self, table: Table) -> NDArray[np.bool_]:
+        """Tell of each row whether its guest was near at some time."""
+        found = np.zeros(table.capacity, np.bool_)
+        found[[row for guest in self._near_ns if (row := table.row_of.get(guest)) is not None]] = True
+        return found
 
     def _orders(self, groups: _Groups, now_ns: int) -> Iterator[list[Sampling]]:
         hosts = sorted(groups.hosts() | self._asked.keys())

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import pytest
+
 from virtpilot.clock import SECOND, seconds
 from virtpilot.model import Kind, Sample, Sampling
+from virtpilot.pipeline import steering
 from virtpilot.pipeline.steering import Steering, SteeringOptions
 from virtpilot.rules.language.expression import condition
 from virtpilot.rules.language.records import Rule, RuleSet
@@ -110,6 +113,20 @@ def test_hosts_without_an_agent_are_asked_for_nothing() -> None:
     desk.hosts["a"] = "+/#"
     desk.values["a"] = desk.values["c"] = 0.2
     assert {order.host for order in desk.run(12)} == {"h2"}
+
+
+def test_the_same_is_asked_for_however_many_are_looked_at_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for at_once in (100, 2, 1):
+        monkeypatch.setattr(steering, "_GUESTS_AT_ONCE", at_once)
+        desk = Desk(calm_after_s=60.0)
+        desk.measuring = {"b"}
+        desk.values |= {"a": 0.09, "c": 0.3}
+        found.append(desk.run(40))
+        desk.values |= {"a": 0.0, "c": 0.0}
+        found[-1] += desk.run(160)
+    assert found[0] == found[1] == found[2]
+    assert ("h1", ["b"], ["a"]) in brief(found[0])
 
 
 def test_it_can_be_switched_off() -> None:
