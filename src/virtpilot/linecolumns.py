@@ -36,6 +36,9 @@ NOT_PLAIN: Final = (b'"', b"\\", b"\t", b"\r")
 # A time of this century. Whether all of it are digits is seen for all times at once, which is much faster.
 _TIME: Final = rb"([1-4].{18})\n"
 _to_ints: Final = msgspec.json.Decoder(list[int]).decode
+_OF_NUMBERS: Final = b"0123456789.+-eEi"
+# So many names are looked for one by one.
+_FEW_NAMES: Final = 3
 _INT64: Final = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -51,6 +54,32 @@ class Layout(NamedTuple):
     fields: Callable[[Any], dict[str, Any]]
     absent: tuple[bytes, ...]
     names: tuple[str, ...]
+    bare: bytes = b""
+    """What follows the head, without what numbers are made of; b"" where that does not tell the absent fields."""
+
+    def parts(self, payload: bytes, lines: int) -> list[list[bytes]] | None:
+        """Return heads, wanted fields' values and times of lines that all have the layout, None where one has not.
+
+        What is between two matches is nothing, and there are as many of them as `lines`, or line feeds: so each is one.
+        """
+        parts = self.split(payload)
+        each = len(self.names) + 3
+        if len(parts) != each * lines + 1 or any(parts[::each]):
+            return None
+        heads = parts[1::each]
+        return [heads, *(parts[at::each] for at in range(2, each))] if self._is_all(payload, heads) else None
+
+    def _is_all(self, payload: bytes, heads: list[bytes]) -> bool:
+        """Tell whether lines of the layout have no wanted fields beside those that it has.
+
+        Without what numbers are made of, lines of the layout look alike: seen at once for many names.
+        """
+        if self.bare:
+            bare = b"\n".join(heads).translate(None, _OF_NUMBERS).replace(b"\n", self.bare)
+            if payload.translate(None, _OF_NUMBERS) == bare + self.bare:
+                return True
+        # Mostly none of the names is there, whatever stands before it.
+        return not any(needle[1:] in payload for needle in self.absent[::2])
 
 
 _NOTHING: Final = re.compile(rb"(?!)")
@@ -185,22 +214,6 @@ class Columns:
                 return list(map(self.match, lines))
         return found
 
-    def parts(self, payload: bytes, lines: int) -> list[tuple[bytes, ...]] | None:
-        """Return heads, wanted fields' values and times of lines that all have the layout, None where one has not.
-
-        `lines` is how many line feeds there are.
-
-        What is between two matches is nothing, and there are as many of them as lines: so each is a line of its own.
-        """
-        parts = self.layout.split(payload)
-        each = len(self.layout.names) + 3
-        if len(parts) != each * lines + 1 or any(parts[::each]):
-            return None
-        # Mostly none of the names is there, whatever stands before it.
-        if any(needle[1:] in payload for needle in self.layout.absent[::2]):
-            return None
-        return [tuple(parts[at::each]) for at in range(1, each)]
-
     def learn(self, line: bytes) -> None:
         """Take a line's own layout; raises LineProtocolError where it has none."""
         fields = line.partition(b" ")[2].partition(b" ")[0]
@@ -231,11 +244,12 @@ class Columns:
         return list(map(Sample, repeat(self.measurement), tags, map(self.layout.fields, rows), moments))
 
 
-def to_times(times: tuple[bytes, ...]) -> int | list[int]:
+def to_times(times: Sequence[bytes]) -> int | list[int]:
     """Return what a layout has found as times, one number if all are the same; raises LineProtocolError where not."""
-    if not b"".join(times).isdigit():
+    alike = times.count(times[0]) == len(times)
+    if not (times[0] if alike else b"".join(times)).isdigit():
         raise LineProtocolError("no time")
-    return _to_ints(b"[%b]" % b",".join(times)) if times.count(times[0]) < len(times) else int(times[0])
+    return int(times[0]) if alike else _to_ints(b"[%b]" % b",".join(times))
 
 
 def _read_found(
@@ -316,7 +330,16 @@ def _layout(measurement: str, shape: tuple[bytes, ...], wanted: frozenset[str]) 
     absent = tuple([f"{before}{name}=".encode(errors="surrogatepass") for name in missing for before in ", "])
     matcher = re.compile(_pattern(measurement, fields), re.DOTALL)
     decode = msgspec.json.Decoder(list[row]).decode  # type: ignore[valid-type]
-    return Layout(matcher.match, matcher.split, decode, as_fields, absent, tuple(name for name, _ in kept))
+    bare = _bare(names, [needle[1:-1] for needle in absent[::2]])
+    return Layout(matcher.match, matcher.split, decode, as_fields, absent, tuple(name for name, _ in kept), bare)
+
+
+def _bare(names: Sequence[bytes], absent: Sequence[bytes]) -> bytes:
+    """Return `Layout.bare`: an absent field in place of another one makes it another text."""
+    left, others = ([name.translate(None, _OF_NUMBERS) for name in some] for some in (names, absent))
+    if len(others) <= _FEW_NAMES or not set(left).isdisjoint(others):
+        return b""
+    return b" %b= \n" % b"=,".join(left)
 
 
 def _pattern(measurement: str, fields: Sequence[tuple[bytes, Any]]) -> bytes:
@@ -363,13 +386,10 @@ def _row(kept: list[tuple[str, Any]]) -> tuple[Any, Callable[[Any], dict[str, An
 
 
 def _is_utf8(payload: bytes) -> bool:
-    if payload.isascii():
-        return True
     try:
-        payload.decode()
+        return payload.isascii() or isinstance(payload.decode(), str)
     except UnicodeDecodeError:
         return False
-    return True
 
 
 def _only(sample: Sample | None, wanted: Wanted) -> Sample | None:

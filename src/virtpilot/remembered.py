@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 V = TypeVar("V")
@@ -10,10 +11,14 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 class Remembered(Generic[V]):
-    """Values by texts; all are forgotten where one more text would be too much. Texts that come once cost no more."""
+    """Values by texts; all are forgotten where one more text would be too much. Texts that come once cost no more.
 
-    def __init__(self, most_bytes: int = MAX_BYTES) -> None:
+    `weigh` tells how many bytes a value is counted as, beside its text.
+    """
+
+    def __init__(self, most_bytes: int = MAX_BYTES, weigh: Callable[[V], int] = lambda _value: 0) -> None:
         self._most_bytes = most_bytes
+        self._weigh = weigh
         self._bytes = 0
         self._values: dict[bytes, V] = {}
         self.get: Final = self._values.get
@@ -24,11 +29,13 @@ class Remembered(Generic[V]):
 
     def put(self, text: bytes, value: V) -> None:
         """Remember a text's value, unless the text alone is too long."""
-        if len(text) > self._most_bytes:
+        weight = len(text) + self._weigh(value)
+        if weight > self._most_bytes:
             return
-        if text not in self._values:
-            if self._bytes + len(text) > self._most_bytes:
-                self._values.clear()
-                self._bytes = 0
-            self._bytes += len(text)
+        if text in self._values:
+            self._bytes -= len(text) + self._weigh(self._values.pop(text))
+        if self._bytes + weight > self._most_bytes:
+            self._values.clear()
+            self._bytes = 0
+        self._bytes += weight
         self._values[text] = value
