@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from tests.lineprotocol.test_partial_parser import only
 from tests.thoroughness import examples
 from virtpilot import lineblocks
-from virtpilot.lineblocks import LineReader
+from virtpilot.lineblocks import LineReader, Roster
 from virtpilot.lineprotocol import encode_lines, parse, parse_wanted
 from virtpilot.model import Sample
+from virtpilot.remembered import MAX_BYTES
 
 quick = settings(derandomize=True, deadline=None, max_examples=examples(300))
 WANTED = {"vm": frozenset({"a", "b", "ab"}), "host": frozenset({"a"}), "knob": frozenset({"value_count"})}
+# So many names that lines without them are told by what is left of them without their numbers.
+MANY = WANTED | {"vm": frozenset({"a", "b", "ab", "q1", "gone", "lost", "away", "xe"})}
 NOW_NS = 1_790_000_000_000_000_000
 numbers = st.one_of(
     st.integers(-5, 5),
@@ -33,16 +37,15 @@ shapes = st.lists(
     max_size=5,
 )
 # A field that stands twice in a line is not among them: see the last test.
-odd = st.sampled_from(
-    [
-        b"vm,vm=g a=1_0 5\n", b"vm,vm=g a=1i2 1790000000000000000\n", b"  vm,vm=g a=7 8\n", b"# a comment\n", b"\n",
-        b"vm,vm a=1 1790000000000000000\n", b"vm a=t 1790000000000000000\n",
-        b"vm,vm=g x=3,b=,a=4 1790000000000000000\n", b'vm,vm=g s="a=5,b=6",a=1 1790000000000000000\n', b"\xff\n",
-        b"vm,vm=g a=9223372036854775807i,b=1 1790000000000000000\n", b"vm,vm=g a=1 ,b=2 1790000000000000000\n",
-        b"vm,vm=g a=1 1790000000\n", b"vm,vm=g a=1 179000000000000000x\n", b"vm,vm=g a=1 179000000 000000000\n",
-        b"vm,vm=g a=1,b=2 1790000000\nhost a=3\n", b"vm,vm=g a=1 1790000000000,00000\n",
-    ]
-)  # fmt: skip
+ODD = [
+    b"vm,vm=g a=1_0 5\n", b"vm,vm=g a=1i2 1790000000000000000\n", b"  vm,vm=g a=7 8\n", b"# a comment\n", b"\n",
+    b"vm,vm a=1 1790000000000000000\n", b"vm a=t 1790000000000000000\n",
+    b"vm,vm=g x=3,b=,a=4 1790000000000000000\n", b'vm,vm=g s="a=5,b=6",a=1 1790000000000000000\n', b"\xff\n",
+    b"vm,vm=g a=9223372036854775807i,b=1 1790000000000000000\n", b"vm,vm=g a=1 ,b=2 1790000000000000000\n",
+    b"vm,vm=g a=1 1790000000\n", b"vm,vm=g a=1 179000000000000000x\n", b"vm,vm=g a=1 179000000 000000000\n",
+    b"vm,vm=g a=1,b=2 1790000000\nhost a=3\n", b"vm,vm=g a=1 1790000000000,00000\n",
+]  # fmt: skip
+odd = st.sampled_from(ODD)
 
 
 @st.composite
@@ -92,6 +95,45 @@ def test_any_bytes_are_survived(parts: list[bytes]) -> None:
     payload = b"".join(parts)
     lines, parsed = LineReader(WANTED).read(payload), parse_wanted(payload, WANTED)
     assert floats(lines.samples()) == floats(parsed.samples)
+
+
+def ticks(chance: random.Random) -> Iterator[bytes]:
+    """What a host says at some ticks: now and then a line has other fields, is odd, is missing or in another place."""
+    names = ["a", "b", "ab", "x", "xa", "xe", "q1", "q2", "gone", "lost", "value_count"]
+    usual = chance.sample(names, 4)
+    shapes = [(chance.choice(["vm", "vm", "vm_disk", "knob"]), chance.sample(usual, 3)) for _ in range(3)]
+    kinds = [("host", usual), *[chance.choice(shapes) for _ in range(chance.choice([3, 20, 60]))]]
+    for tick in range(6):
+        lines = []
+        for number, (measurement, own) in enumerate(kinds):
+            fields = chance.sample(names, 3) if chance.random() < 0.02 else own
+            values = {name: chance.choice([tick, 0.5, 1e-7, -(2**40)]) for name in fields}
+            at_ns = NOW_NS + tick * chance.choice([1, 1, 2])
+            tags = {"host": "h", "vm": f"g{number}"}
+            lines.append(encode_lines([Sample(measurement, tags, values, at_ns)]))
+        if chance.random() < 0.3:
+            lines[chance.randrange(len(lines))] = chance.choice(ODD)
+        if chance.random() < 0.2:
+            del lines[chance.randrange(len(lines))]
+        if chance.random() < 0.2:
+            chance.shuffle(lines)
+        yield b"".join(lines)
+
+
+@settings(quick, max_examples=examples(120))
+@given(st.randoms(use_true_random=False), st.sampled_from([WANTED, MANY]))
+def test_what_a_host_says_next_is_read_the_same_by_who_remembers_it(
+    chance: random.Random, wanted: dict[str, frozenset[str]]
+) -> None:
+    reader, rosters = LineReader(wanted), dict[Roster, list[tuple[bytes, list[int]]]]()
+    for payload in ticks(chance):
+        lines, parsed = reader.read(payload), parse_wanted(payload, wanted)
+        assert floats(lines.samples()) == floats(parsed.samples)
+        assert lines.bad == parsed.bad
+        if lines.roster is not None:
+            assert not lines.others
+            about = [(block.heads, block.places.tolist()) for block in lines.blocks]
+            assert rosters.setdefault(lines.roster, about) == about
 
 
 def test_a_fleets_message_becomes_blocks() -> None:
@@ -154,6 +196,47 @@ def test_the_next_message_of_one_layout_is_read_without_a_look_at_its_measuremen
     first = reader.read(payload)
     monkeypatch.setattr(lineblocks, "_blocks", lambda *_given: pytest.fail("looked at again"))
     assert reader.read(payload).samples() == first.samples()
+
+
+def test_a_hosts_next_message_is_read_without_a_look_at_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [b"host,host=h a=%d 1790000000000000000\n"]
+    for number in range(30):
+        more = b",x=2" if number % 10 == 0 else b""
+        lines.append(b"vm,host=h,vm=g%d a=%%d,b=0.5%b 1790000000000000000\n" % (number, more))
+        lines.append(b"vm_disk,host=h,vm=g%d a=%%d 1790000000000000000\n" % number)
+    reader = LineReader(WANTED)
+    first = reader.read(b"".join(line % 1 for line in lines))
+    again = reader.read(b"".join(line % 2 for line in lines[:50]))
+    monkeypatch.setattr(lineblocks, "_blocks", lambda *_given: pytest.fail("looked at again"))
+    found = reader.read(b"".join(line % 3 for line in lines))
+    assert found.samples() == [
+        Sample(one.measurement, one.tags, one.fields | {"a": 3.0}, one.time_ns) for one in first.samples()
+    ]
+    assert found.roster is first.roster is not None
+    assert again.roster not in {None, first.roster}
+
+
+@pytest.mark.parametrize(("there", "instead"), [("x", "gone"), ("q2", "q1"), ("x1", "xe"), ("x", "a")])
+def test_a_wanted_name_in_place_of_another_is_seen(there: str, instead: str) -> None:
+    """Also where names differ by what numbers may be made of."""
+    reader = LineReader(MANY)
+    for name in (there, instead, there):
+        lines = [b"vm,vm=g%d b=%d,y=7,%b=2,ab=3 1790000000000000000\n" % (n, n, there.encode()) for n in range(50)]
+        lines[7] = lines[7].replace(there.encode() + b"=2", name.encode() + b"=2")
+        lines.append(b"knob,vm=g0 value_count=1 1790000000000000000\n")
+        payload = b"".join(lines)
+        assert floats(reader.read(payload).samples()) == floats(parse_wanted(payload, MANY).samples)
+
+
+def test_what_is_remembered_of_messages_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, line = LineReader(WANTED), b"vm,host=%d,vm=%b a=1 1790000000000000000\nknob,host=h,knob=k value_count=1 5\n"
+    assert reader._rosters._most_bytes == MAX_BYTES
+    monkeypatch.setattr(reader._rosters, "_most_bytes", 20_000)
+    for number in range(100):
+        reader.read(line % (number, b"g" * 400))
+        weights = [roster.weight() for roster in reader._rosters._values.values()]
+        assert 400 * len(weights) < sum(weights) < 20_000
+    assert len(weights) > 5
 
 
 def test_of_a_field_that_stands_twice_no_other_number_is_made() -> None:
