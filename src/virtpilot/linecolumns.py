@@ -54,8 +54,8 @@ class Layout(NamedTuple):
     fields: Callable[[Any], dict[str, Any]]
     absent: tuple[bytes, ...]
     names: tuple[str, ...]
-    bare: bytes = b""
-    """What follows the head, without what numbers are made of; b"" where that does not tell the absent fields."""
+    bare: tuple[bytes, ...] = ()
+    """What follows the head, and the absent fields, without what numbers are made of; where these are many."""
 
     def parts(self, payload: bytes, lines: int) -> list[list[bytes]] | None:
         """Return heads, wanted fields' values and times of lines that all have the layout, None where one has not.
@@ -72,14 +72,15 @@ class Layout(NamedTuple):
     def _is_all(self, payload: bytes, heads: list[bytes]) -> bool:
         """Tell whether lines of the layout have no wanted fields beside those that it has.
 
-        Without what numbers are made of, lines of the layout look alike: seen at once for many names.
+        Mostly none of the names is there, whatever stands before it. Without what numbers are made of, lines of the
+        layout look alike: so it is seen at once that none of many names is there.
         """
-        if self.bare:
-            bare = b"\n".join(heads).translate(None, _OF_NUMBERS).replace(b"\n", self.bare)
-            if payload.translate(None, _OF_NUMBERS) == bare + self.bare:
-                return True
-        # Mostly none of the names is there, whatever stands before it.
-        return not any(needle[1:] in payload for needle in self.absent[::2])
+        if not self.bare:
+            return not any(needle[1:] in payload for needle in self.absent[::2])
+        rest, *absent = self.bare
+        own = b"\n".join(heads).translate(None, _OF_NUMBERS).replace(b"\n", rest)
+        text = payload.translate(None, _OF_NUMBERS)
+        return text == own + rest or not any(needle in text for needle in absent)
 
 
 _NOTHING: Final = re.compile(rb"(?!)")
@@ -334,12 +335,12 @@ def _layout(measurement: str, shape: tuple[bytes, ...], wanted: frozenset[str]) 
     return Layout(matcher.match, matcher.split, decode, as_fields, absent, tuple(name for name, _ in kept), bare)
 
 
-def _bare(names: Sequence[bytes], absent: Sequence[bytes]) -> bytes:
-    """Return `Layout.bare`: an absent field in place of another one makes it another text."""
+def _bare(names: Sequence[bytes], absent: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return `Layout.bare`; none where an absent field in place of another one would not make it another text."""
     left, others = ([name.translate(None, _OF_NUMBERS) for name in some] for some in (names, absent))
     if len(others) <= _FEW_NAMES or not set(left).isdisjoint(others):
-        return b""
-    return b" %b= \n" % b"=,".join(left)
+        return ()
+    return b" %b= \n" % b"=,".join(left), *(b"%b=" % name for name in others)
 
 
 def _pattern(measurement: str, fields: Sequence[tuple[bytes, Any]]) -> bytes:
