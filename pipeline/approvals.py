@@ -76,6 +76,11 @@ class ApprovalDesk:
         self._told: list[Settled] = []
 
     @property
+    def waits(self) -> bool:
+        """Whether something waits for a person."""
+        return bool(self._waiting)
+
+    @property
     def counts(self) -> Mapping[str, int]:
         """How many wait, and how many of those last settled came to which end; any thread may ask."""
         found = {"pending": len(self._waiting)}

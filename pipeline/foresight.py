@@ -69,7 +69,7 @@ class Foresight:
         if film is None:
             return None
         at = tick - self._first
-        until = film.calm(at, self._rehearsal.heeded)
+        until = self._rehearsal.calm(film, at)
         due_ns = self._rehearsal.due_ns()
         while until > at and film.time_ns(until) >= due_ns:
             until -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -154,6 +155,13 @@ class MeasuredFleet:
                 )
             )
         return loads
+
+    def next_stale_ns(self, now_ns: int) -> float:
+        """Return when a host's measurements are stale that are fresh now, infinite for never."""
+        table = self.evaluator.world.tables[Kind.HOST]
+        times = table.time[table.taken()]
+        fresh = times[now_ns - times <= self._fresh_ns]
+        return int(fresh.min()) + self._fresh_ns + 1 if len(fresh) else math.inf
 
     def migration_uri(self, host: str) -> str:
         """Return where a host takes guests; empty when it has not said."""

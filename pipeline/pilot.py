@@ -5,6 +5,7 @@ decider.wants → (arbiter's losers: refused) → plan the action → guards →
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Annotated, Final
 
@@ -81,6 +82,11 @@ class Pilot:
         self._allocator = Allocator(fleet, self._ask_to_set, decider.holder)
         self._landed: dict[str, tuple[str, int]] = {}
         self._hosts: list[HostLoad] | None = None
+        self._stands_ns = 0.0
+
+    def next_ns(self) -> float:
+        """Return when something may be decided though nothing is measured and nothing comes; 0: at any moment."""
+        return self.decider.next_ns(self._stands_ns)
 
     def reload(self, ruleset: RuleSet, evaluator: Evaluator) -> None:
         """Go on with other rules; what unchanged ones have under way stays."""
@@ -102,6 +108,7 @@ class Pilot:
         What a guard holds back is tried again when all are looked at, the highest priority first.
         """
         self._hosts, self.fleet.closed = None, self.maintenance.closed()
+        self._stands_ns = 0.0 if about is not None or self.approvals.waits or self.maintenance.orders else math.inf
         records: list[Decision | Command] = []
         self.decider.agreed = self.approvals.agreements()
         winners, losers = self.decider.wants(now_ns, about)
@@ -110,6 +117,7 @@ class Pilot:
         queue = [want for want in winners if waits_in_line(want)]
         for want in winners:
             if isinstance(want.remedy, AllocateRemedy):
+                self._stands_ns = 0.0
                 records += self._divide(want, want.remedy, now_ns)
             elif not waits_in_line(want):
                 records += self._decide_one(want, now_ns)
@@ -121,6 +129,8 @@ class Pilot:
             self.approvals.tick([*winners, *(want for want, _reason in losers)], self.decider.awaited(), now_ns)
         records += [self._release(release, now_ns) for release in self.decider.releases(now_ns)]
         records += [_at_its_end(ladder) for ladder in self.decider.exhausted()]
+        if records:
+            self._stands_ns = 0.0
         return records
 
     def _take_turns(self, queue: Sequence[Want], now_ns: int) -> list[Decision | Command]:
@@ -128,7 +138,7 @@ class Pilot:
         records: list[Decision | Command] = []
         ready: dict[str, Planned] = {}
         for want in queue:
-            planned = self._prepared(want, now_ns)
+            planned = self._tried(want, now_ns)
             if isinstance(planned, Refused):
                 records += self._refuse(want, planned.guard, planned.reason, now_ns)
             else:
@@ -177,7 +187,7 @@ class Pilot:
         return row.subject if row is not None else Subject(Kind.VM, flight.guest, host=flight.host)
 
     def _decide_one(self, want: Want, now_ns: int) -> list[Decision | Command]:
-        planned = self._prepared(want, now_ns)
+        planned = self._tried(want, now_ns)
         if isinstance(planned, Refused):
             return self._refuse(want, planned.guard, planned.reason, now_ns)
         if planned.held is not None:
@@ -217,6 +227,12 @@ class Pilot:
         self.approvals.begun(want, now_ns)
         return [decision, *commands]
 
+    def _tried(self, want: Want, now_ns: int) -> Planned | Refused:
+        """Do as `_prepared` does, and note until when all that is refused stays so."""
+        planned = self._prepared(want, now_ns)
+        self._stands_ns = min(self._stands_ns, planned.until_ns if isinstance(planned, Refused) else 0.0)
+        return planned
+
     def _prepared(self, want: Want, now_ns: int) -> Planned | Refused:
         """Return the action for a want once the guards let it through, or who refuses it."""
         row = self.fleet.evaluator.row(want.subject.kind, want.subject.id)
@@ -254,7 +270,9 @@ class Pilot:
         leaving = row.subject.host in self.fleet.closed
         placement = best_target(guest, hosts, self._reserve, company, leaving=leaving)
         if isinstance(placement, NoMove):
-            raise Refused("placement", placement.reason)
+            # Who has just landed, or is unfit, is so for a while only.
+            until_ns = 0.0 if unfit or self._landed else self.fleet.next_stale_ns(now_ns)
+            raise Refused("placement", placement.reason, until_ns)
         load = self.fleet.move_load(row, placement.host, self.guards.migrations())
         plan = plan_move(load, self._moving)
         if isinstance(plan, Hopeless):

@@ -11,11 +11,15 @@ from virtpilot.rules.signals.table import Row
 
 
 class Refused(Exception):
-    """The action cannot be planned; carries the guard's name and the reason."""
+    """The action cannot be planned; carries the guard's name and the reason.
 
-    def __init__(self, guard: str, reason: str) -> None:
+    Before `until_ns` it cannot either, as long as nothing is measured and nothing happens; 0 where that is not known.
+    """
+
+    def __init__(self, guard: str, reason: str, until_ns: float = 0) -> None:
         self.guard = guard
         self.reason = reason
+        self.until_ns = until_ns
         super().__init__(reason)
 
 

@@ -29,7 +29,7 @@ from virtpilot.pipeline.standin import Reply, StandIn
 from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.pipeline.unwritten import Unwritten
 from virtpilot.rules.language import RuleSet
-from virtpilot.rules.signals.film.film import Film
+from virtpilot.rules.signals.film.film import Film, can_foresee
 from virtpilot.topics import Topics
 
 CLUSTER: Final = "rehearsal"
@@ -131,10 +131,18 @@ class Rehearsal:
             self._settled = True
 
     def idle(self) -> bool:
-        """Tell whether nothing is under way, so that only signals can bring something about, and time."""
+        """Tell whether nothing is under way, so that only signals and effects can bring something about, and time."""
         decider = self.controller.pilot.decider
-        awaited = _waits(self.controller.pilot) or decider.awaited()
-        return not awaited and decider.next_ns() > self.clock.now_ns()
+        if _waits(self.controller.pilot) or decider.next_ns() <= self.clock.now_ns():
+            return False
+        return all(can_foresee(expect.condition) for expect, _of, _over in decider.effects())
+
+    def calm(self, film: Film, at: int) -> int:
+        """Return up to which of a film's frames nothing comes of what is measured after one."""
+        until = film.calm(at, self.heeded)
+        for expect, subject_id, over in self.controller.pilot.decider.effects():
+            until = min(until, film.unseen(expect.condition, subject_id, at, known=over))
+        return until
 
     def due_ns(self) -> float:
         """Return when something happens even if no signal changes, infinite for never."""
@@ -179,7 +187,7 @@ class Rehearsal:
         # What is said of many is taken at the tick after a sample; of the cluster each tick is a sample.
         if not self._settled or self._each_tick or _waits(controller.pilot):
             return 0
-        decided_ns = controller.pilot.decider.next_ns()
+        decided_ns = controller.pilot.next_ns()
         if decided_ns <= now_ns:
             return 0
         due = (self.agents.next_ns(), controller.rulebook.evaluator.next_silence_ns(now_ns))

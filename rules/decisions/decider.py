@@ -34,7 +34,7 @@ from virtpilot.rules.decisions.want import (
     relative_change,
     signature,
 )
-from virtpilot.rules.language.records import AllocateRemedy, Remedy, Rule, RuleSet
+from virtpilot.rules.language.records import AllocateRemedy, Expect, Remedy, Rule, RuleSet
 
 __all__ = ["Decider", "DecisionOptions", "Exhausted", "Release", "Want"]
 
@@ -68,10 +68,23 @@ class Decider:
         phases = (Phase.COMMANDED, Phase.MEASURING)
         return {ladder.subject.id for phase in phases for _key, ladder in self._shelf.in_phase(phase)}
 
-    def next_ns(self) -> float:
-        """Return when something may change though no sample, signal or outcome comes; 0: at any moment, inf: never."""
+    def effects(self) -> list[tuple[Expect, str, bool]]:
+        """Return the effects that are looked for, of whom, and whether the signal is over."""
+        found = self._shelf.in_phase(Phase.MEASURING)
+        return [(e, key[1], one.over) for key, one in found if (e := self._remedy(key).expect) is not None]
+
+    def next_ns(self, wanted_ns: float = 0) -> float:
+        """Return when something may change though no sample, signal or outcome comes; 0: at any moment, inf: never.
+
+        `wanted_ns` is when what is wanted may be decided otherwise than it was.
+        """
         awake = ((key, one) for key, one in self._shelf.items() if key not in self._parked)
-        ladders = (one.next_ns(self._remedy(key).expect, self._rules[key[0]].cooldown_ns) for key, one in awake)
+        ladders = (
+            wanted_ns
+            if one.phase is Phase.WANTING
+            else one.next_ns(self._remedy(key).expect, self._rules[key[0]].cooldown_ns)
+            for key, one in awake
+        )
         leases = (lease.until_ns for lease in self.holdings.leases.values())
         at_any_moment = self.holdings.releases or self._exhausted or any(self._flights)
         return 0 if at_any_moment else min((*leases, *ladders), default=math.inf)

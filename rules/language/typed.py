@@ -135,6 +135,9 @@ class Reads(msgspec.Struct):
             self.signals[name] = max(within_ns, self.signals.get(name, 0))
 
 
+Input: TypeAlias = "tuple[str, str] | Window | Aggregate"
+
+
 class Part:
     """A typed part of an expression: a number with a unit, a text, or a truth."""
 
@@ -152,7 +155,7 @@ class Part:
         self.owner = ""
         """The measurement of the subject that it is about."""
         self.parts: tuple[Part, ...] = ()
-        self.source: tuple[str, str] | Window | Aggregate | None = None
+        self.source: Input | None = None
         """Where a number comes from, if it is no more than an input."""
 
 
@@ -295,6 +298,15 @@ def _override(text: str, default: Quantity) -> float:
         return default.value
     wrong = found.unit not in {None, default.unit} or (default.unit is Unit.RATIO and found.value > 1)
     return default.value if wrong else found.value
+
+
+def unknown(part: Part, missing: Callable[[Input], bool]) -> bool:
+    """Tell whether a part can be seen to be unknown of all subjects, given which inputs all of them lack."""
+    if part.sign in COMPARE or part.sign in _ARITHMETIC:
+        return any(unknown(one, missing) for one in part.parts)
+    if part.sign in {"and", "or", "not"}:
+        return all(unknown(one, missing) for one in part.parts)
+    return part.source is not None and missing(part.source)
 
 
 def as_number(part: Part) -> Value:

@@ -199,7 +199,7 @@ class _Line:
             return
         self._beyond[where], self._made[where] = np.inf, True
         rows = np.arange(len(self._made))[where]
-        moments = np.unique(times).tolist()
+        moments = sorted(set(times.tolist()))
         for at_ns in moments if len(moments) <= _MOMENTS else ():
             some = rows[times == at_ns]
             for places, when, values in self._history.alike(whereabouts(some), at_ns, self._place):

@@ -182,6 +182,9 @@ class History:
         """Push several samples of rows; yields those that have just been put, while they are still there."""
         rows = np.arange(self.slots)[where]
         steps, units = times // self.step_ns, times // UNIT_NS
+        if not self._time[:, rows].any() and not any(np.isfinite(one).any() for one in values):
+            self.newest[rows], self._step[rows] = units[-1], steps[-1]
+            return
         self._forget_old(rows, np.full(len(rows), units[0]))
         layers = layers_of(steps, int(self._step[rows[0]]))
         # In a whole turn of the ring no two steps have one place.
@@ -262,7 +265,7 @@ class History:
             yield where, times, self._of_one_step(first, where, times, series)
             return
         rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
-        for step in np.unique(steps).tolist():
+        for step in sorted(set(steps.tolist())):
             chosen = np.flatnonzero(steps == step)
             some = whereabouts(rows[chosen])
             yield some, times[chosen], self._of_one_step(step, some, times[chosen], series)

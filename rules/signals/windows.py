@@ -225,9 +225,9 @@ class Windows:
                 self._look(track, series, where, table)
             return values[first][rows]
         mine = rows[rows >= 0]
-        stale_rows = np.unique(mine[track.stale[series, mine]])
+        stale_rows = mine[track.stale[series, mine]]
         if len(stale_rows):
-            self._look(track, series, whereabouts(stale_rows), table)
+            self._look(track, series, whereabouts(np.flatnonzero(np.bincount(stale_rows))), table)
         return gather(values[first], rows)
 
     def bound(self, window: Window, rows: Where, *, upper: bool) -> NDArray[np.float64]:

@@ -34,6 +34,8 @@ rules:
   - {name: plain, on: vm, when: cpu_steal_ratio > 20%, for: 30s, clear: cpu_steal_ratio < 5%, clear_for: 1m, mode: act,
      cooldown: 2m, priority: 60, remedies: [{set: {cpu_shares: current * 2}, lease: 3m, expect:
      cpu_steal_ratio < 15% within 1m}, {migrate: {to: best}}]}
+  - {name: held-back, on: vm, when: cpu_usage_ratio > 30%, mode: act, remedies: [{set: {cpu_shares: current / 2},
+     lease: 2m, expect: 'max(vms.cpu_steal_ratio) < 25% and min(cpu_usage_ratio, 1m) < 90% within 3m'}]}
   - {name: past, on: vm, when: 'avg(cpu_steal_ratio, 1m) > 20%', mode: act, remedies: [{migrate: {to: best}}]}
   - {name: trend, on: vm, when: 'forecast(cpu_usage_ratio, 1m) > 50% or p90(cpu_steal_ratio, 5m) >= 25%'}
   - {name: long, on: vm, when: 'avg(cpu_usage_ratio, 2h) > 30% and stddev(cpu_usage_ratio, 1h) > 20%', for: 2m}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
+from pathlib import Path
 
 import pytest
 
 from tests.rules_testing.shipped import shipped
+from virtpilot.model import Decision
 from virtpilot.pipeline import rule_tests
 from virtpilot.pipeline.rulebook import LIBRARY
 from virtpilot.rules.language import RuleSet
@@ -29,6 +31,56 @@ def test_what_comes_to_be_is_the_same(test: RuleTest, rules: RuleSet) -> None:
     ticked._each_tick = True
     played = [scene.play(Coverage(rules.rules)) for scene in (sparing, thorough)]
     assert played[0].records == played[1].records
+
+
+STARVED = """
+virtpilot: 1
+rules:
+  - {name: starved, on: vm, when: cpu_steal_ratio > 20%, mode: act, remedies: [{migrate: {to: best}}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("cpu_usage_ratio: 0.95", [0, 5]),
+        # Its measurements become old in between two samples of the others.
+        ("cpu_usage_ratio: 0.95x1 stale", [0, 5, 115]),
+        ("cpu_usage_ratio: 0.95x1 _x2 0.95", [0, 5, 115]),
+        ("cpu_usage_ratio: 0.95x3 0.1", [0, 5, 205]),
+    ],
+)
+def test_ticks_are_left_out_while_no_host_is_better(other: str, said: list[int], tmp_path: Path) -> None:
+    (tmp_path / "any.yaml").write_text(STARVED)
+    (tmp_path / "any.test.yaml").write_text(f"""
+virtpilot: 1
+tests:
+  - name: any
+    every: 50s
+    hosts: {{busy: {{series: {{cpu_usage_ratio: 0.95}}}}, other: {{series: {{{other}}}}}}}
+    guests: {{g: {{host: busy, series: {{cpu_steal_ratio: 0.3}}}}}}
+    expect: [{{signal: starved, of: g, at: 5m, is: firing}}]
+""")
+    (file, rules) = rule_tests.load_all([tmp_path / "any.test.yaml"])[0]
+    (test,) = file.tests
+    played, ticks = [], []
+    for every_tick in (False, True):
+        scene = rule_tests.Scene(test, rules)
+        controller = scene._rehearsal.controller
+        scene._rehearsal._each_tick = every_tick
+        tick, count = controller.tick, [0]
+
+        def counted(now_ns: int, tick: Callable[[int], None] = tick, count: list[int] = count) -> None:
+            count[0] += 1
+            tick(now_ns)
+
+        controller.tick = counted  # type: ignore[method-assign]
+        played.append(scene.play(Coverage(rules.rules)).records)
+        ticks += count
+    assert played[0] == played[1]
+    decided = [(one.at_ns - test.start_ns) // 10**9 for one in played[0] if isinstance(one, Decision)]
+    assert decided == said
+    assert ticks[0] < ticks[1] / 4
 
 
 def test_ticks_are_left_out_while_nothing_fires_and_not_when_somebody_falls_silent() -> None:

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 
 class FilmColumns:
-    """All moments of a kind's subjects, moment by moment."""
+    """All moments of a kind's subjects, moment by moment; what is said of many is as of the tick before each.
 
-    def __init__(self, film: Film, kind: Of) -> None:
+    Without `delay` it is as of the tick after.
+    """
+
+    def __init__(self, film: Film, kind: Of, delay: int = 1) -> None:
         self._film = film
         self._kind = kind
+        self._delay = delay
         self._reel = reel = film.reels[kind]
         self._table = film.world.tables[kind]
         moments, rows = len(reel.times), len(reel.rows)
@@ -91,7 +95,7 @@ class FilmColumns:
         return values.ravel() if window.on is self._kind else self._of_host(values, self._frame)
 
     def aggregate(self, aggregate: Aggregate) -> Numbers:
-        """Return what is said of each subject's devices; of its host's guests, or all, as of the tick before."""
+        """Return what is said of each subject's devices; of its host's guests, or all, as of a tick."""
         found = self._aggregates.get(aggregate.key)
         if found is None:
             found = self._aggregates[aggregate.key] = self._aggregated(aggregate)
@@ -102,7 +106,7 @@ class FilmColumns:
             if aggregate.members not in self._film.reels:
                 return self._of_none(aggregate)
             return evaluate(aggregate, self.devices(aggregate.members))
-        values, before = self._film.aggregate(aggregate), np.maximum(self._frame - 1, 0)
+        values, before = self._film.aggregate(aggregate), np.maximum(self._frame - self._delay, 0)
         if aggregate.scope is Kind.CLUSTER:
             found: Numbers = values[before, 0]
             return found

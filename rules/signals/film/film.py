@@ -22,6 +22,7 @@ from virtpilot.rules.language.typed import Aggregate, Numbers, Window
 from virtpilot.rules.signals.aggregates import Members, evaluate
 from virtpilot.rules.signals.columns import masks
 from virtpilot.rules.signals.film.columns import FilmColumns
+from virtpilot.rules.signals.film.outlook import Outlook
 from virtpilot.rules.signals.film.past import Past
 from virtpilot.rules.signals.film.reels import Reel, reels
 from virtpilot.rules.signals.intake import Intake
@@ -44,10 +45,12 @@ class Film:
         self.world = world
         self.reels = reels
         self._columns: dict[Of, FilmColumns] = {}
+        self._outlooks: dict[Of, Outlook] = {}
         self._windows: dict[tuple[Of, str], Numbers] = {}
         self._aggregates: dict[tuple[Kind, str], Numbers] = {}
         self._sights: dict[str, _Sight] = {}
-        self._counts: dict[int, tuple[Condition, Counted]] = {}
+        self._resting: dict[str, bool] = {}
+        self._counts: dict[int, tuple[Condition, Counted | None]] = {}
         rules = [machine.rule for kind in Kind for machine in world.bank.machines(kind)]
         self._asking = [rule for rule in rules if rule.signals()]
         # Now, before any of the frames is put: what comes later would be counted as past and once more as to come.
@@ -80,6 +83,13 @@ class Film:
             found = self._columns[kind] = FilmColumns(self, kind)
         return found
 
+    def outlook(self, kind: Of) -> Outlook:
+        """Return what can be seen at little cost of a kind's moments."""
+        found = self._outlooks.get(kind)
+        if found is None:
+            found = self._outlooks[kind] = Outlook(self, kind)
+        return found
+
     def past(self, track: Track) -> Past:
         """Return the points of a track at each moment."""
         return self._pasts[id(track)]
@@ -87,9 +97,12 @@ class Film:
     def _past(self, kind: Of, track: Track) -> Past:
         reel = self.reels[kind]
         shape = (len(reel.times), len(reel.rows))
-        with np.errstate(all="ignore"):
-            told = [one.reshape(shape) for one in track.read(self.columns(kind), shape[0] * shape[1])]
-            return Past(track, reel, told)
+
+        def told() -> list[Numbers]:
+            with np.errstate(all="ignore"):
+                return [one.reshape(shape) for one in track.read(self.columns(kind), shape[0] * shape[1])]
+
+        return Past(track, reel, told)
 
     def window(self, window: Window) -> Numbers:
         """Return what a window says at each moment of each row."""
@@ -130,6 +143,21 @@ class Film:
                         return at
         return until
 
+    def unseen(self, condition: Condition, subject_id: str, at: int, *, known: bool) -> int:
+        """Return up to which frame a condition holds of a subject at no tick from that after `at` on, or to the end.
+
+        With `known` it is not false either. Where it is otherwise at once it is `at`.
+        """
+        reel, row = self.reels[condition.on], self.world.tables[condition.on].row_of.get(subject_id)
+        place = np.flatnonzero(reel.rows == row)
+        if not len(place):
+            return at
+        shape = (len(reel.times), len(reel.rows))
+        with np.errstate(all="ignore"):
+            true, false = masks(condition, FilmColumns(self, condition.on, delay=0), shape[0] * shape[1])
+        seen = ((true | false) if known else true).reshape(shape)[at:, place[0]]
+        return max(at, at + int(seen.argmax()) - 1) if seen.any() else self.frames
+
     def _calm(self, machine: Machine, reel: Reel, moment: int) -> int:
         """Return the frame before that in which a machine may change after a moment."""
         first = self._next(machine, reel, moment)
@@ -137,6 +165,8 @@ class Film:
 
     def _next(self, machine: Machine, reel: Reel, moment: int) -> int | None:
         """Return the moment at which a machine may change after a moment, None for never."""
+        if not machine.active[0] and self._rests(machine.rule):
+            return None
         sight = self._sight(machine, reel)
         if machine.active[0]:
             changes = _changes(machine, reel, moment, sight).any(axis=1)
@@ -185,6 +215,13 @@ class Film:
         told = f"tick/{one.at_ns}" if one.rule.on is Kind.CLUSTER else cause(subject.host)
         return signal_of(one.rule, subject, told, inputs, (one.old, one.new), one.at_ns)
 
+    def _rests(self, rule: Rule) -> bool:
+        """Tell whether a rule is easily seen to fire nowhere."""
+        found = self._resting.get(rule.name)
+        if found is None:
+            found = self._resting[rule.name] = not self.outlook(rule.on).fires(rule)
+        return found
+
     def _sight(self, machine: Machine, reel: Reel) -> _Sight:
         """Return what a rule's conditions say at each moment."""
         found = self._sights.get(machine.rule.name)
@@ -200,16 +237,28 @@ class Film:
         """Return how often a condition is true and how often false in some frames, the last included."""
         known = self._counts.get(id(condition))
         if known is None:
-            reel = self.reels[condition.on]
-            shape = (len(reel.times), len(reel.rows))
-            with np.errstate(all="ignore"):
-                found = masks(condition, self.columns(condition.on), shape[0] * shape[1])
-            # Of the cluster's ticks the last one before each frame.
-            moments = slice(None) if shape[0] == self.frames + 1 else reel.lasts
-            true, false = ([0, *one.reshape(shape)[moments].sum(axis=1).cumsum().tolist()] for one in found)
-            known = self._counts[id(condition)] = (condition, (true, false))
+            known = self._counts[id(condition)] = (condition, self._counted(condition))
+        if known[1] is None:
+            return 0, 0
         true, false = known[1]
         return true[last + 1] - true[first], false[last + 1] - false[first]
+
+    def _counted(self, condition: Condition) -> Counted | None:
+        """Count a condition in all frames; None where it is never known."""
+        reel, outlook = self.reels[condition.on], self.outlook(condition.on)
+        if outlook.unknown(condition.part):
+            return None
+        settled = outlook.settled(condition.part)
+        if settled is not None:
+            every, none = list(range(0, (self.frames + 2) * len(reel.rows), len(reel.rows))), [0] * (self.frames + 2)
+            return (every, none) if settled else (none, every)
+        shape = (len(reel.times), len(reel.rows))
+        with np.errstate(all="ignore"):
+            found = masks(condition, self.columns(condition.on), shape[0] * shape[1])
+        # Of the cluster's ticks the last one before each frame.
+        moments = slice(None) if shape[0] == self.frames + 1 else reel.lasts
+        true, false = ([0, *one.reshape(shape)[moments].sum(axis=1).cumsum().tolist()] for one in found)
+        return true, false
 
     def newest(self, kind: Kind, frame: int) -> dict[str, int]:
         """Return all subjects of a kind, each with the time of its newest sample as of a frame."""
@@ -240,6 +289,11 @@ class Film:
         table.values[:, reel.where] = reel.values[:, last]
         table.time[reel.where], table.interval[reel.where] = reel.times[last], reel.intervals[last]
         table.causes[reel.where] = np.array(told, np.object_)
+
+
+def can_foresee(condition: Condition) -> bool:
+    """Tell whether a film shows what a condition says at the tick after each frame."""
+    return condition.on is not Kind.CLUSTER and not condition.reads.signals
 
 
 class Transition(NamedTuple):
