@@ -74,6 +74,12 @@ class RowColumns:
             self._all[measurement] = found
         return found
 
+    def several(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        """Return fields of the subjects or of their hosts, a row a field; the host's may be one column for all."""
+        table = self._table if measurement == self._kind.value else self._hosts
+        found: Numbers = self.fields(measurement)[table.places(names)]
+        return found
+
     def least(self, measurement: str, names: tuple[str, ...]) -> Numbers:
         """Return the least value of each of several fields, NaN where all are missing."""
         return self._extreme(np.fmin, measurement, names)

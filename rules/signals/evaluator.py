@@ -19,6 +19,7 @@ from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.knobs import Knobs
 from virtpilot.rules.signals.machine import INACTIVE
 from virtpilot.rules.signals.made import signal_of
+from virtpilot.rules.signals.panel import Panel
 from virtpilot.rules.signals.quick import Quick
 from virtpilot.rules.signals.saved import (
     VERSION,
@@ -219,6 +220,10 @@ class Evaluator:
     def truths(self, kind: Kind, conditions: Iterable[Condition], ids: Sequence[str]) -> list[Masks]:
         """Return for each condition of which subjects it is true and of which false now; all of them must be known."""
         return self._world.truths(kind, conditions, ids)
+
+    def look(self, panel: Panel, ids: Sequence[str]) -> Masks:
+        """Return of which subjects each condition of a panel is true and of which false now; all must be known."""
+        return self._world.look(panel, ids)
 
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
         """Return the values that a condition reads of a subject just now; empty where it is not known."""

@@ -15,6 +15,7 @@ from virtpilot.rules.signals.aggregates import Aggregates
 from virtpilot.rules.signals.bank import Bank
 from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.devices import DeviceTable
+from virtpilot.rules.signals.panel import Panel
 from virtpilot.rules.signals.reading import inputs
 from virtpilot.rules.signals.saved import SavedRule
 from virtpilot.rules.signals.scout import asked
@@ -149,6 +150,12 @@ class World:
         columns = self.columns(kind, rows)
         with np.errstate(all="ignore"):
             return [masks(condition, columns, len(rows)) for condition in conditions]
+
+    def look(self, panel: Panel, ids: Sequence[str]) -> Masks:
+        """Return of which subjects each condition of a panel is true and of which false now; all must be known."""
+        row_of = self.tables[panel.kind].row_of
+        rows = np.fromiter((row_of[subject_id] for subject_id in ids), np.int64, len(ids))
+        return panel.look(self.columns(panel.kind, rows), len(rows))
 
     def inputs(self, condition: Condition, row: int) -> dict[str, float]:
         """Return what a condition reads of a row just now, by name."""

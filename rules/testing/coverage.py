@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
-import numpy as np
 
 from virtpilot.model import Kind
 from virtpilot.rules.language.clauses import parts
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule
 from virtpilot.rules.signals.film.film import Film
+from virtpilot.rules.signals.panel import Panel
 
 
 class Observed(Protocol):
@@ -22,8 +21,8 @@ class Observed(Protocol):
     def measured(self, kind: Kind) -> Mapping[str, int]:
         """Return all subjects of a kind, each with the time of its newest sample."""
 
-    def truths(self, kind: Kind, conditions: Iterable[Condition], ids: Sequence[str]) -> list[Masks]:
-        """Return for each condition of which subjects it is true and of which false now."""
+    def look(self, panel: Panel, ids: Sequence[str]) -> Masks:
+        """Return of which subjects each condition of a panel is true and of which false now, a row a condition."""
 
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
         """Return the values that a condition reads just now."""
@@ -46,6 +45,14 @@ class Reading(msgspec.Struct, frozen=True):
     held: tuple[bool | None, ...]
 
 
+class _Panel(NamedTuple):
+    """Clauses of the rules about one kind, in order."""
+
+    panel: Panel
+    rules: Sequence[Rule]
+    clauses: Sequence[Clause]
+
+
 class Coverage:
     """Watches an evaluator while tests run.
 
@@ -60,6 +67,16 @@ class Coverage:
         self.readings: dict[tuple[str, str], list[Reading]] = {}
         self.closely = closely
         self._seen: dict[Kind, Mapping[str, int]] = {}
+        self._panels = [panel for kind in Kind for panel in self._of(kind)]
+
+    def _of(self, kind: Kind) -> Iterator[_Panel]:
+        """Yield what is looked at of a kind: apart what asks for signals, which in a film is to be looked at anew."""
+        own = [rule for rule in self.rules.values() if rule.on is kind]
+        clauses = [clause for rule in own for clause in self.clauses[rule.name]]
+        asking = [clause for clause in clauses if clause.condition.reads.signals and not self.closely]
+        for some in ([clause for clause in clauses if clause not in asking], asking):
+            if some:
+                yield _Panel(Panel(kind, [clause.condition for clause in some]), own, some)
 
     def begin(self) -> None:
         """Start with another test."""
@@ -68,41 +85,30 @@ class Coverage:
 
     def observe(self, evaluator: Observed) -> None:
         """Note what each rule sees of each subject that was measured since the last call."""
-        for kind in Kind:
-            own = [rule for rule in self.rules.values() if rule.on is kind]
-            if not own:
-                continue
-            times, before = evaluator.measured(kind), self._seen.get(kind, {})
-            self._seen[kind] = times
+        now = {kind: evaluator.measured(kind) for kind in {one.panel.kind for one in self._panels}}
+        for panel, rules, clauses in self._panels:
+            times, before = now[panel.kind], self._seen.get(panel.kind, {})
             ids = [subject_id for subject_id, time_ns in times.items() if before.get(subject_id, -1) < time_ns]
-            clauses = [clause for rule in own for clause in self.clauses[rule.name]]
-            found = evaluator.truths(kind, [clause.condition for clause in clauses], ids)
-            for clause, (true, false) in zip(clauses, found, strict=True):
-                clause.true += int(np.count_nonzero(true))
-                clause.false += int(np.count_nonzero(false))
-            masks = iter(found)
-            for rule in own if self.closely else ():
-                self._read(
-                    rule,
-                    {name: times[name] for name in ids},
-                    list(islice(masks, len(self.clauses[rule.name]))),
-                    evaluator,
-                )
+            true, false = evaluator.look(panel, ids)
+            _count(clauses, true.sum(axis=1).tolist(), false.sum(axis=1).tolist())
+            first = 0
+            for rule in rules if self.closely else ():
+                own = slice(first, first + len(self.clauses[rule.name]))
+                self._read(rule, {name: times[name] for name in ids}, (true[own], false[own]), evaluator)
+                first = own.stop
+        self._seen |= now
 
     def look_ahead(self, film: Film, first: int, last: int) -> None:
         """Note what each rule sees at frames that are taken at once, the last included."""
-        for rule in self.rules.values():
-            if rule.on not in film.reels:
-                continue
-            for clause in self.clauses[rule.name]:
-                true, false = film.counts(clause.condition, first, last)
-                clause.true += true
-                clause.false += false
+        for panel, _rules, clauses in self._panels:
+            if panel.kind in film.reels:
+                _count(clauses, *film.counts(panel, first, last))
         self._seen |= {kind: film.newest(kind, last) for kind in film.reels if isinstance(kind, Kind)}
 
-    def _read(self, rule: Rule, times: Mapping[str, int], found: Sequence[Masks], evaluator: Observed) -> None:
+    def _read(self, rule: Rule, times: Mapping[str, int], found: Masks, evaluator: Observed) -> None:
         for place, (subject_id, time_ns) in enumerate(times.items()):
-            held = tuple(True if true[place] else False if false[place] else None for true, false in found)
+            pairs = zip(*(one[:, place].tolist() for one in found), strict=True)
+            held = tuple(True if true else False if false else None for true, false in pairs)
             values: dict[str, float] = {}
             for clause in self.clauses[rule.name]:
                 values |= evaluator.inputs(clause.condition, subject_id)
@@ -126,3 +132,9 @@ class Coverage:
         every = [clause for found in self.clauses.values() for clause in found]
         both = sum(1 for clause in every if clause.true and clause.false)
         return len(self.fired & self.rules.keys()), len(self.rules), both, len(every)
+
+
+def _count(clauses: Iterable[Clause], true: Iterable[int], false: Iterable[int]) -> None:
+    for clause, held, failed in zip(clauses, true, false, strict=True):
+        clause.true += held
+        clause.false += failed

@@ -55,6 +55,16 @@ class FilmColumns:
         hosts = film.world.tables[Kind.HOST]
         return self._of_host(film.reels[Kind.HOST].values[hosts.column[name]], self._frame)
 
+    def several(self, measurement: str, names: tuple[str, ...]) -> Numbers:
+        """Return fields of each subject, or of its host, a row a field; NaN where one is missing."""
+        own, film = measurement == self._kind.value, self._film
+        kind = self._kind if own else Kind.HOST
+        values = film.reels[kind].values[film.world.tables[kind].places(names)]
+        if own:
+            return values.reshape(len(names), -1)
+        found: Numbers = np.where(self._host >= 0, values[:, self._frame, np.maximum(self._host, 0)], np.nan)
+        return found
+
     def _single(self, device: Device, name: str) -> Numbers:
         found = np.full(self._count, np.nan)
         reel = self._film.reels.get(device)

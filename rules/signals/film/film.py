@@ -28,13 +28,14 @@ from virtpilot.rules.signals.film.reels import Reel, reels
 from virtpilot.rules.signals.intake import Intake
 from virtpilot.rules.signals.machine import CLEARING, FIRING, INACTIVE, PENDING, Given, Machine
 from virtpilot.rules.signals.made import signal_of
+from virtpilot.rules.signals.panel import Panel
 from virtpilot.rules.signals.reading import inputs_at
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.windows import Track
 from virtpilot.rules.signals.world import World
 
 Mask = NDArray[np.bool_]
-# How often something is true, and how often false, before each frame and after the last.
+# How often each of several conditions is true, and how often false.
 Counted = tuple[list[int], list[int]]
 
 
@@ -50,7 +51,7 @@ class Film:
         self._aggregates: dict[tuple[Kind, str], Numbers] = {}
         self._sights: dict[str, _Sight] = {}
         self._resting: dict[str, bool] = {}
-        self._counts: dict[int, tuple[Condition, Counted | None]] = {}
+        self._counts: dict[int, tuple[Panel, tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
         rules = [machine.rule for kind in Kind for machine in world.bank.machines(kind)]
         self._asking = [rule for rule in rules if rule.signals()]
         # Now, before any of the frames is put: what comes later would be counted as past and once more as to come.
@@ -73,7 +74,7 @@ class Film:
             return False  # these are kept from one moment to the next, in windows too
         for rule in self._asking:
             self._sights.pop(rule.name, None)
-        self._counts = {key: known for key, known in self._counts.items() if not known[0].reads.signals}
+        self._counts = {key: known for key, known in self._counts.items() if not known[0].asks}
         return True
 
     def columns(self, kind: Of) -> FilmColumns:
@@ -233,31 +234,26 @@ class Film:
             found = self._sights[machine.rule.name] = _Sight(given, rising)
         return found
 
-    def counts(self, condition: Condition, first: int, last: int) -> tuple[int, int]:
-        """Return how often a condition is true and how often false in some frames, the last included."""
-        known = self._counts.get(id(condition))
+    def counts(self, panel: Panel, first: int, last: int) -> Counted:
+        """Return how often each condition of a panel is true, and how often false, in some frames with the last."""
+        known = self._counts.get(id(panel))
         if known is None:
-            known = self._counts[id(condition)] = (condition, self._counted(condition))
-        if known[1] is None:
-            return 0, 0
-        true, false = known[1]
-        return true[last + 1] - true[first], false[last + 1] - false[first]
+            known = self._counts[id(panel)] = (panel, self._counted(panel))
+        true, false = (one[last + 1] - one[first] for one in known[1])
+        return true.tolist(), false.tolist()
 
-    def _counted(self, condition: Condition) -> Counted | None:
-        """Count a condition in all frames; None where it is never known."""
-        reel, outlook = self.reels[condition.on], self.outlook(condition.on)
-        if outlook.unknown(condition.part):
-            return None
-        settled = outlook.settled(condition.part)
-        if settled is not None:
-            every, none = list(range(0, (self.frames + 2) * len(reel.rows), len(reel.rows))), [0] * (self.frames + 2)
-            return (every, none) if settled else (none, every)
-        shape = (len(reel.times), len(reel.rows))
-        with np.errstate(all="ignore"):
-            found = masks(condition, self.columns(condition.on), shape[0] * shape[1])
+    def _counted(self, panel: Panel) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Count the conditions of a panel before each frame and after the last, a column a condition."""
+        reel = self.reels[panel.kind]
+        shape = (len(panel.conditions), len(reel.times), len(reel.rows))
+        outlook = self.outlook(panel.kind)
+        found = panel.look(self.columns(panel.kind), shape[1] * shape[2], lambda one: outlook.unknown(one.part))
         # Of the cluster's ticks the last one before each frame.
-        moments = slice(None) if shape[0] == self.frames + 1 else reel.lasts
-        true, false = ([0, *one.reshape(shape)[moments].sum(axis=1).cumsum().tolist()] for one in found)
+        moments = slice(None) if shape[1] == self.frames + 1 else reel.lasts
+        counts = [np.zeros((self.frames + 2, shape[0]), np.int64) for _ in found]
+        for count, one in zip(counts, found, strict=True):
+            one.reshape(shape)[:, moments].sum(axis=2).T.cumsum(axis=0, out=count[1:])
+        true, false = counts
         return true, false
 
     def newest(self, kind: Kind, frame: int) -> dict[str, int]:
