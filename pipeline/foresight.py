@@ -5,18 +5,15 @@ The controller is run, as in production, for all the rest; what comes to be is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from virtpilot.model import Sample
 from virtpilot.pipeline.rehearsal import Rehearsal
+from virtpilot.pipeline.stage import Stage
 from virtpilot.rules.signals.film.film import Film
 
 # Of a film that ends early the rest was made in vain.
 _MOST_FRAMES: Final = 64
 _MOST_PLAYED: Final = 128
-# What each host says: itself and its guests last.
-Frame = Mapping[str, Sequence[Sample]]
 
 
 class Span(NamedTuple):
@@ -28,35 +25,31 @@ class Span(NamedTuple):
 
 
 class Foresight:
-    """Leaves out what need not be stepped through; `frame` gives what is measured at a tick, if nothing is done.
+    """Leaves out what need not be stepped through; `stage` gives what is measured, up to the `last` tick.
 
-    `state` is all that it depends on beside the tick. Where there is no `more` after the `last`, nobody looks at what
-    was measured then.
+    Where there is no `more` after that, nobody looks at what was measured then.
     """
 
     def __init__(
         self,
         rehearsal: Rehearsal,
-        frame: Callable[[int], Frame],
-        state: Callable[[], object],
+        stage: Stage,
         last: int,
         *,
         more: bool = True,
     ) -> None:
         self._rehearsal = rehearsal
-        self._frame = frame
-        self._state = state
+        self._stage = stage
         self._last = last
         self._more = more
         self._film: Film | None = None
-        self._made: dict[int, Frame] = {}
         self._first = 0
         self._known: object = None
 
     def seen(self, tick: int) -> Span | None:
         """Return what is known of a tick that was just measured, None where it was not looked at before."""
         film, frame = self._film, tick - self._first
-        if film is None or frame > film.frames or self._state() != self._known or not film.renew():
+        if film is None or frame > film.frames or self._stage.state() != self._known or not film.renew():
             return None
         return Span(film, frame, frame)
 
@@ -77,20 +70,16 @@ class Foresight:
             return None
         self._rehearsal.play(film, at, until)
         if self._first + until < self._last or self._more:
-            self._rehearsal.put(film, at, until, self._made[self._first + until])
+            self._rehearsal.put(film, at, until, self._stage.frame(self._first + until))
         return Span(film, at + 1, until)
 
     def _filmed(self, tick: int) -> Film | None:
         """Return a film in which there is something to come after a tick."""
-        state, film = self._state(), self._film
+        state, film = self._stage.state(), self._film
         if film is not None and state == self._known and tick < self._first + film.frames and film.renew():
             return film
-        self._first, self._known, self._made = tick, state, {}
-        self._film = self._rehearsal.film(self._frames(tick))
-        return self._film
-
-    def _frames(self, tick: int) -> Iterator[list[Sample]]:
         most = _MOST_FRAMES if self._rehearsal.heeded else _MOST_PLAYED
-        for coming in range(tick + 1, min(tick + most, self._last) + 1):
-            made = self._made[coming] = self._frame(coming)
-            yield [sample for samples in made.values() for sample in samples]
+        self._first, self._known, self._film = tick, state, None
+        if tick < self._last:
+            self._film = self._rehearsal.film(self._stage.coming(tick + 1, min(tick + most, self._last)))
+        return self._film

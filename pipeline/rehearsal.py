@@ -6,7 +6,7 @@ Rule tests and replay run on it: bus, evaluator, decider, guards, planner and si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
@@ -30,6 +30,7 @@ from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.pipeline.unwritten import Unwritten
 from virtpilot.rules.language import RuleSet
 from virtpilot.rules.signals.film.film import Film, can_foresee
+from virtpilot.rules.signals.film.reels import Coming
 from virtpilot.topics import Topics
 
 CLUSTER: Final = "rehearsal"
@@ -149,9 +150,9 @@ class Rehearsal:
         agents_ns = self.agents.next_ns()
         return min(self.controller.pilot.decider.next_ns(), math.inf if agents_ns is None else agents_ns)
 
-    def film(self, frames: Iterable[Sequence[Sample]]) -> Film | None:
+    def film(self, coming: Coming) -> Film | None:
         """Return what is to be measured, as a film; None where that is not just more of what was."""
-        return self.controller.rulebook.evaluator.film(frames, self._tick_ns if self._each_tick else 0)
+        return self.controller.rulebook.evaluator.film(coming, self._tick_ns if self._each_tick else 0)
 
     def play(self, film: Film, at: int, until: int) -> None:
         """Let time pass up to a film's frame, with the signals that come of which nothing does.

@@ -156,7 +156,7 @@ class Scene:
         rehearsal, test = self._rehearsal, self._test
         last, tick = test.end_ns // test.every_ns, 0
         more = test.end_ns > last * test.every_ns
-        foresight = Foresight(rehearsal, self.stage.frame, self.stage.state, last, more=more)
+        foresight = Foresight(rehearsal, self.stage, last, more=more)
         while tick <= last:
             rehearsal.run_until(test.start_ns + tick * test.every_ns)
             rehearsal.measure_all(self.stage.frame(tick))

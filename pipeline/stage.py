@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from virtpilot.model import Kind, Sample
 from virtpilot.pipeline.rehearsal import CLUSTER
 from virtpilot.pipeline.standin import StandIn
+from virtpilot.rules.signals.film.reels import Column, Coming
 from virtpilot.rules.testing.records import Actor, Measured, RuleTest
 from virtpilot.rules.testing.series import Series
 
@@ -53,6 +57,15 @@ class _Line:
             self._fields = self._usual | told | self._state if told or not self._series else {}
         return self._fields
 
+    def ahead(self, first: int, last: int) -> tuple[dict[str, Column], NDArray[np.bool_]]:
+        """Return what `fields` gives at several ticks, and at which of them it is something."""
+        columns: dict[str, Column] = dict(self._usual)
+        told = np.full(last - first + 1, not self._series)
+        for name, one, began in self._series:
+            columns[name] = values = one.between(first - began, last - began)
+            told |= np.isfinite(values)
+        return columns | self._state, told
+
 
 class _Part(NamedTuple):
     """One subject with its devices and knobs."""
@@ -95,6 +108,18 @@ class Stage:
             for host, lines in self._lines.items()
         }
         return {host: samples for host, samples in found.items() if samples}
+
+    def coming(self, first: int, last: int) -> Coming:
+        """Return what `frame` gives at several ticks, from one on, as long as it is of the same as at that."""
+        samples = [sample for told in self.frame(first).values() for sample in told]
+        seen = {id(line): line.ahead(first, last) for lines in self._lines.values() for line, _own in lines}
+        pairs = [(seen[id(line)], seen[id(own)][1]) for lines in self._lines.values() for line, own in lines]
+        there = np.array([told & of_own for (_columns, told), of_own in pairs])
+        others = np.flatnonzero((there != there[:, :1]).any(axis=0))
+        count = int(others[0]) if len(others) else there.shape[1]
+        times = self._test.start_ns + np.arange(first, first + count) * self._test.every_ns
+        told = [columns for ((columns, _told), _of_own), one in zip(pairs, there, strict=True) if one[0]]
+        return Coming(samples, times, told)
 
     def _set(self) -> dict[str, list[tuple[_Line, _Line]]]:
         """Return what is said on each host now, each line with the own one of whom it is about: of all of them last."""

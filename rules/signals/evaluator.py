@@ -15,6 +15,7 @@ from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_i
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.film.film import Film, film_of
+from virtpilot.rules.signals.film.reels import Coming
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.knobs import Knobs
 from virtpilot.rules.signals.machine import INACTIVE
@@ -94,9 +95,9 @@ class Evaluator:
             self._quick.devices.put(devices)
         return signals
 
-    def film(self, frames: Iterable[Sequence[Sample]], tick_ns: int) -> Film | None:
+    def film(self, coming: Coming, tick_ns: int) -> Film | None:
         """Return frames to come as a film, None where they are not just more of the same; see `film_of`."""
-        return film_of(self._world, self._intake, frames, tick_ns, self._tolerance)
+        return film_of(self._world, self._intake, coming, tick_ns, self._tolerance)
 
     def pass_time(self, now_ns: int, others: Iterable[Sample] = ()) -> None:
         """Let it be later, with ticks and samples of which nothing comes; `others` are the newest of no subject."""

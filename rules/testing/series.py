@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from virtpilot.fields import Unit
 from virtpilot.rules.language.units import quantity
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_TICKS: Final = 100_000
 MAX_LENGTH: Final = 20_000
@@ -42,6 +46,13 @@ class Series(msgspec.Struct, frozen=True):
     def at(self, tick: int) -> float | None:
         """Return the value at a tick counted from 0."""
         return self.values[tick] if tick < len(self.values) else self.rest
+
+    def between(self, first: int, last: int) -> NDArray[np.float64]:
+        """Return the values at several ticks, NaN where there is none."""
+        import numpy as np
+
+        own = self.values[first : last + 1]
+        return np.array([*own, *[self.rest] * (last + 1 - first - len(own))], np.float64)
 
 
 def series(text: str, unit: Unit | None = None) -> Series:

@@ -8,13 +8,13 @@ comes; where rules ask for signals only until one changes (`renew`).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virtpilot.model import Kind, Sample, Signal
+from virtpilot.model import Kind, Signal
 from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.expression import Condition
 from virtpilot.rules.language.records import Rule
@@ -24,7 +24,7 @@ from virtpilot.rules.signals.columns import masks
 from virtpilot.rules.signals.film.columns import FilmColumns
 from virtpilot.rules.signals.film.outlook import Outlook
 from virtpilot.rules.signals.film.past import Past
-from virtpilot.rules.signals.film.reels import Reel, reels
+from virtpilot.rules.signals.film.reels import Coming, Reel, reels
 from virtpilot.rules.signals.intake import Intake
 from virtpilot.rules.signals.machine import CLEARING, FIRING, INACTIVE, PENDING, Given, Machine
 from virtpilot.rules.signals.made import signal_of
@@ -330,11 +330,9 @@ def _changes(machine: Machine, reel: Reel, moment: int, sight: _Sight) -> Mask:
     return changes
 
 
-def film_of(
-    world: World, intake: Intake, frames: Iterable[Sequence[Sample]], tick_ns: int, rest: Tolerance
-) -> Film | None:
-    """Return frames to come as a film, as far as they are just more of the same; see `reels`."""
-    found = reels(world, intake, frames, tick_ns, rest)
+def film_of(world: World, intake: Intake, coming: Coming, tick_ns: int, rest: Tolerance) -> Film | None:
+    """Return frames to come as a film, None where they are not just more of the same; see `reels`."""
+    found = reels(world, intake, coming, tick_ns, rest)
     return None if found is None else Film(world, found)
 
 

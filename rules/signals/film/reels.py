@@ -5,7 +5,7 @@ Moment 0 is the newest that the tables hold; those after it are to come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -23,6 +23,18 @@ from virtpilot.rules.signals.world import World
 
 # Longer than histories know times apart no film may be.
 _LONGEST_NS: Final = 86_400 * SECOND
+
+
+# What a field is at each moment, or all along.
+Column = NDArray[np.float64] | float
+
+
+class Coming(NamedTuple):
+    """Frames to come of the same series each: the first one's samples, when they are, each sample's fields in them."""
+
+    samples: Sequence[Sample]
+    times: NDArray[np.int64]
+    told: Sequence[Mapping[str, Column]]
 
 
 class Reel(NamedTuple):
@@ -64,20 +76,18 @@ class _Cast(NamedTuple):
     places: list[int]
 
 
-def reels(
-    world: World, intake: Intake, frames: Iterable[Sequence[Sample]], tick_ns: int, rest: Tolerance
-) -> dict[Of, Reel] | None:
-    """Return the reels of frames to come, as far as they are just more of the same; None where not even the first is.
+def reels(world: World, intake: Intake, coming: Coming, tick_ns: int, rest: Tolerance) -> dict[Of, Reel] | None:
+    """Return the reels of frames to come, None where they are not just more of the same.
 
     Each frame has a sample of each subject that is known, each host's before its guests'. The cluster's samples are
     ticks, every `tick_ns` before each frame, 0 for none.
     """
-    found_frames = alike(frames, lambda frame: _casts(world, intake, frame))
-    if found_frames is None:
+    casts = _casts(world, intake, coming.samples)
+    if casts is None:
         return None
-    casts, coming = found_frames
+    coming = coming._replace(times=coming.times[coming.times <= coming.times[0] + _LONGEST_NS])
     newest_ns = int(world.tables[Kind.HOST].time[casts[Kind.HOST].rows[0]])
-    times = np.array([newest_ns, *(one[0].time_ns for one in coming)])
+    times = np.concatenate([[newest_ns], coming.times])
     found: dict[Of, Reel] = {}
     for kind, cast in casts.items():
         reel = _reel(world, kind, cast, times, coming, found, rest)
@@ -90,23 +100,6 @@ def reels(
             return None
         found[Kind.CLUSTER] = cluster
     return found
-
-
-def alike(
-    frames: Iterable[Sequence[Sample]], casts: Callable[[Sequence[Sample]], dict[Of, _Cast] | None]
-) -> tuple[dict[Of, _Cast], list[Sequence[Sample]]] | None:
-    """Return whom the first frame is about, and the frames from it on that are about the same, each of one time."""
-    known, coming, heads = None, list[Sequence[Sample]](), list[tuple[str, dict[str, str]]]()
-    for frame in frames:
-        own = [(one.measurement, one.tags) for one in frame]
-        if known is None:
-            known, heads = casts(frame), own
-        if known is None or own != heads or len({one.time_ns for one in frame}) > 1:
-            break
-        if coming and frame[0].time_ns - coming[0][0].time_ns > _LONGEST_NS:
-            break
-        coming.append(frame)
-    return None if known is None or not coming else (known, coming)
 
 
 def _casts(world: World, intake: Intake, frame: Iterable[Sample]) -> dict[Of, _Cast] | None:
@@ -153,7 +146,7 @@ def _reel(
     kind: Of,
     cast: _Cast,
     times: NDArray[np.int64],
-    frames: Sequence[Sequence[Sample]],
+    frames: Coming,
     others: Mapping[Of, Reel],
     rest: Tolerance,
 ) -> Reel | None:
@@ -163,30 +156,23 @@ def _reel(
     places = [cast.places[at] for at in order]
     if not (table.time[rows] == times[0]).all():
         return None
-    told = [_told(table.fields, [frame[at].fields for frame in frames]) for at in places]
-    shape = (len(rows), len(frames), len(table.fields))
-    coming = np.array(told, np.float64).reshape(shape).transpose(2, 1, 0)
+    values = np.full((len(table.fields), len(times), len(rows)), np.nan)
+    values[:, 0] = table.values[:, rows]
+    coming = values[:, 1:]
+    for row, at in enumerate(places):
+        for name, one in frames.told[at].items():
+            if name in table.column:
+                coming[table.column[name], :, row] = one[: len(times) - 1] if isinstance(one, np.ndarray) else one
     if len(rows) and not np.isfinite(coming).any(axis=0).all():
         return None  # of what has no wanted field no sample comes
     column = table.column.get("sample_interval_seconds")
     if column is not None and np.isfinite(coming[column]).any():
         return None  # it says itself how often it comes
-    values = np.concatenate([table.values[:, None, rows], coming], axis=1)
     intervals, patience = _intervals(table, rows, times, rest)
     if isinstance(kind, Kind) and (np.diff(times)[:, None] > np.maximum(patience[1:], rest.stale_ns)).any():
         return None  # it would be silent in between
     numbers = np.arange(len(times))
     return Reel(kind, rows, whereabouts(rows), times, numbers, values, intervals, patience, owners, places)
-
-
-def _told(names: Sequence[str], frames: Sequence[Mapping[str, float]]) -> list[list[float]]:
-    """Return the values of fields in each frame; what is the very same as in the frame before is looked at once."""
-    found: list[list[float]] = []
-    last: Mapping[str, float] | None = None
-    for fields in frames:
-        found.append(found[-1] if fields is last else [fields.get(name, np.nan) for name in names])
-        last = fields
-    return found
 
 
 def _order(world: World, kind: Of, cast: _Cast, others: Mapping[Of, Reel]) -> tuple[Sequence[int], NDArray[np.int64]]:
@@ -212,10 +198,17 @@ def _intervals(
     table: Table, rows: NDArray[np.int64], times: NDArray[np.int64], rest: Tolerance
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the usual intervals of rows at each moment, and the patience with which each was awaited."""
-    usual = [table.interval[rows]]
-    for since_last in np.diff(times).tolist():
-        usual.append(following(usual[-1], since_last))
-    intervals = np.array(usual, np.float64).reshape(len(times), len(rows))
+    since_last = np.diff(times)
+    first = following(table.interval[rows], since_last[0])
+    if (since_last == since_last[0]).all() and (first == since_last[0]).all():
+        # What comes as usual changes nothing of what is usual.
+        intervals = np.full((len(times), len(rows)), first[0] if len(first) else 0.0)
+        intervals[0] = table.interval[rows]
+    else:
+        usual = [table.interval[rows], first]
+        for one in since_last[1:].tolist():
+            usual.append(following(usual[-1], one))
+        intervals = np.array(usual, np.float64).reshape(len(times), len(rows))
     patience = (rest.gap_intervals * intervals).astype(np.int64)
     patience = np.where(patience == 0, rest.stale_ns, patience)
     return intervals, np.concatenate([patience[:1], patience[:-1]])
