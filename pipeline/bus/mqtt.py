@@ -25,6 +25,7 @@ from virtpilot.errors import BusError
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, packet_bytes, shared
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
+from virtpilot.pipeline.bus.receiver import Receiver
 from virtpilot.pipeline.bus.reconnect import Reconnect
 from virtpilot.topics import MAX_METRICS_BYTES
 
@@ -87,12 +88,13 @@ class MqttBus:
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{client_id}", daemon=True)
         self._thread.start()
 
-    def _dressed(self, client: Client) -> Client:
+    def _dressed(self, client: Receiver) -> Receiver:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
         client.on_message = self._on_message
+        client.on_received = self._take
         # Only the network thread may write to the socket: with this callback set, paho leaves it to its loop.
         client.on_socket_register_write = _leave_it_to_the_loop
         return client
@@ -184,7 +186,15 @@ class MqttBus:
                 future.set_exception(BusError("the connection was closed before the broker had it"))
         self._sent.clear()
         # paho closes its sockets when the client goes: at once, where nothing refers to each other in a circle.
-        for callback in ("connect", "disconnect", "subscribe", "publish", "message", "socket_register_write"):
+        for callback in (
+            "connect",
+            "disconnect",
+            "subscribe",
+            "publish",
+            "message",
+            "received",
+            "socket_register_write",
+        ):
             setattr(self._client, f"on_{callback}", None)
 
     # The network thread.
@@ -289,17 +299,19 @@ class MqttBus:
         else:
             future.set_result(None)
 
-    def _on_message(self, client: Client, _data: Any, received: MQTTMessage) -> None:
-        message = _message(received)
+    def _on_message(self, _client: Client, _data: Any, received: MQTTMessage) -> None:
+        self._take(_message(received), received.mid if received.qos else 0)
+
+    def _take(self, message: Message | None, mid: int) -> None:
         with self._changed:
-            crowded = received.qos == 0 and len(self._received) >= 2 * self._options.receive_maximum
+            crowded = not mid and len(self._received) >= 2 * self._options.receive_maximum
             if message is None or crowded:
                 self.refused += 1
                 # Acknowledged: what cannot be taken must not come again and again.
-                if received.qos:
-                    client.ack(received.mid, received.qos)
+                if mid:
+                    self._client.ack(mid, _QOS)
                 return
-            self._received.append(MqttDelivery(self, message, self._line, received.mid if received.qos else 0))
+            self._received.append(MqttDelivery(self, message, self._line, mid))
             self._changed.notify_all()
 
 

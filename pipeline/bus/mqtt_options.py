@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from paho.mqtt.client import Client
 
+    from virtpilot.pipeline.bus.receiver import Receiver
+
 
 class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The broker and how to speak to it."""
@@ -64,13 +66,14 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     close_timeout_s: Annotated[float, Meta(description="Seconds to send the rest at the end.", gt=0, le=60)] = 2.0
 
 
-def new_client(options: MqttOptions, client_id: str) -> Client:
+def new_client(options: MqttOptions, client_id: str) -> Receiver:
     """Return a paho client that is not connected yet; raises ConfigError for keys or secrets that are not there."""
     # Not before now: who only has these options, or checks them, has no use for it.
-    from paho.mqtt.client import Client
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-    client = Client(
+    from virtpilot.pipeline.bus.receiver import Receiver
+
+    client = Receiver(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
         protocol=MQTTProtocolVersion.MQTTv5,

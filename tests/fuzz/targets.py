@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paho.mqtt.client import MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -35,6 +36,8 @@ from virtpilot.model import HostStatus, Message, Outcome, Sample, Sampling, Stor
 from virtpilot.pipeline import settings
 from virtpilot.pipeline.agent_config import AgentConfig
 from virtpilot.pipeline.bus import mqtt
+from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
+from virtpilot.pipeline.bus.receiver import read_publish
 from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.sequences import SequenceSet
 from virtpilot.pipeline.spool import Spool
@@ -143,6 +146,20 @@ def properties(data: bytes) -> None:
         assert int(found.split("/")[2]) >= 0
 
 
+def packet(data: bytes) -> None:
+    """What is read of a PUBLISH packet without paho is what paho reads of it."""
+    command, rest = 0x30 | (data[0] if data else 0) & 0x0F, bytearray(data[1:])
+    found = read_publish(command, rest)
+    if found is None:
+        return
+    read: list[MQTTMessage] = []
+    client = new_client(MqttOptions(), "fuzz")
+    client.on_message = lambda _client, _data, message: read.append(message)
+    client._in_packet |= {"command": command, "packet": rest}
+    assert client._handle_publish() == MQTTErrorCode.MQTT_ERR_SUCCESS
+    assert [(mqtt._message(message), message.mid) for message in read] == [found]
+
+
 def records(data: bytes) -> None:
     """Every record of the bus is read, or refused by what its consumers catch."""
     for kind in (Event, HostStatus, Outcome, Sampling, Stored, Message):
@@ -248,7 +265,7 @@ def rule_file(data: bytes) -> None:
 TARGETS: Final[dict[str, Target]] = {
     target.__name__: target
     for target in (
-        line_protocol, command, signed_command, groups, properties,
+        line_protocol, command, signed_command, groups, properties, packet,
         records, guest_xml, guest_statistics, host_files, spool_segment, file_store_segment,
         config_file, rule_file,
     )
