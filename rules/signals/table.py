@@ -104,6 +104,7 @@ class Table:
         self.since: NDArray[np.int64] = np.zeros(_FIRST_ROWS, np.int64)
         self.interval: NDArray[np.float64] = np.zeros(_FIRST_ROWS, np.float64)
         self.host_row: NDArray[np.int64] = np.full(_FIRST_ROWS, -1, np.int64)
+        self._texts: list[tuple[list[Subject], bytes]] = []
         self.capacity = _FIRST_ROWS
         """How many rows there is room for."""
         self.changes = 0
@@ -274,22 +275,39 @@ class Table:
 
     def dump(self) -> Iterator[SavedTable]:
         """Yield all rows as they are saved, in order of their coming, some at a time."""
-        every = list(self.row_of.items())
-        for first in range(0, len(every), _ROWS_AT_ONCE):
-            # Those that have gone since the dump began are left out; a row may be another's by now.
-            yield self._saved([row for one, row in every[first : first + _ROWS_AT_ONCE] if self.row_of.get(one) == row])
+        ids, changes = list(self.row_of), self.changes
+        every = np.fromiter(self.row_of.values(), np.int64, len(ids))
+        for first in range(0, len(ids), _ROWS_AT_ONCE):
+            rows = every[first : first + _ROWS_AT_ONCE]
+            if changes != self.changes:
+                # Those that have gone since the dump began are left out; a row may be another's by now.
+                now = [self.row_of.get(one) for one in ids[first : first + _ROWS_AT_ONCE]]
+                rows = rows[[one == row for one, row in zip(now, rows.tolist(), strict=True)]]
+            yield self._saved(rows)
 
-    def _saved(self, places: list[int]) -> SavedTable:
-        rows = np.array(places, np.int64)
-        subjects = self.subjects
+    def _saved(self, rows: NDArray[np.int64]) -> SavedTable:
+        subjects, where = self.subjects, whereabouts(rows)
+        time, since, values = self.time[where], self.since[where], self.values[:, where].astype(_FLOAT, copy=False)
         return SavedTable(
-            subjects=[subject for row in places if (subject := subjects[row]) is not None],
-            causes=[self.causes[row] for row in places],
-            time=self.time[rows].astype(_INT).tobytes(),
-            since=self.since[rows].astype(_INT).tobytes(),
-            interval=self.interval[rows].astype(_FLOAT).tobytes(),
-            values={name: self.values[at, rows].astype(_FLOAT).tobytes() for name, at in self.column.items()},
+            subjects=[subject for row in rows.tolist() if (subject := subjects[row]) is not None],
+            causes=self.causes[where].tolist(),
+            time=time.astype(_INT, copy=False).tobytes(),
+            since=since.astype(_INT, copy=False).tobytes(),
+            interval=self.interval[where].astype(_FLOAT, copy=False).tobytes(),
+            values={name: values[at].tobytes() for name, at in self.column.items()},
         )
+
+    def texts(self) -> Iterator[bytes]:
+        """Yield what `dump` does as JSON text; subjects hardly ever change, and their text is kept."""
+        last = 0
+        for last, part in enumerate(self.dump(), 1):
+            if last > len(self._texts):
+                self._texts.append(([], b"[]"))
+            subjects, text = self._texts[last - 1]
+            if subjects != part.subjects:
+                subjects, text = self._texts[last - 1] = part.subjects, msgspec.json.encode(part.subjects)
+            yield msgspec.json.encode({**msgspec.structs.asdict(part), "subjects": msgspec.Raw(text)})
+        del self._texts[last:]
 
     def take_over(self, former: Table) -> None:
         """Go on with the rows of a table that nobody uses any more; fields that are new here have no value yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -23,17 +23,18 @@ def fragments(
     yield b'{"version":%d,"rules":%b,"cluster":%b,"tables":{' % (VERSION, rules, name)
     for place, (kind, table) in enumerate(tables.items()):
         yield b'%b"%b":' % (b"," if place else b"", kind.value.encode())
-        yield from _listed([part] for part in table.dump())
+        yield from _listed(table.texts())
     yield b'},"knobs":'
     rows = list(knobs)
-    yield from _listed(rows[first : first + _KNOBS_AT_ONCE] for first in range(0, len(rows), _KNOBS_AT_ONCE))
+    portions = (rows[first : first + _KNOBS_AT_ONCE] for first in range(0, len(rows), _KNOBS_AT_ONCE))
+    yield from _listed(msgspec.json.encode(portion)[1:-1] for portion in portions)
     yield b"}"
 
 
-def _listed(portions: Iterable[Sequence[object]]) -> Iterator[bytes]:
+def _listed(portions: Iterable[bytes]) -> Iterator[bytes]:
     """Yield one list of all that portions of it hold."""
     opening = b"["
     for portion in portions:
-        yield opening + msgspec.json.encode(portion)[1:-1]
+        yield opening + portion
         opening = b","
     yield b"[]" if opening == b"[" else b"]"
