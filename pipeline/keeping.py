@@ -119,7 +119,7 @@ class Keeper:
         self._due_ns: int | None = None
         self._safe = True
         self._making: Iterator[tuple[str, bytes]] | None = None
-        self._made: dict[str, bytes] = {}
+        self._made: list[tuple[str, bytes]] = []
 
     def save_all_soon(self) -> None:
         """Let the next save be a whole one: more has changed than parts tell."""
@@ -158,30 +158,26 @@ class Keeper:
         self.save()
         piece = next(self._making, None) if self._making is not None else None
         if piece is not None:
-            self._made[piece[0]] = piece[1]
+            self._made.append(piece)
         elif self._making is not None:
-            self._making = None
-            self._do(lambda file: file.finish(self._made))
+            made, self._making, self._made = _by_part(self._made), None, []
+            self._do(lambda file: file.finish(made))
 
     def _begin(self, file: StateLog) -> None:
         if file.begin():
-            self._making, self._made = self._parts_made(), {}
+            self._making, self._made = self._parts_made(), []
             self._due_ns = self._clock.monotonic_ns() + self._every_ns
 
     def _replace(self, file: StateLog) -> None:
         self._making = None
-        file.replace(lambda: dict(self._parts_made()))
+        file.replace(lambda: _by_part(self._parts_made()))
         self._due_ns = self._clock.monotonic_ns() + self._every_ns
 
     def _parts_made(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the parts as JSON; nothing of a large one until it is whole."""
+        """Yield the parts as JSON; of a large one, piece by piece."""
         for name, part in self._parts.items():
             if isinstance(part, Large):
-                fragments = []
-                for fragment in part.fragments():
-                    fragments.append(fragment)
-                    yield name, b""
-                yield name, b"".join(fragments)
+                yield from ((name, fragment) for fragment in part.fragments())
             else:
                 yield name, msgspec.json.encode(part.saved())
 
@@ -218,3 +214,10 @@ class Keeper:
         self.save()
         if self._file is not None:
             self._file.close()
+
+
+def _by_part(texts: Iterable[tuple[str, bytes]]) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for name, text in texts:
+        found.setdefault(name, []).append(text)
+    return found

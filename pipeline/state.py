@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 Change = tuple[Sequence[str], object]
 """A place in the document, and what is there from now on; None: nothing."""
 
+Pieces = Mapping[str, Iterable[bytes]]
+"""The parts of a document as JSON texts, each in one piece or several."""
+
 _NUMBER: Final = "number"
 
 
@@ -95,14 +98,13 @@ class StateLog:
             raise self._error(error) from error
         return True
 
-    def finish(self, pieces: Mapping[str, bytes], *, wait: bool = False) -> None:
+    def finish(self, pieces: Pieces, *, wait: bool = False) -> None:
         """Put the new document in place, given its parts as JSON: by a thread; on disk when this returns if `wait`."""
-        parts = {_NUMBER: str(self._number).encode(), **pieces}
-        self._writing = self._writer.submit(self._write, self._number, parts, self.written)
+        self._writing = self._writer.submit(self._write, self._number, pieces, self.written)
         if wait and (failure := self._writing.exception()) is not None:
             raise self._error(failure)
 
-    def replace(self, pieces: Callable[[], Mapping[str, bytes]]) -> None:
+    def replace(self, pieces: Callable[[], Pieces]) -> None:
         """Replace the document; it is on disk when this returns."""
         if self._writing is not None:
             # Whatever became of it: what comes now is newer.
@@ -162,9 +164,11 @@ class StateLog:
         else:
             self._synced_by_journal = max(self._synced_by_journal, last)
 
-    def _write(self, number: int, parts: Mapping[str, bytes], commits: int) -> None:
+    def _write(self, number: int, parts: Pieces, commits: int) -> None:
         """Put a document with so many commits in place, and make what the next one needs; runs in a thread."""
-        replace_file(self._path, b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), raw) for name, raw in parts.items()))
+        # Not joined: of a large document that would take longer than to write it, and let no other thread go on.
+        texts = [text for name, own in parts.items() for text in (b',"%b":' % name.encode(), *own)]
+        replace_file(self._path, b'{"%b":%d' % (_NUMBER.encode(), number), *texts, b"}")
         self._synced_by_document = commits
         for former in _numbers(self._path):
             if former < number:
@@ -221,13 +225,13 @@ def _numbers(path: Path) -> list[int]:
     return [int(name) for name in names if name.isdecimal()]
 
 
-def replace_file(path: Path, raw: bytes) -> None:
-    """Replace a file: whole and on disk, or not at all; raises OSError."""
+def replace_file(path: Path, *texts: bytes) -> None:
+    """Replace a file with some texts, one behind the other: whole and on disk, or not at all; raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with contextlib.ExitStack() as undone:
         undone.callback(_remove, temporary)
         with os.fdopen(handle, "wb") as file:
-            file.write(raw)
+            file.writelines(texts)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
