@@ -256,6 +256,31 @@ def test_the_pieces_of_the_state_are_the_state(guests: int) -> None:
     assert json.loads(b"".join(pieces)) == json.loads(json.dumps(state))
 
 
+def test_the_pieces_are_the_state_again_after_guests_came_went_moved_and_were_named_anew() -> None:
+    evaluator = Evaluator(ruleset(WAITS))
+
+    def assert_the_same() -> list[bytes]:
+        state, pieces = evaluator.snapshot(), list(evaluator.fragments())
+        del state["windows"]
+        assert json.loads(b"".join(pieces)) == json.loads(json.dumps(state))
+        return pieces
+
+    evaluator.feed([vm(f"g{number}", 0, 0.9) for number in range(2_500)], "m")
+    assert assert_the_same() == assert_the_same()
+    evaluator.feed([vm("g7", 10, 0.1, on="h2"), vm("g1700", 10, 0.1, tier="web"), vm("g8", 10, 0.1)], "m")
+    assert_the_same()
+    for guest in ("g3", "g2499"):
+        evaluator._world.remove(Kind.VM, guest)
+    assert_the_same()
+    evaluator.feed([vm("new", 10, 0.1), vm("g3", 10, 0.1)], "m")
+    assert_the_same()
+    for number in range(900, 2_499):
+        evaluator._world.remove(Kind.VM, f"g{number}")
+    assert_the_same()
+    evaluator.feed([vm(f"g{number}", 20, 0.1) for number in range(900, 2_000)], "m")
+    assert_the_same()
+
+
 def test_who_comes_and_goes_while_the_state_is_made_is_in_it_once_at_most() -> None:
     evaluator = Evaluator(ruleset(WAITS))
     evaluator.feed([vm(f"g{number}", 0, 0.9) for number in range(2_500)], "m")
