@@ -33,12 +33,14 @@ def fill(folder: Path) -> None:
 
 
 def fill_windows(world: World) -> None:
-    """Give all subjects a sample every 10 s for two hours before their last, each like that one."""
+    """Give all subjects a sample every 10 s for two hours up to their last, each like that one."""
     for kind, table in world.tables.items():
         rows = table.taken()
         if not len(rows):
             continue
         where = whereabouts(rows)
         columns = world.columns(kind, rows, where)
-        for ago_ns in range(_PAST_NS, 0, -_TICK_NS):
+        for row in rows.tolist():
+            world.windows.clear(kind, row)
+        for ago_ns in range(_PAST_NS, -1, -_TICK_NS):
             world.windows.take(kind, columns, where, table.time[where] - ago_ns)

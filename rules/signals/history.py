@@ -79,6 +79,8 @@ class History:
         self.newest: NDArray[np.int64] = np.zeros(capacity, np.int64)
         """The time of each row's last sample, in units; 0 for none."""
         self._step: NDArray[np.int64] = np.full(capacity, -1, np.int64)
+        # The time of each row's first sample, in units; 0 for none, and where it is not known.
+        self._first: NDArray[np.int64] = np.zeros(capacity, np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -97,6 +99,7 @@ class History:
         if more > 0:
             self.newest = np.pad(self.newest, (0, more))
             self._step = np.pad(self._step, (0, more), constant_values=-1)
+            self._first = np.pad(self._first, (0, more))
             self._time = wider(self._time, capacity)
             self._value = [wider(one, capacity) for one in self._value]
             self._weight = [None if one is None else wider(one, capacity) for one in self._weight]
@@ -107,6 +110,7 @@ class History:
         units = steps * self.step_ns // UNIT_NS
         self._forget_old(np.flatnonzero(self.newest), self.newest[self.newest > 0])
         self.newest[self.newest > 0] += units
+        self._first[self._first > 0] += units
         self._step[self._step >= 0] += steps
         times = np.maximum((self._time.astype(np.int64) + units) & MOST, 1).astype(np.uint32)
         self._time = np.roll(np.where(self._time == 0, np.uint32(0), times), steps, axis=0)
@@ -118,7 +122,7 @@ class History:
         kept = [Series(merge, own.dtype == np.float64) for merge, own in zip(self._merges, self._value, strict=True)]
         found = History(self.span_ns, kept, 0)
         found._time, found.newest = self._time[:, rows].copy(), self.newest[rows].copy()
-        found._step = self._step[rows].copy()
+        found._step, found._first = self._step[rows].copy(), self._first[rows].copy()
         found._value = [one[:, rows].copy() for one in self._value]
         found._weight = [None if one is None else one[:, rows].copy() for one in self._weight]
         return found
@@ -130,7 +134,7 @@ class History:
     def clear(self, row: int) -> None:
         """Forget a row."""
         self._time[:, row] = 0
-        self.newest[row], self._step[row] = 0, -1
+        self.newest[row], self._step[row], self._first[row] = 0, -1, 0
 
     def push(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
         """Take a sample of each row, newer than the one before it, with a value for each series: NaN where none is."""
@@ -139,8 +143,10 @@ class History:
         units = times // UNIT_NS
         newest = self.newest[where]
         turns = (newest ^ units) >> _TURN_BITS
-        if np.count_nonzero(turns) and newest.any():
-            self._forget_old(np.arange(self.slots)[where], units)
+        if np.count_nonzero(turns):
+            if newest.any():
+                self._forget_old(np.arange(self.slots)[where], units)
+            self._first[where] = np.where(newest == 0, units, self._first[where])
         alike = isinstance(where, slice) and np.count_nonzero(steps == first) == len(steps)
         places: int | NDArray[np.int64] = first % PLACES if alike else steps % PLACES
         rows = np.arange(where.start, where.stop) if isinstance(where, slice) and not alike else where
@@ -182,6 +188,7 @@ class History:
         """Push several samples of rows; yields those that have just been put, while they are still there."""
         rows = np.arange(self.slots)[where]
         steps, units = times // self.step_ns, times // UNIT_NS
+        self._first[rows] = np.where(self.newest[rows] == 0, units[0], self._first[rows])
         if not self._time[:, rows].any() and not any(np.isfinite(one).any() for one in values):
             self.newest[rows], self._step[rows] = units[-1], steps[-1]
             return
@@ -251,6 +258,11 @@ class History:
                 own[at], weight[at] = np.where(known, mean, old), np.minimum(count, _MOST_WEIGHT)
             else:
                 own[at] = merged(merge, old, value)
+
+    def young(self, where: Where, times: NDArray[np.int64]) -> bool:
+        """Tell whether no row can have points in both halves of the window that ends at its time."""
+        first = self._first[where]
+        return bool(((first > 0) & (times - first * UNIT_NS < self.span_ns // 2)).all())
 
     def points(
         self, where: Where, times: NDArray[np.int64], series: int
@@ -334,7 +346,7 @@ class History:
 
         `places` tells of each series which one it was there; of one that is new nothing is known of the past.
         """
-        self._time, self.newest, self._step = former._time, former.newest, former._step
+        self._time, self.newest, self._step, self._first = former._time, former.newest, former._step, former._first
         for series, place in enumerate(places):
             own = self._value[series]
             if place is not None and former._value[place].dtype == own.dtype:
@@ -359,5 +371,6 @@ class History:
             own[at] = np.where(holds(own, value[fresh]), value[fresh], np.nan)
             if weight is not None and count is not None:
                 weight[at] = count[fresh]
+        self._first[rows] = 0
         np.maximum.at(self.newest, rows, units)
         np.maximum.at(self._step, rows, steps)

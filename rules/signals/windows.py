@@ -164,6 +164,10 @@ class Track:
     def look(self, series: int, where: Where, times: NDArray[np.int64]) -> None:
         """Work out the windows over a series."""
         self.stale[series, where] = False
+        if self.history.young(where, times):
+            for values in self.values[series].values():
+                values[where] = np.nan
+            return
         for some, at_ns, points in self.history.points(where, times, series):
             for window, values in self.values[series].items():
                 values[some] = evaluate(window, points, at_ns)

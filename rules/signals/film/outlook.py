@@ -99,8 +99,8 @@ class Outlook:
         reel, (track, first) = self._film.reels.get(window.on), self._film.world.windows.track(window)
         if reel is None or not len(reel.rows):
             return None
-        values = self._film.past(track).all_of(first)
-        if not len(values):
+        past = self._film.past(track)
+        if past.young or not len(values := past.all_of(first)):
             return None
         least, most = float(values.min()), float(values.max())
         if window.function in _OF_CHANGES and least == most:

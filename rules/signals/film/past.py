@@ -38,6 +38,8 @@ class Past:
         self._told = told
         # What it is now; most is never asked what it will be.
         self._history = track.history.part(reel.where)
+        self.young = self._history.young(slice(None), reel.times[-1:])
+        """Whether at no moment both halves of a window can have a point."""
 
     @cached_property
     def told(self) -> Sequence[NDArray[np.float64]]:
@@ -62,15 +64,6 @@ class Past:
             for series in range(len(self._track.series))
             for _some, _times, points in self._history.points(every, times, series)
         ]
-
-    def _first(self, series: int) -> int:
-        """Return the time of the oldest number of a series, that of the last moment where there is none."""
-        known = self._known[series]
-        last = int(self._reel.times[-1])
-        if known.valid.any():
-            return int(known.time[known.valid].min())
-        told = np.isfinite(self.told[series]).any(axis=1)
-        return int(self._reel.times[told.argmax()]) if told.any() else last
 
     @cached_property
     def _points(self) -> list[_Candidates]:
@@ -108,7 +101,7 @@ class Past:
         reel, series, rows = self._reel, self._track.place(window), len(self._reel.rows)
         found = np.full((len(reel.times), rows), np.nan)
         # Where too little is known nothing is worked out: in tests shorter than their windows everywhere.
-        if reel.times[-1] - self._first(series) < window.span_ns // 2:
+        if self.young:
             return found
         points = self._points[series]
         moments = np.flatnonzero(_covered(points, reel.times, window.span_ns))
