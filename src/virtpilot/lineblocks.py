@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from itertools import islice
 from operator import is_not, itemgetter
 from struct import pack
 from typing import Final, NamedTuple
@@ -21,7 +22,6 @@ from virtpilot.errors import LineProtocolError
 from virtpilot.linecolumns import (
     MAX_LAYOUTS,
     Columns,
-    Layout,
     Reader,
     Wanted,
     heads_of,
@@ -29,6 +29,7 @@ from virtpilot.linecolumns import (
     parse_wanted,
     to_times,
 )
+from virtpilot.linelayouts import Layout
 from virtpilot.lineparsing import BadLine, Parsed
 from virtpilot.model import Sample
 from virtpilot.remembered import Remembered
@@ -37,9 +38,9 @@ from virtpilot.remembered import Remembered
 _FEW: Final = 8
 _MANY: Final = 40
 _UNSAFE: Final = frozenset(", \\\n")
-# What Python adds to a text, and the place of it in a list.
-_OF_ONE: Final = 48
-_until: Final = re.compile(rb"[^, ]*[, ]?").match
+# What is remembered of a line beside its head: places in lists.
+_OF_ONE: Final = 64
+_start: Final = re.compile(rb"[^, ]*[, ]?").match
 _to_floats: Final = msgspec.json.Decoder(list[float]).decode
 
 
@@ -66,6 +67,18 @@ class Block(NamedTuple):
         return [Sample(self.measurement, one, dict(zip(self.names, row, strict=True)), at) for one, row, at in rows]
 
 
+class _Text(NamedTuple):
+    """A block whose numbers have not been read."""
+
+    measurement: str
+    layout: Layout
+    places: NDArray[np.int64]
+    heads: bytes
+    values: Sequence[bytes]
+    """Line after line."""
+    times: Sequence[bytes]
+
+
 class Part(NamedTuple):
     """Lines of a roster that were of one layout: a block, but for its numbers."""
 
@@ -77,9 +90,7 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, block: Block) -> Part:
         """Return what will find the lines of a block again."""
-        first, *more = block.places.tolist()
-        pick = itemgetter(first, *more) if more else itemgetter(slice(first, first + 1))
-        return cls(block.layout, pick, block.places, block.heads)
+        return cls(block.layout, _picked(block.places.tolist()), block.places, block.heads)
 
 
 class Group(NamedTuple):
@@ -89,39 +100,51 @@ class Group(NamedTuple):
     places: list[int]
     parts: tuple[Part, ...] = ()
 
-    def again(self, lines: list[bytes]) -> list[Block]:
-        """Return the blocks that its lines are once more, none where some are not what they were last."""
+    def again(self, lines: list[bytes]) -> list[_Text]:
+        """Return what its lines hold if they are about the same, in the same layouts; nothing where one is not."""
         found = []
         for layout, pick, places, heads in self.parts:
-            block = _at_once(self.measurement, layout, places, b"".join(pick(lines)), heads)
-            if block is None:
+            parts = layout.parts(b"".join(pick(lines)), len(places))
+            if parts is None or b"\n".join(parts.heads) != heads:
                 return []
-            found.append(block)
+            found.append(_Text(self.measurement, layout, places, heads, parts.values, parts.times))
         return found
 
 
 class Roster:
-    """How a message's lines begin: a host's come again with each tick, in the same order.
+    """Of which measurements a message's lines are: a host's come again with each tick, in the same order.
 
     As long as they do nobody looks for the lines of a measurement, nor for whom they are about.
     """
 
-    __slots__ = ("__weakref__", "blank", "groups", "heads")
+    __slots__ = ("__weakref__", "_pick", "_some", "blank", "groups", "starts")
 
-    def __init__(self, heads: list[bytes], groups: tuple[Group, ...], blank: list[int]) -> None:
-        self.heads = heads
-        """Measurement and tags of each line, of unwanted ones the measurement, with what follows behind."""
+    def __init__(self, starts: list[bytes], groups: tuple[Group, ...], blank: list[int]) -> None:
+        self.starts = starts
+        """Each line's measurement with what follows behind."""
         self.groups = groups
         self.blank = blank
         """Where lines stand that begin with a space."""
+        told = {place for group in groups for part in group.parts for place in part.places.tolist()}
+        # Lines of parts are looked at closely, each time.
+        left = [place for place in range(len(starts)) if place not in told]
+        self._pick, self._some = _picked(left), [starts[place] for place in left]
 
-    def is_of(self, lines: list[bytes]) -> bool:
-        """Tell whether these lines begin so."""
-        return len(lines) == len(self.heads) and all(map(bytes.startswith, lines, self.heads))
+    def may_be_of(self, lines: list[bytes]) -> bool:
+        """Tell whether lines begin so, but for those of parts."""
+        return len(lines) == len(self.starts) and all(map(bytes.startswith, self._pick(lines), self._some))
 
     def weight(self) -> int:
-        """Return how long the heads are, with what Python adds."""
-        return sum(map(len, self.heads)) + _OF_ONE * len(self.heads)
+        """Return about how many bytes of memory it takes."""
+        heads = sum(len(part.heads) for group in self.groups for part in group.parts)
+        return heads + _OF_ONE * len(self.starts)
+
+
+def _picked(places: list[int]) -> Callable[[list[bytes]], Iterable[bytes]]:
+    """Return what gives the lines at some places."""
+    return (
+        itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
+    )
 
 
 class Lines(NamedTuple):
@@ -186,7 +209,7 @@ class LineReader:
         # Messages of a host mostly begin alike.
         key = b"%b %d" % (payload[: payload.find(b" ")], len(lines))
         known = self._rosters.get(key)
-        found, roster = self._by_roster(known if known and known.is_of(lines) else self._roster(lines), lines)
+        found, roster = self._by_roster(known if known and known.may_be_of(lines) else self._roster(lines), lines)
         if roster is not known:
             self._rosters.put(key, roster)
         if len(found.blocks) == 1 and len(found) == len(lines):
@@ -204,34 +227,32 @@ class LineReader:
         if not last or not payload.startswith(self._start, last):
             return None
         # Several times as fast as `count`, which is made for what is rare.
-        places = np.arange(len(BytesIO(payload).readlines()))
-        return _at_once(columns.measurement, columns.layout, places, payload)
+        return _at_once(columns, range(len(BytesIO(payload).readlines())), payload)
 
     def _roster(self, lines: list[bytes]) -> Roster:
-        """Return how lines begin; nobody knows yet of which layouts they are."""
+        """Return what lines there are; nobody knows yet of which layouts they are."""
         groups: list[list[int]] = [[] for _ in range(len(self._names) + 1)]
-        heads, starts = list[bytes](), dict[bytes, bytes]()
+        starts, same = list[bytes](), dict[bytes, bytes]()
         for place, (line, name) in enumerate(zip(lines, map(self._which, lines), strict=True)):
-            if name is None:
-                # Many are of one measurement, and share it.
-                start = line[: _until(line).end()]  # type: ignore[union-attr]  # of what is empty, too
-                heads.append(starts.setdefault(start, start))
-                continue
-            groups[name.lastindex - 1].append(place)  # type: ignore[operator]  # one group of them matches
-            heads.append(line[: line.find(b" ") + 1] or line)
+            start = _start(line)[0]  # type: ignore[index]  # of what is empty, too
+            starts.append(same.setdefault(start, start))
+            if name is not None:
+                groups[name.lastindex - 1].append(place)  # type: ignore[operator]  # one group of them matches
         *groups, blank = groups
         found = [Group(name, places, ()) for name, places in zip(self._names, groups, strict=True) if places]
-        return Roster(heads, tuple(found), blank)
+        return Roster(starts, tuple(found), blank)
 
     def _by_roster(self, roster: Roster, lines: list[bytes]) -> tuple[Lines, Roster]:
         """Return what lines hold that begin as a roster says, and the roster as it is now."""
         blocks, groups, left = list[Block](), list[Group](), list(roster.blank)
-        for group in roster.groups:
-            found = group.again(lines)
+        texts = [group.again(lines) for group in roster.groups]
+        read = iter(_read([one for own in texts for one in own]) or ())
+        for group, own in zip(roster.groups, texts, strict=True):
+            found = list(islice(read, len(own)))
             groups.append(group if found else self._anew(group, lines, found, left))
             blocks += found
         if any(map(is_not, groups, roster.groups)):
-            roster = Roster(roster.heads, tuple(groups), roster.blank)
+            roster = Roster(roster.starts, tuple(groups), roster.blank)
         same = not roster.blank and all(group.parts for group in groups)
         return Lines(blocks, *self._others(lines, sorted(left)), roster if same else None), roster
 
@@ -268,40 +289,47 @@ def _blocks(columns: Columns, lines: list[bytes], places: list[int], blocks: lis
             except LineProtocolError:
                 odd.append(places.pop(middle))
                 continue
-        block = _at_once(columns.measurement, columns.layout, np.array(places), b"".join(mine))
+        block = _at_once(columns, places, b"".join(mine))
         if block is not None:
             blocks += [block] if block.names else []
             return odd
         found = columns.matches(mine)
         rest = [place for place, match in zip(places, found, strict=True) if match is None]
         places = [place for place, match in zip(places, found, strict=True) if match is not None]
-        try:
-            heads, *values, times = zip(*map(re.Match.groups, filter(None, found)), strict=True)
-            joined = b"\n".join(heads)
-            block = _block(columns.measurement, columns.layout, np.array(places), joined, values, times)
-        except (LineProtocolError, ValueError, msgspec.DecodeError):
+        block = _of_matches(columns, places, [one.groups() for one in found if one is not None])
+        if block is not None:
+            blocks += [block] if block.names else []
+        else:
             if _other_layout(columns, lines[places[len(places) // 2]], tried):
                 places = sorted([*places, *rest])
                 continue
             odd += places
-        else:
-            blocks += [block] if block.names else []
         places = rest
     return odd + places
 
 
-def _at_once(
-    measurement: str, layout: Layout, places: NDArray[np.int64], payload: bytes, heads: bytes | None = None
+def _at_once(columns: Columns, places: Sequence[int] | NDArray[np.int64], payload: bytes) -> Block | None:
+    """Read lines that all have the layout that such lines had last, None where one has not."""
+    parts = columns.layout.parts(payload, len(places))
+    return None if parts is None else _of_parts(columns, places, *parts)
+
+
+def _of_matches(columns: Columns, places: list[int], matches: list[tuple[bytes, ...]]) -> Block | None:
+    """Read what the layout found in each line, None where a number is none."""
+    heads, times = [one[0] for one in matches], [one[-1] for one in matches]
+    return _of_parts(columns, places, heads, [value for one in matches for value in one[1:-1]], times)
+
+
+def _of_parts(
+    columns: Columns,
+    places: Sequence[int] | NDArray[np.int64],
+    heads: Sequence[bytes],
+    values: Sequence[bytes],
+    times: Sequence[bytes],
 ) -> Block | None:
-    """Read lines that are said to have one layout, None where one has not; `heads` are theirs, if they are known."""
-    parts = layout.parts(payload, len(places))
-    if parts is None:
-        return None
-    own, *values, times = parts
-    try:
-        return _block(measurement, layout, places, b"\n".join(own) if heads is None else heads, values, times)
-    except (LineProtocolError, ValueError, msgspec.DecodeError):
-        return None
+    joined, where = b"\n".join(heads), np.array(places, np.int64)
+    found = _read([_Text(columns.measurement, columns.layout, where, joined, values, times)])
+    return found[0] if found else None
 
 
 def _other_layout(columns: Columns, line: bytes, tried: set[int]) -> bool:
@@ -314,20 +342,28 @@ def _other_layout(columns: Columns, line: bytes, tried: set[int]) -> bool:
     return id(columns.layout) not in tried
 
 
-def _block(
-    measurement: str,
-    layout: Layout,
-    places: NDArray[np.int64],
-    heads: bytes,
-    values: Sequence[Sequence[bytes]],
-    times: Sequence[bytes],
-) -> Block:
-    """Return lines of one layout; raises what the decoder raises where a value is no number."""
-    text = b",".join(map(b",".join, values))
-    if b" " in text:
-        raise LineProtocolError("a space in a number")
-    heads_of(heads)
-    floats = _to_floats(b"[%b]" % text)
+def _read(texts: Sequence[_Text]) -> list[Block] | None:
+    """Read the numbers of blocks at once; None where one is none, or a head."""
+    values, times = list[bytes](), list[bytes]()
+    for one in texts:
+        values += one.values
+        times += one.times
+    text = b",".join(values)
+    if not texts or b" " in text:
+        return None
+    try:
+        floats = _to_floats(b"[%b]" % text)
+        moments = to_times(times)
+        for one in texts:
+            heads_of(one.heads)
+    except (LineProtocolError, ValueError, msgspec.DecodeError):
+        return None
     # Several times as fast as an array made of the list.
-    numbers = np.frombuffer(pack(f"{len(floats)}d", *floats), np.float64).reshape(len(values), len(places))
-    return Block(measurement, layout, places, heads, numbers, np.full(len(places), to_times(times), np.int64))
+    numbers, value = np.frombuffer(pack(f"{len(floats)}d", *floats), np.float64), 0
+    all_times, line = np.full(len(times), moments, np.int64), 0
+    blocks = []
+    for measurement, layout, places, heads, own, _times in texts:
+        columns, until = numbers[value : value + len(own)].reshape(len(places), -1).T, line + len(places)
+        blocks.append(Block(measurement, layout, places, heads, columns, all_times[line:until]))
+        value, line = value + len(own), until
+    return blocks

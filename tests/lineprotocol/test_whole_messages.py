@@ -231,14 +231,15 @@ def test_a_wanted_name_in_place_of_another_is_seen(there: str, instead: str) -> 
 
 
 def test_what_is_remembered_of_messages_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, line = LineReader(WANTED), b"vm,host=%d,vm=%b a=1 1790000000000000000\nknob,host=h,knob=k value_count=1 5\n"
+    reader = LineReader(WANTED)
     assert reader._rosters._most_bytes == MAX_BYTES
-    monkeypatch.setattr(reader._rosters, "_most_bytes", 20_000)
+    monkeypatch.setattr(reader._rosters, "_most_bytes", 100_000)
     for number in range(100):
-        reader.read(line % (number, b"g" * 400))
+        lines = [b"vm,host=h%d,vm=%d a=1 1790000000000000000\n" % (number, guest) for guest in range(50)]
+        reader.read(b"".join([b"knob,host=h%d,knob=k value_count=1 1790000000000000000\n" % number, *lines]))
         weights = [roster.weight() for roster in reader._rosters._values.values()]
-        assert 400 * len(weights) < sum(weights) < 20_000
-    assert len(weights) > 5
+        assert 51 * len(b"vm,host=h1,vm=10") * len(weights) < sum(weights) < 100_000
+    assert 5 < len(weights) < 95
 
 
 def test_of_a_field_that_stands_twice_no_other_number_is_made() -> None:
