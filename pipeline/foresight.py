@@ -53,6 +53,11 @@ class Foresight:
             return None
         return Span(film, frame, frame)
 
+    def begun(self, tick: int) -> Film | None:
+        """Return the film that begins with what was just measured at a tick, None where there is no such."""
+        film = self._filmed(tick) if self._rehearsal.idle() else None
+        return film if self._first == tick else None
+
     def skip(self, tick: int) -> Span | None:
         """Take what follows on a tick that was measured, as long as nothing happens; None where that is nothing."""
         if not self._rehearsal.idle():

@@ -162,7 +162,8 @@ class Scene:
             rehearsal.measure_all(self.stage.frame(tick))
             seen = None if coverage.closely else foresight.seen(tick)
             if seen is None:
-                coverage.observe(rehearsal.controller.rulebook.evaluator)
+                film = None if coverage.closely else foresight.begun(tick)
+                coverage.observe(rehearsal.controller.rulebook.evaluator, film)
             else:
                 coverage.look_ahead(*seen)
             skipped = None if coverage.closely else foresight.skip(tick)

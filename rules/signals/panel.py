@@ -46,6 +46,9 @@ class Panel:
         self.kind = kind
         self.conditions = tuple(conditions)
         self.asks = any(one.reads.signals for one in self.conditions)
+        of_others = any(isinstance(a.members, Kind) for one in self.conditions for a in one.reads.aggregates.values())
+        self.alone = kind is not Kind.CLUSTER and not self.asks and not of_others
+        """Whether all that it says of a subject comes from that one's own samples, and its host's."""
         found: dict[str, list[tuple[int, str, str, float]]] = {}
         for place, condition in enumerate(self.conditions):
             plain = _plain(condition.part)

@@ -70,23 +70,30 @@ class Coverage:
         self._panels = [panel for kind in Kind for panel in self._of(kind)]
 
     def _of(self, kind: Kind) -> Iterator[_Panel]:
-        """Yield what is looked at of a kind: apart what asks for signals, which in a film is to be looked at anew."""
+        """Yield what is looked at of a kind: looked at closely all at once, else apart what goes by others."""
         own = [rule for rule in self.rules.values() if rule.on is kind]
-        clauses = [clause for rule in own for clause in self.clauses[rule.name]]
-        asking = [clause for clause in clauses if clause.condition.reads.signals and not self.closely]
-        for some in ([clause for clause in clauses if clause not in asking], asking):
-            if some:
-                yield _Panel(Panel(kind, [clause.condition for clause in some]), own, some)
+        found: dict[object, list[Clause]] = {}
+        for clause in (clause for rule in own for clause in self.clauses[rule.name]):
+            one = Panel(kind, [clause.condition])
+            found.setdefault(self.closely or (one.alone, one.asks), []).append(clause)
+        for clauses in found.values():
+            yield _Panel(Panel(kind, [clause.condition for clause in clauses]), own, clauses)
 
     def begin(self) -> None:
         """Start with another test."""
         self.readings = {}
         self._seen = {}
 
-    def observe(self, evaluator: Observed) -> None:
-        """Note what each rule sees of each subject that was measured since the last call."""
+    def observe(self, evaluator: Observed, film: Film | None = None) -> None:
+        """Note what each rule sees of each subject that was measured since the last call.
+
+        A film that begins with just that has looked at most of it.
+        """
         now = {kind: evaluator.measured(kind) for kind in {one.panel.kind for one in self._panels}}
         for panel, rules, clauses in self._panels:
+            if film is not None and panel.alone:
+                _count(clauses, *film.counts(panel, 0, 0))
+                continue
             times, before = now[panel.kind], self._seen.get(panel.kind, {})
             ids = [subject_id for subject_id, time_ns in times.items() if before.get(subject_id, -1) < time_ns]
             true, false = evaluator.look(panel, ids)
