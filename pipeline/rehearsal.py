@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from virtpilot.actuators.command import Signer
 from virtpilot.actuators.guards.options import GuardOptions
@@ -66,8 +67,7 @@ class Rehearsal:
         self._sequence: dict[str, int] = {}
         self._hosts: set[str] = set()
         broker = MemoryBroker(self.clock)
-        key = Ed25519PrivateKey.from_private_bytes(_KEY)
-        signer = Signer(key)
+        signer, public_key = _keys()
         self.controller = assembly.controller(
             _config(tick_s, guards, scheduling),
             bus=lambda will: broker.connect("controller", will),
@@ -82,7 +82,7 @@ class Rehearsal:
         self.controller.start()
         self._unwritten = Unwritten(self.controller.rulebook.wanted)
         self._bus = broker.connect("hosts")
-        self.agents = StandIn(broker.connect("agents"), self.topics, {signer.key_id: key.public_key()}, reply)
+        self.agents = StandIn(broker.connect("agents"), self.topics, {signer.key_id: public_key}, reply)
 
     def measure(self, host: str, samples: Sequence[Sample]) -> None:
         """Let the controller take what a host has measured, as one message."""
@@ -197,6 +197,12 @@ class Rehearsal:
     def records(self) -> Iterator[Record]:
         """Yield what came to be, in order."""
         return (entry.record for entry in self.controller.entries())
+
+
+@cache
+def _keys() -> tuple[Signer, Ed25519PublicKey]:
+    key = Ed25519PrivateKey.from_private_bytes(_KEY)
+    return Signer(key), key.public_key()
 
 
 def _config(tick_s: float, guards: GuardOptions, scheduling: SchedulingOptions) -> ControllerConfig:

@@ -70,6 +70,8 @@ class Rulebook:
 
     def _load(self) -> RuleSet:
         ruleset = self._loaded or load(self._paths)
+        if not self._modes:
+            return ruleset
         rules = tuple(
             msgspec.structs.replace(rule, mode=self._modes.get(rule.name, self._modes.get("*", rule.mode)))
             for rule in ruleset.rules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Final, Literal
 
 import msgspec
@@ -139,7 +140,7 @@ class Cooldown(msgspec.Struct, frozen=True):
     down_ns: int = 0
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+class Rule(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One rule; durations in ns. `digest` changes with whatever changes its signal."""
 
     name: str
@@ -177,12 +178,20 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def conditions(self) -> tuple[Condition, ...]:
         """Return every condition of the rule, those of its remedies' expectations too."""
+        return self._conditions
+
+    @cached_property
+    def _conditions(self) -> tuple[Condition, ...]:
         own = [condition for condition in (self.when, self.where, self.unless, self.clear) if condition is not None]
         expected = [remedy.expect for remedy in self.remedies if remedy.expect is not None]
         return (*own, *(expect.condition for expect in expected))
 
     def signals(self) -> frozenset[str]:
         """Return the rules whose signals this one reads."""
+        return self._signals
+
+    @cached_property
+    def _signals(self) -> frozenset[str]:
         return frozenset(name for condition in self.conditions() for name in condition.reads.signals)
 
     def recalled(self) -> frozenset[str]:
@@ -191,13 +200,17 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(name for signals in reads for name, within_ns in signals.items() if within_ns)
 
 
-class RuleSet(msgspec.Struct, frozen=True):
+class RuleSet(msgspec.Struct, frozen=True, dict=True):
     """All rules in force, in the order of their files."""
 
     rules: tuple[Rule, ...]
 
     def wanted(self) -> dict[str, frozenset[str]]:
         """Return the fields that some rule reads, by measurement."""
+        return dict(self._wanted)
+
+    @cached_property
+    def _wanted(self) -> dict[str, frozenset[str]]:
         found: dict[str, set[str]] = {}
         for rule in self.rules:
             sets = [remedy for remedy in rule.remedies if isinstance(remedy, SetRemedy | AllocateRemedy)]
