@@ -33,7 +33,12 @@ _AFTER: Final = 1
 
 def run(paths: Iterable[Path], clock: Clock) -> list[TestedFile]:
     """Run the tests in files and folders; raises RuleError with every mistake in any of them."""
-    return [_run_file(file, rules, clock) for file, rules in load_all(paths)]
+    return play(load_all(paths), clock)
+
+
+def play(loaded: Iterable[tuple[TestFile, RuleSet]], clock: Clock) -> list[TestedFile]:
+    """Run the tests of files that are loaded, each with its rules."""
+    return [_run_file(file, rules, clock) for file, rules in loaded]
 
 
 def load_all(paths: Iterable[Path]) -> list[tuple[TestFile, RuleSet]]:
