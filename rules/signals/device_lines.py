@@ -5,19 +5,20 @@ Those of one kind that are not all so go sample by sample, as `Intake` puts them
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virtpilot.lineblocks import Block, Lines
+from virtpilot.lineblocks import Block, Lines, Roster
 from virtpilot.linecolumns import heads_of
 from virtpilot.model import Kind, Sample
 from virtpilot.remembered import Remembered
 from virtpilot.rules.signals.devices import DeviceTable
 from virtpilot.rules.signals.intake import Intake
-from virtpilot.rules.signals.table import Where, whereabouts
+from virtpilot.rules.signals.table import Cause, Where, whereabouts
 from virtpilot.rules.signals.world import World
 
 _NOT_THERE: Final = np.iinfo(np.int64).max
@@ -35,6 +36,22 @@ class _Group(NamedTuple):
     state: tuple[int, ...]
 
 
+class _Share(NamedTuple):
+    """Those lines of a block that come before their owners' (0) or after (1), by their positions; None for all."""
+
+    side: int
+    rows: NDArray[np.int64]
+    where: Where
+    some: NDArray[np.int64] | None
+
+
+class _Shares(NamedTuple):
+    """How the lines of a block are divided: the same while they are about the same and stand in the same places."""
+
+    group: _Group
+    each: list[_Share]
+
+
 class _Piece(NamedTuple):
     """Lines of one block about known devices, or some of them by their positions in it."""
 
@@ -43,6 +60,21 @@ class _Piece(NamedTuple):
     where: Where
     block: Block
     some: NDArray[np.int64] | None
+
+    @property
+    def times(self) -> NDArray[np.int64]:
+        """When they were measured."""
+        return self.block.times if self.some is None else self.block.times[self.some]
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """What they say, a row a field."""
+        return self.block.values if self.some is None else self.block.values[:, self.some]
+
+    def samples(self) -> list[Sample]:
+        """Return them as samples."""
+        samples = self.block.samples()
+        return samples if self.some is None else [samples[at] for at in self.some.tolist()]
 
 
 class Devices(NamedTuple):
@@ -61,6 +93,7 @@ class DeviceLines:
         self._tables = {device.value: table for device, table in world.devices.items()}
         self._intake = intake
         self._groups: Remembered[_Group] = Remembered()
+        self._shares_of: WeakKeyDictionary[Roster, list[_Shares | None]] = WeakKeyDictionary()
         self._place: dict[Kind, NDArray[np.int64]] = {}
 
     def around(self, lines: Lines, places: Places, cause: str) -> tuple[Devices, Devices] | None:
@@ -69,14 +102,13 @@ class DeviceLines:
         single = {place: one for place, one in lines.others.items() if one.measurement in self._tables}
         if not blocks and not single:
             return None
-        before, after = Devices([], [], cause), Devices([], [], cause)
-        groups = self._whole(blocks, single.values())
-        for block in blocks:
-            group = groups.get(block.measurement, {}).get(block.heads)
-            if group is None:
-                single.update(zip(block.places, block.samples(), strict=True))
-            else:
-                self._split(self._tables[block.measurement], group, block, places, (before, after))
+        around = before, after = Devices([], [], cause), Devices([], [], cause)
+        for block, shares in zip(blocks, self._shares(lines, blocks, single.values(), places), strict=True):
+            if shares is None:
+                single.update(zip(block.places.tolist(), block.samples(), strict=True))
+                continue
+            for side, rows, where, some in shares.each:
+                around[side].pieces.append(_Piece(self._tables[block.measurement], rows, where, block, some))
         line_of = {
             (kind, row): place
             for kind, pieces in (places.items() if single else ())
@@ -91,21 +123,57 @@ class DeviceLines:
             (after if follows else before).samples.append(sample)
         return before, after
 
-    def put(self, devices: Devices) -> None:
-        """Put them into their tables."""
-        self._intake.put_devices(devices.samples, devices.cause)
-        for table, rows, where, block, some in devices.pieces:
-            times = block.times if some is None else block.times[some]
-            if not self._intake.all_news(table, where, times):
-                samples = block.samples()
-                self._intake.put_devices(
-                    samples if some is None else [samples[at] for at in some.tolist()], devices.cause
-                )
-                continue
-            values = block.values if some is None else block.values[:, some]
-            table.take_columns(where, times, block.names, values, devices.cause)
+    def put(self, several: Sequence[Devices]) -> None:
+        """Put what messages of one host each say of devices into their tables, those with the same fields at once."""
+        alike: dict[tuple[str, tuple[str, ...]], list[tuple[_Piece, str]]] = {}
+        for devices in several:
+            self._intake.put_devices(devices.samples, devices.cause)
+            for piece in devices.pieces:
+                alike.setdefault((piece.block.measurement, piece.block.names), []).append((piece, devices.cause))
+        for pieces in alike.values():
+            self._put(pieces)
+
+    def _put(self, pieces: list[tuple[_Piece, str]]) -> None:
+        (table, rows, where, block, _some), cause = pieces[0]
+        if len(pieces) == 1:
+            times, values, causes = pieces[0][0].times, pieces[0][0].values, cast(Cause, cause)
+        else:
+            rows = np.concatenate([one.rows for one, _cause in pieces])
+            where = whereabouts(rows)
+            times = np.concatenate([one.times for one, _cause in pieces])
+            values = np.concatenate([one.values for one, _cause in pieces], axis=1)
+            counts = [len(one.rows) for one, _cause in pieces]
+            causes = np.repeat(np.array([cause for _one, cause in pieces], np.object_), counts)
+        if self._intake.all_news(table, where, times):
+            table.take_columns(where, times, block.names, values, causes)
             columns = self._world.columns(table.kind, rows, where)
             self._world.windows.take(table.kind, columns, where, times)
+        elif len(pieces) == 1:
+            self._intake.put_devices(pieces[0][0].samples(), cause)
+        else:
+            for one in pieces:
+                self._put([one])
+
+    def _shares(
+        self, lines: Lines, blocks: list[Block], single: Collection[Sample], places: Places
+    ) -> Sequence[_Shares | None]:
+        """Return how the lines of each block are divided, None where they go sample by sample."""
+        known = None if lines.roster is None else self._shares_of.get(lines.roster)
+        if known is not None and all(
+            one is not None and one.group is self._group(block) for one, block in zip(known, blocks, strict=True)
+        ):
+            return known
+        groups = self._whole(blocks, single)
+        found = [
+            None
+            if group is None
+            else _Shares(group, self._split(self._tables[block.measurement], group, block, places))
+            for block in blocks
+            for group in [groups.get(block.measurement, {}).get(block.heads)]
+        ]
+        if lines.roster is not None:
+            self._shares_of[lines.roster] = found
+        return found
 
     def _whole(self, blocks: list[Block], single: Collection[Sample]) -> dict[str, dict[bytes, _Group]]:
         """Return the groups of blocks by measurement, of those measurements no device of which comes twice."""
@@ -158,19 +226,18 @@ class DeviceLines:
         index = np.array(rows, np.int64)
         return _Group(index, whereabouts(index), np.array(on, np.int64), state)
 
-    def _split(
-        self, table: DeviceTable, group: _Group, block: Block, places: Places, around: tuple[Devices, Devices]
-    ) -> None:
-        """Add a block's lines to those before their owners' lines and to those after."""
-        follows = self._owner_places(table.declared.owner, group.owners, places) < np.array(block.places)
+    def _split(self, table: DeviceTable, group: _Group, block: Block, places: Places) -> list[_Share]:
+        """Divide a block's lines into those before their owners' lines and those after."""
+        follows = self._owner_places(table.declared.owner, group.owners, places) < block.places
         count = np.count_nonzero(follows)
         if count in {0, len(follows)}:
-            around[int(count > 0)].pieces.append(_Piece(table, group.rows, group.where, block, None))
-            return
-        for devices, chosen in zip(around, (~follows, follows), strict=True):
+            return [_Share(int(count > 0), group.rows, group.where, None)]
+        found = []
+        for side, chosen in enumerate((~follows, follows)):
             some = np.flatnonzero(chosen)
             rows = group.rows[some]
-            devices.pieces.append(_Piece(table, rows, whereabouts(rows), block, some))
+            found.append(_Share(side, rows, whereabouts(rows), some))
+        return found
 
     def _owner_places(self, kind: Kind, owners: NDArray[np.int64], places: Places) -> NDArray[np.int64]:
         """Return where the lines about owners stand, beyond all places where there is none."""

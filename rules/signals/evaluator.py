@@ -91,8 +91,7 @@ class Evaluator:
         for lines, _cause in messages:
             self._knobs.take(lines, self._intake)
         signals += self.evaluate(taken.segment)
-        for devices in taken.after:
-            self._quick.devices.put(devices)
+        self._quick.devices.put(taken.after)
         return signals
 
     def film(self, coming: Coming, tick_ns: int) -> Film | None:

@@ -84,8 +84,7 @@ class Quick:
             around += [devices] if devices is not None else []
         if not all(map(_distinct, found.values())):
             return None
-        for before, _after in around:
-            self.devices.put(before)
+        self.devices.put([before for before, _after in around])
         segment = {kind: self._put(kind, pieces) for kind, pieces in found.items() if pieces}
         return Taken(segment, [after for _before, after in around])
 

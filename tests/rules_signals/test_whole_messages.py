@@ -14,7 +14,7 @@ from tests.rules_signals.reference import START_NS, ruleset
 from tests.thoroughness import examples
 from virtpilot import linecolumns
 from virtpilot.clock import seconds
-from virtpilot.lineblocks import LineReader, Lines
+from virtpilot.lineblocks import LineReader, Lines, Roster
 from virtpilot.lineprotocol import encode_lines
 from virtpilot.model import Sample
 from virtpilot.remembered import MAX_BYTES, Remembered
@@ -142,8 +142,34 @@ def test_most_lines_of_devices_are_taken_whole() -> None:
             continue
         (after,) = whole.after
         taken.append((len(after.pieces), len(after.samples)))
-        evaluator._quick.devices.put(after)
+        evaluator._quick.devices.put([after])
     assert taken == [(1, 0), (1, 0), (1, 0)]
+
+
+def test_lines_that_stand_as_before_are_divided_as_before() -> None:
+    """Some devices come before their guests and some after; then guests that nobody spoke of are gone."""
+    whole, single, reader, rosters = Evaluator(RULES), Evaluator(RULES), LineReader(WANTED), set[Roster | None]()
+    for number, there in enumerate([24, 24, 24, 24, 23, 24, 24]):
+        at_ns, messages = START_NS + seconds(10 * number), list[tuple[Lines, str]]()
+        for host, guests in (("h1", GUESTS[:12]), ("h2", GUESTS[12:there])):
+            samples = list[Sample]()
+            for place, guest in enumerate(guests):
+                tags = {"host": host, "vm": guest}
+                own = Sample("vm", tags, {"cpu_steal_ratio": 0.1}, at_ns)
+                device = Sample(
+                    "vm_filesystem", {**tags, "mountpoint": "/"}, {"used_ratio": (number + place) % 3 / 2}, at_ns
+                )
+                # Behind them come lines that make the message one of many.
+                samples += [own, device] if place % 3 else [device, own]
+                samples += [Sample("knob", {**tags, "knob": f"k{n}"}, {"value_count": number}, at_ns) for n in range(3)]
+            messages.append((reader.read(encode_lines(samples)), f"{host}/{number}"))
+        rosters.update(lines.roster for lines, _cause in messages)
+        fed = whole.feed_messages(messages)
+        assert fed == [signal for lines, cause in messages for signal in single.feed(lines.samples(), cause)]
+        now_ns = at_ns + seconds(1 if there == 24 else 4000)
+        assert whole.tick(now_ns) == single.tick(now_ns)
+        assert state(whole) == state(single)
+    assert len(rosters - {None}) == 3
 
 
 def test_ever_other_texts_about_the_same_guests_are_remembered_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
