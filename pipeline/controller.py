@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -29,7 +29,8 @@ from virtpilot.pipeline.alarms import Alarms
 from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.evaluations import Tracer
-from virtpilot.pipeline.hearing import hear_all, waiting
+from virtpilot.pipeline.gathering import Gathering, Heard
+from virtpilot.pipeline.hearing import Hearing
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
@@ -39,9 +40,10 @@ from virtpilot.pipeline.presence import Heartbeat
 from virtpilot.pipeline.records import Entry, Record
 from virtpilot.pipeline.rulebook import REFUSED, Rulebook
 from virtpilot.pipeline.state import StateLog
-from virtpilot.pipeline.steering import Steering, SteeringOptions
+from virtpilot.pipeline.steering import Steering, SteeringOptions, sent
 from virtpilot.pipeline.switch import Switch
 from virtpilot.pipeline.timeline import Timeline
+from virtpilot.pipeline.timing import ControllerTiming
 from virtpilot.pipeline.upkeep import Upkeep
 from virtpilot.pipeline.window_files import WindowFiles
 from virtpilot.rules.language.records import RuleSet
@@ -57,16 +59,6 @@ _DISK_POLL_S: Final = 0.01
 # Where messages never cease to come, a slice of upkeep is done after so many.
 _IN_A_ROW: Final = 8
 T = TypeVar("T")
-
-
-class ControllerTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often the controller looks at what waits, and saves."""
-
-    tick_s: Annotated[float, msgspec.Meta(description="Seconds between looks at what waits.", gt=0, le=60)] = 1.0
-    save_s: Annotated[
-        float,
-        msgspec.Meta(description="Seconds between saves of the signals' state (decisions are saved at once).", gt=0),
-    ] = 10.0
 
 
 class Controller:
@@ -99,15 +91,15 @@ class Controller:
         self.reload_asked = threading.Event()
         rulebook.on_reload, rulebook.on_look = self._on_reload, books.rules
         self._topics, self.bus = topics, bus
-        self._operations = operations
+        self._operations, self._switch = operations, switch
         self._alerts, self._alarms = alerts, Alarms(topics.cluster)
-        self._switch = switch
         self._clock, self._time, self._timing = clock, Timeline(clock, self._on_moved), timing
         self._outbox = Outbox(bus, topics, signer)
+        self._gathering = Gathering(seconds(timing.gather_s), clock)
+        self._hearing = Hearing(bus, topics, rulebook, self.sources, self._time, self.counters, self._gathering)
         self._turns: Recent[Turn] = Recent()
         self._keeper = Keeper(state, self._parts(), clock, seconds(timing.save_s))
-        self._windows = windows
-        self._upkeep, self._pauses = Upkeep(), Pauses()
+        self._windows, self._upkeep, self._pauses = windows, Upkeep(), Pauses()
         self._heartbeat = Heartbeat(bus, topics, pilot.epoch, clock)
         self._next_tick_ns = 0
 
@@ -171,7 +163,8 @@ class Controller:
         self._keeper.save_all_soon()
 
     def _on_moved(self, by_ns: int) -> None:
-        """Let all that is remembered move along with the hosts' clocks."""
+        """Let all that is remembered move along with the hosts' clocks; what waits has the time of before."""
+        self._settle(by_ns)
         self.rulebook.evaluator.move(by_ns)
         self.pilot.move(by_ns)
         self.sources.forget()
@@ -183,20 +176,21 @@ class Controller:
         With 0 nothing is left for the next step: it waits for the disk.
         """
         if self._is_time():
+            self._settle()
             self._next_tick_ns = self._clock.monotonic_ns() + seconds(self._timing.tick_s)
             self.tick(self._time.now_ns())
         delivery, handled = self.bus.receive(self._patience_s(timeout_s)), 0
         while delivery is not None:
-            together, delivery = (
-                waiting(self.bus, self._topics, delivery, self.sources) if timeout_s else ([delivery], None)
-            )
-            self._handle(together, self._time.now_ns())
+            together, delivery = self._hearing.together(delivery) if timeout_s else ([delivery], None)
+            self._handle(together, self._time.now_ns(), gather=timeout_s > 0)
             self._outbox.send(self._keeper, self._time.now_ns())
             handled += len(together)
             if delivery is None:
                 if timeout_s and (handled >= _IN_A_ROW or self._is_time()):
                     break
                 delivery = self.bus.receive(0)
+        if not timeout_s or self._gathering.left_ns() == 0:
+            self._settle()
         self._serve_requests(self._time.now_ns())
         self._upkeep.work()
         if not timeout_s:
@@ -207,6 +201,7 @@ class Controller:
     def _serve_requests(self, now_ns: int) -> None:
         """Answer what people ask; what they are told survives a restart."""
         while (asked := self._operations.next()) is not None:
+            self._settle()
             answer = self._operations.answer(asked.request, now_ns)
             self._keeper.save()
             asked.tell(answer)
@@ -222,6 +217,8 @@ class Controller:
         """Return how long a message may be waited for, with what else there is to do."""
         if self._upkeep.waits():
             return 0.0
+        left_ns = self._gathering.left_ns()
+        timeout_s = timeout_s if left_ns is None else min(timeout_s, left_ns / SECOND)
         return min(timeout_s, _DISK_POLL_S) if self._outbox.waits() else timeout_s
 
     def tick(self, now_ns: int) -> None:
@@ -249,23 +246,24 @@ class Controller:
         self._upkeep.begin("windows", self._windows.slices(self.rulebook.evaluator.world.windows))
 
     def _steer(self, now_ns: int) -> Iterator[None]:
-        """Ask agents to sample those near a threshold more often, and calm ones less; some of them at each step."""
         pilot, book = self.pilot, self.rulebook
         there = {status.host for status in pilot.fleet.statuses.values() if status.online}
-        for orders in self.steering.look(book.evaluator, book.ruleset.rules, pilot.decider.awaited(), there, now_ns):
-            for order in orders:
-                lasts_s = max(1, (order.until_ns - order.at_ns) // SECOND)
-                payload = msgspec.json.encode(order)
-                self.bus.publish(Message(self._topics.sampling(order.host), payload, expiry_s=lasts_s))
-            yield
+        orders = self.steering.look(book.evaluator, book.ruleset.rules, pilot.decider.awaited(), there, now_ns)
+        return sent(orders, self.bus, self._topics)
 
-    def _handle(self, deliveries: Sequence[Delivery], now_ns: int) -> None:
+    def _handle(self, deliveries: Sequence[Delivery], now_ns: int, *, gather: bool) -> None:
         """Handle a message, or several of metrics."""
         self.counters.messages += len(deliveries)
+        self._gathering.came(deliveries)
         message = deliveries[0].message
-        match self._topics.family_of(message.topic):
-            case "metrics":
-                self._on_metrics([delivery.message for delivery in deliveries])
+        family = self._topics.family_of(message.topic)
+        if family == "metrics":
+            for some in self._hearing.hear(deliveries, gather=gather):
+                self._evaluate(some, self._time.now_ns())
+            return
+        if self._gathering.has(self._topics.host_of(message.topic)):
+            self._settle()
+        match family:
             case "status":
                 self._on_status(message)
             case "outcomes":
@@ -278,8 +276,11 @@ class Controller:
                 self._on_switch(message, now_ns)
             case "verdicts":
                 self._on_verdict(message, now_ns)
+        self._done(deliveries)
+
+    def _done(self, deliveries: Iterable[Delivery]) -> None:
         self.books.flush()
-        for delivery in deliveries:
+        for delivery in self._gathering.done(deliveries):
             self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_switch(self, message: Message, now_ns: int) -> None:
@@ -292,17 +293,22 @@ class Controller:
         subject = self.pilot.approvals.take(message.payload, now_ns)
         self._advance(now_ns, [subject] if subject else [])
 
-    def _on_metrics(self, messages: Sequence[Message]) -> None:
-        self.take(hear_all(messages, self._topics, self.rulebook, self.sources, self._time, self.counters))
+    def _settle(self, ahead_ns: int = 0) -> None:
+        """Evaluate what waits, by a time that was so far behind."""
+        for some in self._gathering.take():
+            self._evaluate(some, self._time.now_ns() - ahead_ns)
+
+    def _evaluate(self, heard: Sequence[Heard], now_ns: int) -> None:
+        self.follow(self.rulebook.evaluator.feed_messages([(one.lines, one.id) for one in heard]), now_ns)
+        self._done(one.delivery for one in heard)
 
     def take(self, heard: Sequence[tuple[Lines, str]]) -> None:
         """Take what the rules read of metrics messages, each with its id."""
-        self.follow(self.rulebook.evaluator.feed_messages(heard))
+        self.follow(self.rulebook.evaluator.feed_messages(heard), self._time.now_ns())
 
-    def follow(self, signals: list[Signal]) -> None:
+    def follow(self, signals: list[Signal], now_ns: int) -> None:
         """Do what follows from signals that have changed."""
         if signals:
-            now_ns = self._time.now_ns()
             self._on_signals(signals)
             self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))
             self._log_signals(signals)
@@ -386,6 +392,7 @@ class Controller:
 
     def close(self) -> None:
         """Save, send what is in hand and leave in order."""
+        self._settle()
         self.books.flush()
         self._upkeep.drop()
         self._keeper.save()

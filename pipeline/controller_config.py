@@ -11,7 +11,6 @@ from virtpilot.actuators.guards.options import GuardOptions
 from virtpilot.pipeline.alerts import AlertOptions
 from virtpilot.pipeline.approvals import ApprovalOptions
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
-from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.exporter_options import ExporterOptions
 from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.operations.page import PageOptions
@@ -20,6 +19,7 @@ from virtpilot.pipeline.process import Cluster, LogOptions, StateFolder
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.steering import SteeringOptions
 from virtpilot.pipeline.switch import OperatorOptions
+from virtpilot.pipeline.timing import ControllerTiming
 from virtpilot.planner.moving import MovingOptions
 from virtpilot.planner.placement import Reserve
 from virtpilot.rules.decisions.decider import DecisionOptions

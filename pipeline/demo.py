@@ -20,11 +20,11 @@ from virtpilot.pipeline import agent_assembly, assembly, trail
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.cadence import CadenceOptions
-from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.store.file import FileStore
+from virtpilot.pipeline.timing import ControllerTiming
 from virtpilot.pipeline.writer import Writer
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet

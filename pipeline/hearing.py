@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from virtpilot.lineblocks import Lines
@@ -10,6 +10,7 @@ from virtpilot.lineprotocol import Parsed
 from virtpilot.model import Bus, Delivery, Message
 from virtpilot.pipeline import foreign
 from virtpilot.pipeline.counters import Counters
+from virtpilot.pipeline.gathering import Gathering, Heard
 from virtpilot.pipeline.rulebook import Rulebook
 from virtpilot.pipeline.timeline import Timeline
 from virtpilot.rules.signals.sources import Sources
@@ -17,6 +18,49 @@ from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
 # So many hosts' metrics that wait are evaluated at once.
 _AT_ONCE: Final = 4
+
+
+class Hearing:
+    """Reads messages of measurements, and says which are to be evaluated together."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        book: Rulebook,
+        sources: Sources,
+        time: Timeline,
+        counters: Counters,
+        gathering: Gathering,
+    ) -> None:
+        self._bus, self._topics = bus, topics
+        self._book, self._sources, self._time, self._counters = book, sources, time, counters
+        self._gathering = gathering
+
+    def together(self, first: Delivery) -> tuple[list[Delivery], Delivery | None]:
+        """Do as `waiting` does."""
+        return waiting(self._bus, self._topics, first, self._sources)
+
+    def hear(self, deliveries: Sequence[Delivery], *, gather: bool) -> Iterator[list[Heard]]:
+        """Yield what is to be evaluated now; some may wait where `gather` says so and agents alone tell of anything."""
+        if gather and self._sources.quiet and all(_is_metrics(self._topics, one) for one in deliveries):
+            yield from self._gathering.sift(self._read(deliveries), self._book.evaluator.haste.of)
+        else:
+            yield from self._gathering.take()
+            yield self._read(deliveries)
+
+    def _read(self, deliveries: Iterable[Delivery]) -> list[Heard]:
+        """Return what the rules in force read of messages; agents' times are compared with ours."""
+        found = []
+        for delivery in deliveries:
+            message = delivery.message
+            host = self._topics.host_of(message.topic)
+            lines = hear(message, host, self._book, self._sources, self._time.now_ns())
+            if BOOT_PROPERTY in message.properties and lines:
+                self._time.hear(host, lines.time_ns())
+            self._counters.heard(message.topic, lines)
+            found.append(Heard(delivery, lines, message_id(message, host), host))
+        return found
 
 
 def waiting(bus: Bus, topics: Topics, first: Delivery, sources: Sources) -> tuple[list[Delivery], Delivery | None]:
@@ -49,21 +93,6 @@ def hear(message: Message, host: str, book: Rulebook, sources: Sources, now_ns: 
     if sources.lets_pass(lines.hosts(), host, now_ns, agent=numbered):
         return lines
     return Lines.of(Parsed(sources.join(lines.samples(), host, now_ns, agent=numbered), lines.bad))
-
-
-def hear_all(
-    messages: Iterable[Message], topics: Topics, book: Rulebook, sources: Sources, time: Timeline, counters: Counters
-) -> list[tuple[Lines, str]]:
-    """Return what the rules in force read of messages, each with its id; agents' times are compared with ours."""
-    found = []
-    for message in messages:
-        host = topics.host_of(message.topic)
-        lines = hear(message, host, book, sources, time.now_ns())
-        if BOOT_PROPERTY in message.properties and lines:
-            time.hear(host, lines.time_ns())
-        counters.heard(message.topic, lines)
-        found.append((lines, message_id(message, host)))
-    return found
 
 
 def message_id(message: Message, host: str) -> str:

@@ -20,7 +20,6 @@ from virtpilot.clock import SECOND, VirtualClock
 from virtpilot.model import Command, HostStatus, Kind, Message, Mode, Sample
 from virtpilot.pipeline import assembly
 from virtpilot.pipeline.bus.memory import MemoryBroker
-from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.operations.desk import SchedulingOptions
 from virtpilot.pipeline.pilot import Pilot
@@ -28,6 +27,7 @@ from virtpilot.pipeline.records import Record, RecordLog
 from virtpilot.pipeline.rulebook import Rulebook, RuleOptions
 from virtpilot.pipeline.standin import Reply, StandIn
 from virtpilot.pipeline.steering import SteeringOptions
+from virtpilot.pipeline.timing import ControllerTiming
 from virtpilot.pipeline.unwritten import Unwritten
 from virtpilot.rules.language import RuleSet
 from virtpilot.rules.signals.film.film import Film, can_foresee
@@ -163,7 +163,7 @@ class Rehearsal:
         for (frame, at_ns), changes in groupby(film.play(at, until), key=lambda one: (one.frame, one.at_ns)):
             self._sequence = {host: number + frame - at for host, number in known.items()}
             self.clock.advance((at_ns - self.clock.now_ns()) / SECOND)
-            self.controller.follow([film.signal(one, self._message_id) for one in changes])
+            self.controller.follow([film.signal(one, self._message_id) for one in changes], self.clock.now_ns())
         self._sequence = known
         self._pass(film.time_ns(until))
 

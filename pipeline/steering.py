@@ -13,12 +13,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from virtpilot.clock import seconds
-from virtpilot.model import Kind, Sampling
+from virtpilot.clock import SECOND, seconds
+from virtpilot.model import Bus, Kind, Message, Sampling
 from virtpilot.rules.language.records import Rule
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.nearness import Nearness
 from virtpilot.rules.signals.table import Table
+from virtpilot.topics import Topics
 
 # So many guests, or hosts, are looked at in one go.
 _GUESTS_AT_ONCE: Final = 2500
@@ -198,6 +199,15 @@ class Steering:
             calm=list(order.calm),
             calm_s=options.calm_s,
         )
+
+
+def sent(asked: Iterator[list[Sampling]], bus: Bus, topics: Topics) -> Iterator[None]:
+    """Ask agents to sample those near a threshold more often, and calm ones less; some of them at each step."""
+    for orders in asked:
+        for order in orders:
+            lasts_s = max(1, (order.until_ns - order.at_ns) // SECOND)
+            bus.publish(Message(topics.sampling(order.host), msgspec.json.encode(order), expiry_s=lasts_s))
+        yield
 
 
 def _portions(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

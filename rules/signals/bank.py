@@ -15,13 +15,13 @@ from virtpilot.rules.language.records import NoData, Rule
 from virtpilot.rules.language.typed import Numbers
 from virtpilot.rules.signals.columns import RowColumns
 from virtpilot.rules.signals.gate import Gate
-from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, STATES, Machine
+from virtpilot.rules.signals.machine import CLEARING, CODES, FIRING, INACTIVE, PENDING, STATES, Machine
 from virtpilot.rules.signals.saved import SavedRule
-from virtpilot.rules.signals.scout import scout
-from virtpilot.rules.signals.table import Table
+from virtpilot.rules.signals.scout import Scout, scout
+from virtpilot.rules.signals.table import Table, Where
 
-_NOWHERE: Final[NDArray[np.int64]] = np.zeros(0, np.int64)
 _CALM: Final[NDArray[np.bool_]] = np.zeros(1, np.bool_)
+_NOWHERE: Final[NDArray[np.int64]] = np.zeros(0, np.int64)
 # A place among the rows that were given, the rule's number, the rule, its former and its new state.
 Change = tuple[int, int, Rule, int, int]
 
@@ -45,6 +45,16 @@ class Bank:
             self._machines[name].remember()
         self._scouts = {rule.name: scout(rule) for rule in rules}
         self._gates = {kind: Gate([machine.rule for _number, machine in of]) for kind, of in self._of.items()}
+        self._matrix: dict[Kind, NDArray[np.uint8]] = {}
+        for kind in Kind:
+            self._lay(kind)
+
+    def _lay(self, kind: Kind) -> None:
+        """Lay the states of a kind's machines together, a row a machine, so that one look tells of all."""
+        of, capacity = self._of[kind], self._tables[kind].capacity
+        states = self._matrix[kind] = np.zeros((len(of), capacity), np.uint8)
+        for place, (_number, machine) in enumerate(of):
+            machine.lie(states[place])
 
     def about(self, kind: Kind) -> bool:
         """Tell whether some rule is about subjects of a kind."""
@@ -97,6 +107,24 @@ class Bank:
             live = live | self._scouts[machine.rule.name](columns)
         return np.flatnonzero(live if len(live) == count else np.broadcast_to(live, count))
 
+    def in_haste(
+        self, kind: Kind, where: Where, times: NDArray[np.int64]
+    ) -> Iterator[tuple[Machine, NDArray[np.bool_]]]:
+        """Yield the machines of which signals would fire, with samples at these times, if their conditions held.
+
+        With each the rows of which that is so: what is pending for long enough, what is clearing.
+        """
+        states = self._matrix[kind][:, where]
+        waits = (states == PENDING) | (states == CLEARING)
+        for place in np.flatnonzero(waits.any(axis=1)).tolist():
+            machine = self._of[kind][place][1]
+            long = (states[place] == CLEARING) | (times - machine.since[where] >= machine.rule.for_ns)
+            yield machine, waits[place] & long
+
+    def scout(self, rule: str) -> Scout:
+        """Return what tells where a rule may fire."""
+        return self._scouts[rule]
+
     def silence(self, columns: RowColumns, kind: Kind, rows: NDArray[np.int64], now_ns: int) -> list[Change]:
         """Note that no sample comes of these rows, for rules to which that means something."""
         times = np.full(len(rows), now_ns, np.int64)
@@ -123,6 +151,7 @@ class Bank:
         """Make room for more rows of a kind."""
         for _number, machine in self._of[kind]:
             machine.grow(capacity)
+        self._lay(kind)
 
     def move(self, by_ns: int) -> None:
         """Move the times of all machines."""
@@ -198,6 +227,8 @@ class Bank:
                 own.take_over(machine)
             else:
                 yield former._saved(machine)
+        for kind in Kind:
+            self._lay(kind)
 
     @staticmethod
     def resume(machine: Machine, row: int, state: SignalState, since: int, seen: int) -> None:

@@ -43,6 +43,9 @@ class Bound(Protocol):
     def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:
         """Return the bound of rows whose last samples came at some times."""
 
+    def ahead(self, where: Where, times: NDArray[np.int64], values: Numbers) -> Numbers:
+        """Return what the bound would be, or more, once a sample of each row has been taken."""
+
 
 def bound(window: Window, *, upper: bool, history: History, place: int) -> Bound | None:
     """Return a bound of a window from above or from below, None where there is none that costs little.
@@ -82,6 +85,9 @@ class _Range:
     def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:  # noqa: ARG002 - the protocol's
         return self._sign * _more(self._beyond[where])
 
+    def ahead(self, where: Where, times: NDArray[np.int64], values: Numbers) -> Numbers:  # noqa: ARG002 - the same
+        return self._sign * _more(np.fmax(self._beyond[where], self._sign * values))
+
 
 class _Witness:
     """The least of samples is not above any of them: the last one, and what was the least while it is in the window."""
@@ -111,8 +117,15 @@ class _Witness:
         self._least[where] = np.where(np.isfinite(least) & those.any(axis=0), least, np.inf)
 
     def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:
-        there = self._time[where] > times - self._span_ns
-        return self._sign * _more(np.minimum(self._last[where], np.where(there, self._least[where], np.inf)))
+        return self._sign * _more(np.minimum(self._last[where], self._there(where, times)))
+
+    def ahead(self, where: Where, times: NDArray[np.int64], values: Numbers) -> Numbers:
+        last = np.where(np.isfinite(values), self._sign * values, np.inf)
+        return self._sign * _more(np.minimum(last, self._there(where, times)))
+
+    def _there(self, where: Where, times: NDArray[np.int64]) -> Numbers:
+        """Return what was the least and still is in the window."""
+        return np.where(self._time[where] > times - self._span_ns, self._least[where], np.inf)
 
 
 class _Changes:
@@ -135,8 +148,7 @@ class _Changes:
         changed = values != last
         if np.count_nonzero(changed):
             known = np.isfinite(values)
-            grown = np.where(known & changed, self._grown(last, values), 0.0)
-            self._most[where] += grown
+            self._most[where] += np.where(known & changed, self._grown(last, values), 0.0)
             self._last[where] = np.where(known, values, last)
 
     def _grown(self, last: Numbers, values: Numbers) -> Numbers:
@@ -155,7 +167,14 @@ class _Changes:
         self._most[where] = most
 
     def now(self, where: Where, times: NDArray[np.int64]) -> Numbers:  # noqa: ARG002 - the protocol's
-        most = self._most[where]
+        return self._bound(self._most[where])
+
+    def ahead(self, where: Where, times: NDArray[np.int64], values: Numbers) -> Numbers:  # noqa: ARG002 - the same
+        last = self._last[where]
+        changed = np.isfinite(values) & (values != last)
+        return self._bound(self._most[where] + np.where(changed, self._grown(last, values), 0.0))
+
+    def _bound(self, most: Numbers) -> Numbers:
         return np.where(most > 0, np.inf, most) if self._rate else _more(most)
 
 
@@ -193,6 +212,9 @@ class _Line:
         elif count:
             self._make(np.arange(len(self._made))[where][new], times[new])
         return self._sign * self._beyond[where]
+
+    def ahead(self, where: Where, times: NDArray[np.int64], values: Numbers) -> Numbers:  # noqa: ARG002 - the same
+        return np.full(len(values), self._sign * np.inf)
 
     def _make(self, where: Where, times: NDArray[np.int64]) -> None:
         if not len(times):

@@ -16,6 +16,7 @@ from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
 from virtpilot.rules.signals.film.film import Film, film_of
 from virtpilot.rules.signals.film.reels import Coming
+from virtpilot.rules.signals.haste import Haste
 from virtpilot.rules.signals.intake import Entries, Intake, Segment
 from virtpilot.rules.signals.knobs import Knobs
 from virtpilot.rules.signals.machine import INACTIVE
@@ -59,9 +60,9 @@ class Evaluator:
         self._intake = Intake(self._world, tolerance)
         self._quick = Quick(self._world, self._intake)
         self._knobs = Knobs()
+        self.haste = Haste(self._world, self._quick)
         self._ended: list[Signal] = []
-        self._ahead_told = 0
-        self._knobs_until_ns = 0
+        self._ahead_told = self._knobs_until_ns = 0
 
     @property
     def late(self) -> int:

@@ -36,6 +36,11 @@ class Machine:
         self.fired: NDArray[np.int64] | None = None
         """When the signal was last seen firing, where some rule asks for that."""
 
+    def lie(self, state: NDArray[np.uint8]) -> None:
+        """Keep the states in another array, which may be a row of a matrix over all rules."""
+        state[:] = self.state
+        self.state = state
+
     def remember(self) -> None:
         """Keep when the signal was last seen firing."""
         self.fired = np.zeros(len(self.state), np.int64)

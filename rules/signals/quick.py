@@ -32,7 +32,7 @@ class Taken(NamedTuple):
     after: list[Devices]
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Whose lines these are: their rows, and their hosts' rows, as long as nobody comes, goes or moves."""
 
     rows: NDArray[np.int64]
@@ -41,10 +41,10 @@ class _Group(NamedTuple):
     state: tuple[int, int]
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Lines of one kind that are in the tables at once, with the fields that all of them have; or samples."""
 
-    group: _Group
+    group: Group
     times: NDArray[np.int64]
     places: NDArray[np.int64]
     names: tuple[str, ...]
@@ -64,16 +64,16 @@ class Quick:
         self._tables = world.tables
         self.devices = DeviceLines(world, intake)
         self._intake = intake
-        self._groups: Remembered[_Group] = Remembered()
+        self._groups: Remembered[Group] = Remembered()
 
     def take(self, messages: Sequence[tuple[Lines, str]]) -> Taken | None:
         """Put messages (each with its id) into the tables; None, and nothing is done, where it is not so simple."""
         if len(messages) > 1 and len(frozenset().union(*(m.hosts() for m, _ in messages))) < len(messages):
             return None
-        found: dict[Kind, list[_Piece]] = {Kind.HOST: [], Kind.VM: []}
+        found: dict[Kind, list[Piece]] = {Kind.HOST: [], Kind.VM: []}
         around: list[tuple[Devices, Devices]] = []
         for number, (lines, cause) in enumerate(messages):
-            own = self._of_message(lines, cause, number * _MOST_LINES)
+            own = self.of_message(lines, cause, number * _MOST_LINES)
             if own is None:
                 return None
             for kind, pieces in own.items():
@@ -88,9 +88,9 @@ class Quick:
         segment = {kind: self._put(kind, pieces) for kind, pieces in found.items() if pieces}
         return Taken(segment, [after for _before, after in around])
 
-    def _of_message(self, lines: Lines, cause: str, base: int) -> dict[Kind, list[_Piece]] | None:
+    def of_message(self, lines: Lines, cause: str, base: int) -> dict[Kind, list[Piece]] | None:
         """Return the lines about hosts and guests; None where one is no news, or a host's comes behind a guest's."""
-        found: dict[Kind, list[_Piece]] = {Kind.HOST: [], Kind.VM: []}
+        found: dict[Kind, list[Piece]] = {Kind.HOST: [], Kind.VM: []}
         for kind, piece in self._pieces(lines, cause, base):
             if piece is None or not self._intake.all_news(self._tables[kind], piece.group.where, piece.times):
                 return None
@@ -101,7 +101,7 @@ class Quick:
         last, first = max(int(one.places.max()) for one in hosts), min(int(one.places.min()) for one in guests)
         return None if last > first else found
 
-    def _pieces(self, lines: Lines, cause: str, base: int) -> Iterator[tuple[Kind, _Piece | None]]:
+    def _pieces(self, lines: Lines, cause: str, base: int) -> Iterator[tuple[Kind, Piece | None]]:
         for block in lines.blocks:
             kind = _KINDS.get(block.measurement)
             if kind is not None:
@@ -109,7 +109,7 @@ class Quick:
                 places = base + np.array(block.places, np.int64)
                 yield (
                     kind,
-                    None if group is None else _Piece(group, block.times, places, block.names, block.values, [], cause),
+                    None if group is None else Piece(group, block.times, places, block.names, block.values, [], cause),
                 )
         for name, kind in _KINDS.items():
             some = {place: one for place, one in lines.others.items() if one.measurement == name}
@@ -117,9 +117,9 @@ class Quick:
                 samples, places = list(some.values()), base + np.array(list(some), np.int64)
                 group = self._find(kind, [one.tags for one in samples])
                 times = np.array([one.time_ns for one in samples], np.int64)
-                yield kind, None if group is None else _Piece(group, times, places, (), _NONE, samples, cause)
+                yield kind, None if group is None else Piece(group, times, places, (), _NONE, samples, cause)
 
-    def _group(self, block: Block, kind: Kind) -> _Group | None:
+    def _group(self, block: Block, kind: Kind) -> Group | None:
         known = self._groups.get(block.heads)
         if known is None or known.state != self._state(kind):
             known = self._find(kind, heads_of(block.heads).tags)
@@ -131,7 +131,7 @@ class Quick:
     def _state(self, kind: Kind) -> tuple[int, int]:
         return self._tables[kind].moves, self._tables[Kind.HOST].changes
 
-    def _find(self, kind: Kind, tags: Sequence[dict[str, str]]) -> _Group | None:
+    def _find(self, kind: Kind, tags: Sequence[dict[str, str]]) -> Group | None:
         """Return the rows of subjects, None where one is not known, is another one by now, or comes twice."""
         table, hosts = self._tables[kind], self._tables[Kind.HOST].row_of
         rows, on = [], []
@@ -145,12 +145,12 @@ class Quick:
         if len(set(rows)) < len(rows):
             return None
         index = np.array(rows, np.int64)
-        return _Group(index, whereabouts(index), np.array(on, np.int64), self._state(kind))
+        return Group(index, whereabouts(index), np.array(on, np.int64), self._state(kind))
 
-    def _put(self, kind: Kind, pieces: list[_Piece]) -> Entries:
+    def _put(self, kind: Kind, pieces: list[Piece]) -> Entries:
         """Put pieces into their table, those with the same fields at once."""
         table, found = self._tables[kind], list[Entries]()
-        alike: dict[tuple[str, ...], list[_Piece]] = {}
+        alike: dict[tuple[str, ...], list[Piece]] = {}
         for piece in pieces:
             alike.setdefault(piece.names, []).append(piece)
         for some in alike.values():
@@ -178,14 +178,14 @@ class Quick:
 _NONE: Final = np.zeros((0, 0))
 
 
-def _joined(pieces: list[_Piece]) -> _Piece:
+def _joined(pieces: list[Piece]) -> Piece:
     """Return pieces with the same fields as one."""
     if len(pieces) == 1:
         return pieces[0]
     rows = np.concatenate([one.group.rows for one in pieces])
     host_rows = np.concatenate([one.group.host_rows for one in pieces])
-    return _Piece(
-        _Group(rows, whereabouts(rows), host_rows, pieces[0].group.state),
+    return Piece(
+        Group(rows, whereabouts(rows), host_rows, pieces[0].group.state),
         np.concatenate([one.times for one in pieces]),
         np.concatenate([one.places for one in pieces]),
         pieces[0].names,
@@ -195,7 +195,7 @@ def _joined(pieces: list[_Piece]) -> _Piece:
     )
 
 
-def _distinct(pieces: list[_Piece]) -> bool:
+def _distinct(pieces: list[Piece]) -> bool:
     """Tell whether no row is in two of them."""
     if len(pieces) < 2:
         return True

@@ -205,6 +205,17 @@ class Table:
         if self.fields and len(rows):
             self.values[:, rows] = np.array(self._picked(fields), np.float64).T
 
+    def arranged(self, names: tuple[str, ...], values: Numbers) -> Numbers:
+        """Return given fields of some subjects as `values` has them: a field that is not given is missing."""
+        columns, given, _missing = self._spread_of(names)
+        found = np.full((len(self.fields), values.shape[1]), np.nan)
+        found[columns] = values[given]
+        return found
+
+    def gathered(self, fields: Sequence[Mapping[str, float]]) -> Numbers:
+        """Return the fields of samples as `values` has them."""
+        return np.array(self._picked(fields), np.float64).T
+
     def take_columns(
         self, rows: Where, times: NDArray[np.int64], names: tuple[str, ...], values: Numbers, cause: Cause
     ) -> None:

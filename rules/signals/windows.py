@@ -152,8 +152,12 @@ class Track:
 
     def read(self, columns: Columns, count: int) -> list[NDArray[np.float64]]:
         """Return the number of each series for each row."""
-        read = [np.asarray(read(columns, np.nan), np.float64) for read in self._reads]
-        return [one if len(one) == count else np.broadcast_to(one, count) for one in map(np.atleast_1d, read)]
+        return [self.read_one(place, columns, count) for place in range(len(self._reads))]
+
+    def read_one(self, place: int, columns: Columns, count: int) -> NDArray[np.float64]:
+        """Return the number of one series for each row."""
+        read = np.atleast_1d(np.asarray(self._reads[place](columns, np.nan), np.float64))
+        return read if len(read) == count else np.broadcast_to(read, count)
 
     def push_all(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
         """Take several samples of each row, one after another; bounds begin anew."""
@@ -244,6 +248,16 @@ class Windows:
             return found.now(rows, times[rows])
         own = np.maximum(rows, 0)
         return np.where(rows >= 0, found.now(own, times[own]), np.nan)
+
+    def ahead(
+        self, window: Window, columns: Columns, where: Where, times: NDArray[np.int64], *, upper: bool
+    ) -> NDArray[np.float64]:
+        """Return what `bound` would tell of rows, or more, once the samples that `columns` offers have been taken."""
+        track, first = self._of[window.key]
+        found = track.bounds.get((first, upper))
+        if found is None:
+            return np.full(1, np.inf if upper else -np.inf)
+        return found.ahead(where, times, track.read_one(track.place(first), columns, len(times)))
 
     @staticmethod
     def _look(track: Track, series: int, where: Where, table: Table) -> None:

@@ -32,11 +32,12 @@ from virtpilot.pipeline import agent_assembly, assembly
 from virtpilot.pipeline.agent import Agent, AgentTiming, last_will
 from virtpilot.pipeline.bus.memory import MemoryBroker
 from virtpilot.pipeline.cadence import CadenceOptions
-from virtpilot.pipeline.controller import Controller, ControllerTiming
+from virtpilot.pipeline.controller import Controller
 from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.rulebook import RuleOptions
 from virtpilot.pipeline.spool import SpoolOptions
 from virtpilot.pipeline.steering import SteeringOptions
+from virtpilot.pipeline.timing import ControllerTiming
 from virtpilot.planner.placement import Reserve
 from virtpilot.simulator.fleet import Fleet
 from virtpilot.topics import Topics

@@ -19,12 +19,12 @@ from virtpilot.model import Mode, Outcome, Store
 from virtpilot.pipeline import agent_service, assembly, controller_service, writer_service
 from virtpilot.pipeline.agent import Agent
 from virtpilot.pipeline.bus.memory import MemoryBroker
-from virtpilot.pipeline.controller import ControllerTiming
 from virtpilot.pipeline.controller_config import ControllerConfig
 from virtpilot.pipeline.demo import simulated_agent
 from virtpilot.pipeline.exporter import Exporter
 from virtpilot.pipeline.exporter_options import ExporterOptions
 from virtpilot.pipeline.rulebook import RuleOptions
+from virtpilot.pipeline.timing import ControllerTiming
 from virtpilot.pipeline.writer import Writer
 from virtpilot.simulator import scenario
 from virtpilot.simulator.fleet import Fleet
