@@ -280,7 +280,7 @@ class Compiler:
         window = Window(
             self._slice(tree), on, name, function.merge, [_span(one) for one in spans], typed.as_number(series)
         )
-        window.series_text, window.what = self._slice(inner), what
+        window.over, window.series_text, window.what = series, self._slice(inner), what
         if not compiler.reads.aggregates:
             own = _DEVICE_OWNER if isinstance(on, Device) else {Kind.HOST: _ANY_OWNER, Kind.VM: _GUEST_OWNER}[on]
             window.series_text = own.sub("", window.series_text)

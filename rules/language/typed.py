@@ -68,6 +68,8 @@ class Window:
         self.span_ns = spans[-1]
         self.ahead_ns = spans[0]
         self.series = series
+        self.over: Part | None = None
+        """What the series is made of."""
         self.series_text = ""
         self.what = "gauge"
         """What the series is: gauge, counter or truth."""

@@ -15,11 +15,12 @@ from virtpilot.rules.language.records import NoData, Rule
 from virtpilot.rules.language.typed import Numbers
 from virtpilot.rules.signals.columns import RowColumns
 from virtpilot.rules.signals.gate import Gate
-from virtpilot.rules.signals.machine import CLEARING, CODES, FIRING, INACTIVE, PENDING, STATES, Machine
+from virtpilot.rules.signals.machine import CODES, FIRING, INACTIVE, PENDING, STATES, Machine
 from virtpilot.rules.signals.saved import SavedRule
 from virtpilot.rules.signals.scout import Scout, scout
 from virtpilot.rules.signals.table import Table, Where
 
+_NEVER_NS: Final = np.iinfo(np.int64).max
 _CALM: Final[NDArray[np.bool_]] = np.zeros(1, np.bool_)
 _NOWHERE: Final[NDArray[np.int64]] = np.zeros(0, np.int64)
 # A place among the rows that were given, the rule's number, the rule, its former and its new state.
@@ -45,16 +46,16 @@ class Bank:
             self._machines[name].remember()
         self._scouts = {rule.name: scout(rule) for rule in rules}
         self._gates = {kind: Gate([machine.rule for _number, machine in of]) for kind, of in self._of.items()}
-        self._matrix: dict[Kind, NDArray[np.uint8]] = {}
+        self._close: dict[Kind, NDArray[np.bool_]] = {}
         for kind in Kind:
-            self._lay(kind)
+            self._forget_due(kind)
 
-    def _lay(self, kind: Kind) -> None:
-        """Lay the states of a kind's machines together, a row a machine, so that one look tells of all."""
-        of, capacity = self._of[kind], self._tables[kind].capacity
-        states = self._matrix[kind] = np.zeros((len(of), capacity), np.uint8)
-        for place, (_number, machine) in enumerate(of):
-            machine.lie(states[place])
+    def _forget_due(self, kind: Kind) -> None:
+        """Take it that something may fire at any time, until that is looked for."""
+        due = np.zeros(self._tables[kind].capacity, np.int64)
+        self._close[kind] = np.ones(len(due), np.bool_)
+        for _number, machine in self._of[kind]:
+            machine.due = due
 
     def about(self, kind: Kind) -> bool:
         """Tell whether some rule is about subjects of a kind."""
@@ -82,6 +83,7 @@ class Bank:
     ) -> list[Change]:
         """Take one sample of each row; returns the transitions in order of rows, then of rules."""
         found: list[Change] = []
+        self._close[kind][columns.where] = False
         with np.errstate(all="ignore"):
             may_fire = self._gates[kind].open(columns)
             # Most subjects are calm most of the time: nothing to do is the common case.
@@ -94,6 +96,8 @@ class Bank:
                     changes = machine.step(columns.only(live), rows[live], times[live], patience[live])
                 else:
                     continue
+                if not machine.rule.for_ns:
+                    self._close[kind][rows[live][machine.state[rows[live]] == INACTIVE]] = True
                 found += [(int(live[at]), number, machine.rule, old, new) for at, old, new in changes]
         return sorted(found, key=lambda change: change[:2])
 
@@ -107,19 +111,32 @@ class Bank:
             live = live | self._scouts[machine.rule.name](columns)
         return np.flatnonzero(live if len(live) == count else np.broadcast_to(live, count))
 
-    def in_haste(
-        self, kind: Kind, where: Where, times: NDArray[np.int64]
-    ) -> Iterator[tuple[Machine, NDArray[np.bool_]]]:
-        """Yield the machines of which signals would fire, with samples at these times, if their conditions held.
+    def overdue(
+        self, kind: Kind, rows: NDArray[np.int64], where: Where, times: NDArray[np.int64]
+    ) -> Sequence[tuple[Machine, NDArray[np.bool_]]]:
+        """Return the machines that have been pending for long enough by these times, each with the rows of which."""
+        machines = self._of[kind]
+        if not machines or not np.count_nonzero(late := machines[0][1].due[where] <= times):
+            return ()
+        found, rows, times = [], rows[late], times[late]
+        soonest = np.full(len(rows), _NEVER_NS)
+        for place in np.flatnonzero(self._active[kind]).tolist():
+            machine = machines[place][1]
+            ends = np.where(machine.state[rows] == PENDING, machine.since[rows] + machine.rule.for_ns, _NEVER_NS)
+            soonest = np.minimum(soonest, ends)
+            if np.count_nonzero(ends <= times):
+                mask = np.zeros(len(late), np.bool_)
+                mask[late] = ends <= times
+                found.append((machine, mask))
+        machines[0][1].due[rows] = soonest
+        return found
 
-        With each the rows of which that is so: what is pending for long enough, what is clearing.
+    def close(self, kind: Kind, where: Where) -> NDArray[np.bool_]:
+        """Tell on which rows a rule without `for` may fire with the next sample although nothing changes.
+
+        Something may hold already that is not known for certain, or held before they fell silent.
         """
-        states = self._matrix[kind][:, where]
-        waits = (states == PENDING) | (states == CLEARING)
-        for place in np.flatnonzero(waits.any(axis=1)).tolist():
-            machine = self._of[kind][place][1]
-            long = (states[place] == CLEARING) | (times - machine.since[where] >= machine.rule.for_ns)
-            yield machine, waits[place] & long
+        return self._close[kind][where]
 
     def scout(self, rule: str) -> Scout:
         """Return what tells where a rule may fire."""
@@ -131,6 +148,7 @@ class Bank:
         # That nothing comes is what the rule's `no_data` speaks of: no gap in it.
         patience = np.full(len(rows), np.iinfo(np.int64).max, np.int64)
         found: list[Change] = []
+        self._close[kind][rows] = True
         with np.errstate(all="ignore"):
             for number, machine in self._of[kind]:
                 # With `hold` nothing changes while nothing is known.
@@ -151,12 +169,14 @@ class Bank:
         """Make room for more rows of a kind."""
         for _number, machine in self._of[kind]:
             machine.grow(capacity)
-        self._lay(kind)
+        self._forget_due(kind)
 
     def move(self, by_ns: int) -> None:
         """Move the times of all machines."""
         for machine in self._machines.values():
             machine.move(by_ns)
+        for kind in Kind:
+            self._forget_due(kind)
 
     def fires(self, rule: str, rows: NDArray[np.int64], now_ns: NDArray[np.int64], within_ns: int) -> Numbers:
         """Tell (1, 0) of each row whether a rule's signal fires, or did within a span; NaN for rows below 0."""
@@ -228,7 +248,7 @@ class Bank:
             else:
                 yield former._saved(machine)
         for kind in Kind:
-            self._lay(kind)
+            self._forget_due(kind)
 
     @staticmethod
     def resume(machine: Machine, row: int, state: SignalState, since: int, seen: int) -> None:

@@ -17,6 +17,7 @@ from virtpilot.clock import SECOND
 from virtpilot.rules.language.functions import quantile
 from virtpilot.rules.language.typed import Numbers, Window
 from virtpilot.rules.signals.history import History, Points
+from virtpilot.rules.signals.over_time import changes
 from virtpilot.rules.signals.table import Where, whereabouts
 
 # Histories keep 24 bits of some numbers, and sums are rounded: by less than this share.
@@ -132,6 +133,7 @@ class _Changes:
     """There are no more changes, and a counter has grown by no more, than when last looked at and since."""
 
     def __init__(self, window: Window, capacity: int) -> None:
+        self._window = window
         self._counter = window.function != "flaps"
         self._rate = window.function == "rate"
         self._last = np.full(capacity, np.nan)
@@ -159,8 +161,11 @@ class _Changes:
         return np.where((values >= 0) & (last >= 0), grown, np.inf)
 
     def looked(self, where: Where, points: Points, values: Numbers) -> None:
-        known = np.isfinite(values) if not self._rate else values == 0
-        most = np.where(known, values, np.inf)
+        known = np.isfinite(values)
+        # Once enough is known, it will be of what there is.
+        most = values.copy() if known.all() else np.where(known, values, changes(self._window, points))
+        if self._rate:
+            most = np.where(most == 0, 0.0, np.inf)
         most[~points.valid.any(axis=0)] = 0.0
         if self._counter:
             most[(points.valid & (points.value < 0)).any(axis=0)] = np.inf
@@ -175,7 +180,10 @@ class _Changes:
         return self._bound(self._most[where] + np.where(changed, self._grown(last, values), 0.0))
 
     def _bound(self, most: Numbers) -> Numbers:
-        return np.where(most > 0, np.inf, most) if self._rate else _more(most)
+        if self._rate:
+            return np.where(most > 0, np.inf, most)
+        # Changes are counted: nothing is rounded.
+        return _more(most) if self._counter else most
 
 
 class _Line:

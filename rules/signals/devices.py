@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from virtpilot.model import Subject
 from virtpilot.remembered import Remembered
 from virtpilot.rules.language.devices import DECLARED, Device
-from virtpilot.rules.signals.table import Table
+from virtpilot.rules.language.typed import Numbers
+from virtpilot.rules.signals.table import Cause, Table, Where
 from virtpilot.rules.signals.tolerance import Tolerance
 
 BETWEEN: Final = "\x1f"
@@ -38,6 +40,80 @@ class DeviceTable(Table):
         self._of: dict[str, list[tuple[str, int]]] = {}
         self._found: Remembered[tuple[NDArray[np.int64], NDArray[np.int64]]] = Remembered(_REMEMBERED_BYTES)
         self._found_state = (0, 0)
+        self._watched: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._fresh: NDArray[np.bool_] = np.zeros(self.capacity, np.bool_)
+        self._fresh_count = 0
+
+    def watch(self, field: str) -> None:
+        """Note from now on which devices have another value of a field, too; "" for none."""
+        if field:
+            self._watched = np.union1d(self._watched, [self.column[field]])
+
+    def fresh(self, owner_rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Tell which owners have a device that has changed since this was last asked; None where none has.
+
+        It is new, or another one under its name, or a watched field has another value.
+        """
+        if not self._fresh_count:
+            return None
+        rows, places = self.live(owner_rows)
+        noted = self._fresh[rows]
+        self._fresh[rows] = False
+        self._fresh_count -= int(np.count_nonzero(noted))
+        found = np.zeros(len(owner_rows), np.bool_)
+        found[places[noted]] = True
+        return found
+
+    def _note(self, rows: NDArray[np.int64]) -> None:
+        if len(rows):
+            self._fresh_count += int(np.count_nonzero(~self._fresh[rows]))
+            self._fresh[rows] = True
+
+    def take(
+        self,
+        rows: NDArray[np.int64],
+        times: NDArray[np.int64],
+        subjects: Sequence[Subject],
+        fields: Sequence[Mapping[str, float]],
+        cause: Cause,
+    ) -> None:
+        """Replace the values of some devices, each once; a field that a sample lacks is missing from now on."""
+        others = [row for row, one in zip(rows.tolist(), subjects, strict=True) if self.subjects[row] is not one]
+        before = self._seen(rows)
+        self._note_returned(rows, times)
+        super().take(rows, times, subjects, fields, cause)
+        self._note(np.array(others, np.int64))
+        self._compare(rows, before)
+
+    def take_columns(
+        self, rows: Where, times: NDArray[np.int64], names: tuple[str, ...], values: Numbers, cause: Cause
+    ) -> None:
+        """Replace the values of devices that are still the same, each once; a field that is not given is missing."""
+        before = self._seen(rows)
+        self._note_returned(rows, times)
+        super().take_columns(rows, times, names, values, cause)
+        self._compare(rows, before)
+
+    def _note_returned(self, rows: Where, times: NDArray[np.int64]) -> None:
+        """Note those that were not measured for so long that they may have been taken for gone."""
+        back = times - self.time[rows] > self._tolerance.stale_ns
+        if np.count_nonzero(back):
+            self._note(np.arange(self.capacity)[rows][back])
+
+    def _seen(self, rows: Where) -> Numbers:
+        """Return a copy of the watched fields."""
+        if isinstance(rows, slice):
+            return self.values[self._watched, rows]
+        found: Numbers = self.values[self._watched[:, None], rows]
+        return found
+
+    def _compare(self, rows: Where, before: Numbers) -> None:
+        if not len(before):
+            return
+        after = self._seen(rows)
+        changed = (after != before) & ~(np.isnan(after) & np.isnan(before))
+        if np.count_nonzero(changed):
+            self._note(np.arange(self.capacity)[rows][changed.any(axis=0)])
 
     def has_room(self, owner: str) -> bool:
         """Tell whether an owner may have one more."""
@@ -49,6 +125,7 @@ class DeviceTable(Table):
         if known is not None:
             return known
         row = super().add(subject_id)
+        self._note(np.array([row]))
         owner, _between, name = subject_id.partition(BETWEEN)
         insort(self._of.setdefault(owner, []), (name, row))
         return row
@@ -62,9 +139,16 @@ class DeviceTable(Table):
             del self._of[owner]
         super().remove(subject_id)
 
+    def _grow(self) -> None:
+        super()._grow()
+        self._fresh = np.pad(self._fresh, (0, self.capacity - len(self._fresh)))
+
     def take_over(self, former: Table) -> None:
         """Go on with the rows of a table that nobody uses any more."""
         super().take_over(former)
+        self._fresh = np.zeros(self.capacity, np.bool_)
+        self._fresh_count = 0
+        self._note(self.taken())
         for one, row in self.row_of.items():
             owner, _between, name = one.partition(BETWEEN)
             insort(self._of.setdefault(owner, []), (name, row))

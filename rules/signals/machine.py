@@ -33,13 +33,10 @@ class Machine:
         self.seen: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.active: NDArray[np.int64] = np.zeros(1, np.int64) if active is None else active
         """How many rows are not inactive: one number, in an array so that those of all rules may lie together."""
+        self.due: NDArray[np.int64] = np.zeros(capacity, np.int64)
+        """When something that is pending may fire at the earliest: one array for all rules of a bank about a kind."""
         self.fired: NDArray[np.int64] | None = None
         """When the signal was last seen firing, where some rule asks for that."""
-
-    def lie(self, state: NDArray[np.uint8]) -> None:
-        """Keep the states in another array, which may be a row of a matrix over all rules."""
-        state[:] = self.state
-        self.state = state
 
     def remember(self) -> None:
         """Keep when the signal was last seen firing."""
@@ -55,6 +52,7 @@ class Machine:
         """Put a row where it is to be."""
         self.active[0] += int(state != INACTIVE) - int(self.state[row] != INACTIVE)
         self.state[row], self.since[row], self.seen[row] = state, since, seen
+        self.due[row] = 0
 
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
@@ -63,6 +61,7 @@ class Machine:
             self.state = np.pad(self.state, (0, more))
             self.since = np.pad(self.since, (0, more))
             self.seen = np.pad(self.seen, (0, more))
+            self.due = np.pad(self.due, (0, more))
             if self.fired is not None:
                 self.fired = np.pad(self.fired, (0, more))
 
@@ -127,6 +126,9 @@ class Machine:
         self.active[0] += int(np.count_nonzero(new)) - int(np.count_nonzero(old))
         self.state[rows] = new
         self.since[rows] = since
+        waits = np.flatnonzero(new == PENDING)
+        if len(waits):
+            self.due[rows[waits]] = np.minimum(self.due[rows[waits]], since[waits] + self.rule.for_ns)
         if self.fired is not None:
             self.fired[rows] = np.where((old >= FIRING) | (new >= FIRING), times, self.fired[rows])
         return [(int(live[at]), int(old[at]), int(new[at])) for at in np.flatnonzero(new != old)]

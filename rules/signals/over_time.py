@@ -112,17 +112,24 @@ def _flaps(points: Points) -> Numbers:
     return np.asarray(np.count_nonzero((changes != 0) & there, axis=0), np.float64)
 
 
+def _grown(points: Points) -> Numbers:
+    """Return by how much a counter has grown."""
+    changes, after, there = _steps(points)
+    if not len(there):
+        return np.zeros(points.valid.shape[1])
+    changes = np.where(changes < 0, after, changes)
+    return _sum(np.where(there, changes, 0.0))
+
+
+def changes(window: Window, points: Points) -> Numbers:
+    """Return how much there is to a window of flaps or of a counter's growth, whether or not enough is known for it."""
+    return _flaps(points) if window.function == "flaps" else _grown(points)
+
+
 def _change(points: Points, window: Window) -> Numbers:
     """Return by how much a value changed, or grows per second; a counter that fell began again at 0."""
     oldest, newest = _oldest(points), _newest(points)
-    if window.what == "counter":
-        changes, after, there = _steps(points)
-        if not len(there):
-            return np.full(there.shape[1], np.nan)
-        changes = np.where(changes < 0, after, changes)
-        total = _sum(np.where(there, changes, 0.0))
-    else:
-        total = _at(points.value, newest) - _at(points.value, oldest)
+    total = _grown(points) if window.what == "counter" else _at(points.value, newest) - _at(points.value, oldest)
     if window.function == "delta":
         return np.asarray(total, np.float64)
     took = (_at(points.time, newest) - _at(points.time, oldest)) / SECOND

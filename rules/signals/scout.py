@@ -42,8 +42,8 @@ def asked(rule: Rule) -> Iterator[tuple[Window, bool]]:
         if part.sign in {"and", "or"}:
             parts += part.parts
         found = against_number(part)
-        if found is not None and (meant := _meant(*found)) is not None:
-            parts.append(meant)
+        if found is not None and (chosen := meant(*found)) is not None:
+            parts.append(chosen)
         if found is not None and isinstance(found[0], Window) and found[1] in _UPWARDS | _DOWNWARDS:
             yield found[0], found[1] in _UPWARDS
 
@@ -83,15 +83,15 @@ def _compared(part: Part, source: tuple[str, str] | Window | Aggregate, sign: st
             return lambda columns: compare(columns.bound(source, upper=upper), number)
         return lambda columns: compare(columns.window(source), number)
     if isinstance(source, Aggregate):
-        meant = _meant(source, sign, number)
-        if meant is not None:
-            return _of_devices(cast(Device, source.members), scout_of(meant))
+        chosen = meant(source, sign, number)
+        if chosen is not None:
+            return _of_devices(cast(Device, source.members), scout_of(chosen))
         return lambda columns: part.truth(columns)[0]
     measurement, field = source
     return lambda columns: compare(columns.field(measurement, field), number)
 
 
-def _meant(source: object, sign: str, number: float) -> Part | None:
+def meant(source: object, sign: str, number: float) -> Part | None:
     """Return what some device must be that is counted, where it is asked whether there is any."""
     if isinstance(source, Aggregate) and isinstance(source.members, Device) and sign == ">" and number == 0:
         return source.chosen
