@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
-import structlog
 
 from virtpilot.actuators.command import Signer
 from virtpilot.clock import SECOND, Clock, seconds
@@ -30,7 +29,7 @@ from virtpilot.pipeline.alerts import Alerts
 from virtpilot.pipeline.books import Books
 from virtpilot.pipeline.evaluations import Tracer
 from virtpilot.pipeline.gathering import Gathering, Heard
-from virtpilot.pipeline.hearing import Hearing
+from virtpilot.pipeline.hearing import Hearing, decoded
 from virtpilot.pipeline.keeping import Entries, Keeper, Large, Part, Recent, Small
 from virtpilot.pipeline.operations.page import OperationsPage
 from virtpilot.pipeline.outbox import Outbox
@@ -52,13 +51,10 @@ from virtpilot.rules.signals.saved import SavedHistory, Turn
 from virtpilot.rules.signals.sources import Sources
 from virtpilot.topics import Topics
 
-log = structlog.get_logger(__name__)
-
 _POLL_S: Final = 0.2
 _DISK_POLL_S: Final = 0.01
 # Where messages never cease to come, a slice of upkeep is done after so many.
 _IN_A_ROW: Final = 8
-T = TypeVar("T")
 
 
 class Controller:
@@ -314,12 +310,12 @@ class Controller:
             self._log_signals(signals)
 
     def _on_status(self, message: Message) -> None:
-        status = self._decode(message, HostStatus)
+        status = decoded(message, HostStatus, self.counters)
         if status is not None and status.host == self._topics.host_of(message.topic):
             self.pilot.fleet.on_status(status)
 
     def _on_outcome(self, message: Message, now_ns: int) -> None:
-        outcome = self._decode(message, Outcome)
+        outcome = decoded(message, Outcome, self.counters)
         # Own measurements come back on the same topic; the record log knows them, as it knows duplicates.
         if outcome is None or not self.books.add(outcome):
             return
@@ -328,21 +324,13 @@ class Controller:
 
     def _on_event(self, message: Message, now_ns: int) -> None:
         """Count an event and keep it where it explains what was measured or done; the guards heed what others did."""
-        event = self._decode(message, Event)
+        event = decoded(message, Event, self.counters)
         if event is None or event.host != self._topics.host_of(message.topic):
             return
         if self.counters.event(event):
             self.books.add(event)
         self.pilot.guards.foreign.heard(event, now_ns)
         self._keeper.save()
-
-    def _decode(self, message: Message, type_: type[T]) -> T | None:
-        try:
-            return msgspec.json.decode(message.payload, type=type_)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.counters.bad_messages += 1
-            log.warning("message is not readable", topic=message.topic, error=str(error))
-            return None
 
     def _on_signals(self, signals: list[Signal]) -> None:
         for signal in signals:

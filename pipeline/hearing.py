@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
 
 from virtpilot.lineblocks import Lines
 from virtpilot.lineprotocol import Parsed
@@ -16,8 +19,11 @@ from virtpilot.pipeline.timeline import Timeline
 from virtpilot.rules.signals.sources import Sources
 from virtpilot.topics import BOOT_PROPERTY, SEQUENCE_PROPERTY, Topics
 
+log = structlog.get_logger(__name__)
+
 # So many hosts' metrics that wait are evaluated at once.
 _AT_ONCE: Final = 4
+T = TypeVar("T")
 
 
 class Hearing:
@@ -61,6 +67,16 @@ class Hearing:
             self._counters.heard(message.topic, lines)
             found.append(Heard(delivery, lines, message_id(message, host), host))
         return found
+
+
+def decoded(message: Message, type_: type[T], counters: Counters) -> T | None:
+    """Return what a message of JSON says; None for one that is not readable, which is counted."""
+    try:
+        return msgspec.json.decode(message.payload, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        counters.bad_messages += 1
+        log.warning("message is not readable", topic=message.topic, error=str(error))
+        return None
 
 
 def waiting(bus: Bus, topics: Topics, first: Delivery, sources: Sources) -> tuple[list[Delivery], Delivery | None]:

@@ -13,8 +13,8 @@ from tests.fuzz.targets import TARGETS
 from tests.thoroughness import examples
 from virtpilot.model import Message, Stored
 from virtpilot.pipeline.agent import Agent
-from virtpilot.pipeline.controller import Controller
 from virtpilot.pipeline.counters import Counters
+from virtpilot.pipeline.hearing import decoded
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 TOKENS: Final = [
@@ -73,9 +73,9 @@ def test_a_record_nested_without_end_ends_no_process() -> None:
     payload = (CORPUS / "records" / "deep").read_bytes()
     agent = Agent.__new__(Agent)
     agent._on_stored(Message("virtpilot/c/stored/h", payload))
-    controller = Controller.__new__(Controller)
-    controller.counters = Counters()
-    assert controller._decode(Message("virtpilot/c/events/h", payload), Stored) is None
+    counters = Counters()
+    assert decoded(Message("virtpilot/c/events/h", payload), Stored, counters) is None
+    assert counters.bad_messages == 1
 
 
 def test_each_folder_of_the_corpus_has_its_parser() -> None:
