@@ -35,6 +35,9 @@ class Bound(Protocol):
     def forget(self, rows: Where | int) -> None:
         """Know nothing of rows any more."""
 
+    def begin(self, row: int) -> None:
+        """Take it that a row has no past."""
+
     def take(self, where: Where, values: Numbers) -> None:
         """Take a sample of each row."""
 
@@ -64,7 +67,17 @@ def bound(window: Window, *, upper: bool, history: History, place: int) -> Bound
     return _Witness(window.span_ns, upper, capacity) if turned else _Range(upper, capacity)
 
 
-class _Range:
+class _Unknown:
+    """Of rows without a past no more is known than of others."""
+
+    def begin(self, row: int) -> None:
+        self.forget(row)
+
+    def forget(self, rows: Where | int) -> None:
+        raise NotImplementedError
+
+
+class _Range(_Unknown):
     """No mean, percentile, least or greatest value is beyond the outermost of the samples."""
 
     def __init__(self, upper: bool, capacity: int) -> None:
@@ -90,7 +103,7 @@ class _Range:
         return self._sign * _more(np.fmax(self._beyond[where], self._sign * values))
 
 
-class _Witness:
+class _Witness(_Unknown):
     """The least of samples is not above any of them: the last one, and what was the least while it is in the window."""
 
     def __init__(self, span_ns: int, upper: bool, capacity: int) -> None:
@@ -137,13 +150,17 @@ class _Changes:
         self._counter = window.function != "flaps"
         self._rate = window.function == "rate"
         self._last = np.full(capacity, np.nan)
-        self._most = np.full(capacity, np.inf)
+        # Of a row that never had a sample there are none.
+        self._most = np.zeros(capacity)
 
     def grow(self, capacity: int) -> None:
-        self._last, self._most = _wider(self._last, capacity, np.nan), _wider(self._most, capacity, np.inf)
+        self._last, self._most = _wider(self._last, capacity, np.nan), _wider(self._most, capacity, 0.0)
 
     def forget(self, rows: Where | int) -> None:
         self._last[rows], self._most[rows] = np.nan, np.inf
+
+    def begin(self, row: int) -> None:
+        self._last[row], self._most[row] = np.nan, 0.0
 
     def take(self, where: Where, values: Numbers) -> None:
         last = self._last[where]
@@ -154,11 +171,13 @@ class _Changes:
             self._last[where] = np.where(known, values, last)
 
     def _grown(self, last: Numbers, values: Numbers) -> Numbers:
+        # Without a last value there was none, or as much as can be since nobody knows what there was.
+        first = np.isnan(last)
         if not self._counter:
-            return np.ones(len(values))
+            return np.where(first, 0.0, 1.0)
         # A counter that fell began again at 0; what is below 0 is no counter's.
         grown = np.where(values >= last, values - last, values)
-        return np.where((values >= 0) & (last >= 0), grown, np.inf)
+        return np.where(first, 0.0, np.where((values >= 0) & (last >= 0), grown, np.inf))
 
     def looked(self, where: Where, points: Points, values: Numbers) -> None:
         known = np.isfinite(values)
@@ -186,7 +205,7 @@ class _Changes:
         return _more(most) if self._counter else most
 
 
-class _Line:
+class _Line(_Unknown):
     """A forecast is a sum of weighted values, and rows measured at the same times have the same weights.
 
     Within a rounding it is what the window would be; it is made once for each sample, and not where a value is missing.

@@ -100,7 +100,9 @@ class Track:
         """Forget a row."""
         self.history.clear(row)
         self.stale[:, row] = False
-        self.forget(row)
+        self.past = object()
+        for one in self.bounds.values():
+            one.begin(row)
         for values in (values for series in self.values for values in series.values()):
             values[row] = np.nan
 
