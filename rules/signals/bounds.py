@@ -67,28 +67,22 @@ def bound(window: Window, *, upper: bool, history: History, place: int) -> Bound
     return _Witness(window.span_ns, upper, capacity) if turned else _Range(upper, capacity)
 
 
-class _Unknown:
-    """Of rows without a past no more is known than of others."""
-
-    def begin(self, row: int) -> None:
-        self.forget(row)
-
-    def forget(self, rows: Where | int) -> None:
-        raise NotImplementedError
-
-
-class _Range(_Unknown):
+class _Range:
     """No mean, percentile, least or greatest value is beyond the outermost of the samples."""
 
     def __init__(self, upper: bool, capacity: int) -> None:
         self._sign = 1.0 if upper else -1.0
-        self._beyond = np.full(capacity, np.inf)
+        # Of a row that never had a sample there is none beyond anything.
+        self._beyond = np.full(capacity, -np.inf)
 
     def grow(self, capacity: int) -> None:
-        self._beyond = _wider(self._beyond, capacity, np.inf)
+        self._beyond = _wider(self._beyond, capacity, -np.inf)
 
     def forget(self, rows: Where | int) -> None:
         self._beyond[rows] = np.inf
+
+    def begin(self, row: int) -> None:
+        self._beyond[row] = -np.inf
 
     def take(self, where: Where, values: Numbers) -> None:
         self._beyond[where] = np.fmax(self._beyond[where], self._sign * values)
@@ -103,7 +97,7 @@ class _Range(_Unknown):
         return self._sign * _more(np.fmax(self._beyond[where], self._sign * values))
 
 
-class _Witness(_Unknown):
+class _Witness:
     """The least of samples is not above any of them: the last one, and what was the least while it is in the window."""
 
     def __init__(self, span_ns: int, upper: bool, capacity: int) -> None:
@@ -119,6 +113,9 @@ class _Witness(_Unknown):
 
     def forget(self, rows: Where | int) -> None:
         self._last[rows] = self._least[rows] = np.inf
+
+    def begin(self, row: int) -> None:
+        self.forget(row)
 
     def take(self, where: Where, values: Numbers) -> None:
         self._last[where] = np.where(np.isfinite(values), self._sign * values, np.inf)
@@ -205,7 +202,7 @@ class _Changes:
         return _more(most) if self._counter else most
 
 
-class _Line(_Unknown):
+class _Line:
     """A forecast is a sum of weighted values, and rows measured at the same times have the same weights.
 
     Within a rounding it is what the window would be; it is made once for each sample, and not where a value is missing.
@@ -224,6 +221,9 @@ class _Line(_Unknown):
 
     def forget(self, rows: Where | int) -> None:
         self._made[rows] = False
+
+    def begin(self, row: int) -> None:
+        self.forget(row)
 
     def take(self, where: Where, values: Numbers) -> None:  # noqa: ARG002 - the protocol's
         self._made[where] = False
