@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtpilot.model import Subject
-from virtpilot.remembered import Remembered
 from virtpilot.rules.language.devices import DECLARED, Device
 from virtpilot.rules.language.typed import Numbers
 from virtpilot.rules.signals.table import Cause, Table, Where
@@ -18,10 +17,9 @@ from virtpilot.rules.signals.tolerance import Tolerance
 
 BETWEEN: Final = "\x1f"
 """Stands between the owner's id and the device's name in a device's id: no tag holds it."""
+_NONE: Final[NDArray[np.int64]] = np.zeros(0, np.int64)
 MAX_OF_ONE: Final = 512
 """So many devices of a kind a guest or host can have; what comes beyond that is not looked at."""
-
-_REMEMBERED_BYTES: Final = 1 << 20
 
 
 def device_id(owner: str, name: str) -> str:
@@ -38,8 +36,8 @@ class DeviceTable(Table):
         self._owners = owners
         self._tolerance = tolerance
         self._of: dict[str, list[tuple[str, int]]] = {}
-        self._found: Remembered[tuple[NDArray[np.int64], NDArray[np.int64]]] = Remembered(_REMEMBERED_BYTES)
-        self._found_state = (0, 0)
+        self._index: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._state = (-1, -1)
         self._watched: NDArray[np.int64] = np.zeros(0, np.int64)
         self._fresh: NDArray[np.bool_] = np.zeros(self.capacity, np.bool_)
         self._fresh_count = 0
@@ -176,19 +174,34 @@ class DeviceTable(Table):
         return rows[here], places[here]
 
     def _of_owners(self, owner_rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the devices of some owners and whose they are: remembered, for the same owners come each tick."""
+        """Return the devices of some owners and whose they are.
+
+        Where nobody has come or gone since the last call, by where each owner's stand among those of all owners.
+        """
+        if not self.row_of:
+            return _NONE, _NONE
         state = (self.changes, self._owners.changes)
-        if self._found_state != state:
-            self._found, self._found_state = Remembered(_REMEMBERED_BYTES), state
-        key = owner_rows.tobytes()
-        known = self._found.get(key)
-        if known is None:
-            found: Sequence[Sequence[tuple[str, int]]] = [
-                self._of.get(subject.id, ()) if (subject := self._owners.subjects[row]) is not None else ()
-                for row in owner_rows.tolist()
-            ]
+        if self._state != state:
+            self._state, self._index = state, None
+            subjects = [self._owners.subjects[row] for row in owner_rows.tolist()]
+            found = [self._of.get(subject.id, ()) if subject is not None else () for subject in subjects]
             rows = np.array([row for own in found for _name, row in own], np.int64)
-            places = np.repeat(np.arange(len(found)), [len(own) for own in found])
-            known = (rows, places)
-            self._found.put(key, known)
-        return known
+            return rows, np.repeat(np.arange(len(found)), [len(own) for own in found])
+        if self._index is None:
+            self._index = self._every()
+        every, first, count = self._index
+        counts = count[owner_rows]
+        places = np.repeat(np.arange(len(counts)), counts)
+        before = np.cumsum(counts) - counts
+        return every[(first[owner_rows] - before)[places] + np.arange(len(places))], places
+
+    def _every(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the devices of all owners, and of each owner where its own begin and how many there are."""
+        first, count = np.zeros((2, self._owners.capacity), np.int64)
+        rows: list[int] = []
+        for owner, own in self._of.items():
+            at = self._owners.row_of.get(owner)
+            if at is not None:
+                first[at], count[at] = len(rows), len(own)
+                rows += [row for _name, row in own]
+        return np.array(rows, np.int64), first, count
