@@ -78,7 +78,7 @@ class Haste:
 
     def of(self, lines: Lines) -> bool | None:
         """Tell whether a signal may begin to fire; None where a message is not just news of what is known already."""
-        pieces = self._quick.of_message(lines, "", 0)
+        pieces = self._quick.look(lines)
         if pieces is None:
             return None
         return any(self._may_begin(kind, piece, pieces[Kind.HOST]) for kind, of in pieces.items() for piece in of)

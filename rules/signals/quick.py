@@ -23,6 +23,7 @@ from virtpilot.rules.signals.world import World
 
 _KINDS: Final = {"host": Kind.HOST, "vm": Kind.VM}
 _MOST_LINES: Final = 1 << 32
+_AT_MOST_LOOKED: Final = 64
 
 
 class Taken(NamedTuple):
@@ -65,6 +66,30 @@ class Quick:
         self.devices = DeviceLines(world, intake)
         self._intake = intake
         self._groups: Remembered[Group] = Remembered()
+        self._looked: dict[int, tuple[Lines, dict[Kind, list[Piece]]]] = {}
+
+    def look(self, lines: Lines) -> dict[Kind, list[Piece]] | None:
+        """Return what `take` will find of a message, if nobody comes or goes until then; None where it will not."""
+        found = self._of_message(lines, "", 0)
+        if found is not None:
+            if len(self._looked) >= _AT_MOST_LOOKED:
+                self._looked.clear()
+            self._looked[id(lines)] = (lines, found)
+        return found
+
+    def _again(self, lines: Lines, cause: str, base: int) -> dict[Kind, list[Piece]] | None:
+        """Return what was found by `look`, as a message behind others; what has not stayed so is looked for anew."""
+        looked, found = self._looked.pop(id(lines), (None, {}))
+        if looked is not lines:
+            return self._of_message(lines, cause, base)
+        for kind, pieces in found.items():
+            for piece in pieces:
+                if piece.group.state != self._state(kind) or not self._news(kind, piece):
+                    return self._of_message(lines, cause, base)
+        return {
+            kind: [piece._replace(places=piece.places + base, cause=cause) for piece in pieces]
+            for kind, pieces in found.items()
+        }
 
     def take(self, messages: Sequence[tuple[Lines, str]]) -> Taken | None:
         """Put messages (each with its id) into the tables; None, and nothing is done, where it is not so simple."""
@@ -73,7 +98,7 @@ class Quick:
         found: dict[Kind, list[Piece]] = {Kind.HOST: [], Kind.VM: []}
         around: list[tuple[Devices, Devices]] = []
         for number, (lines, cause) in enumerate(messages):
-            own = self.of_message(lines, cause, number * _MOST_LINES)
+            own = self._again(lines, cause, number * _MOST_LINES)
             if own is None:
                 return None
             for kind, pieces in own.items():
@@ -88,11 +113,14 @@ class Quick:
         segment = {kind: self._put(kind, pieces) for kind, pieces in found.items() if pieces}
         return Taken(segment, [after for _before, after in around])
 
-    def of_message(self, lines: Lines, cause: str, base: int) -> dict[Kind, list[Piece]] | None:
+    def _news(self, kind: Kind, piece: Piece) -> bool:
+        return self._intake.all_news(self._tables[kind], piece.group.where, piece.times)
+
+    def _of_message(self, lines: Lines, cause: str, base: int) -> dict[Kind, list[Piece]] | None:
         """Return the lines about hosts and guests; None where one is no news, or a host's comes behind a guest's."""
         found: dict[Kind, list[Piece]] = {Kind.HOST: [], Kind.VM: []}
         for kind, piece in self._pieces(lines, cause, base):
-            if piece is None or not self._intake.all_news(self._tables[kind], piece.group.where, piece.times):
+            if piece is None or not self._news(kind, piece):
                 return None
             found[kind].append(piece)
         hosts, guests = found[Kind.HOST], found[Kind.VM]

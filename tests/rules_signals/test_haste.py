@@ -246,7 +246,7 @@ def test_a_bound_that_is_told_ahead_is_never_the_tighter(seed: int) -> None:
         at_ns = START_NS + seconds(10 * number)
         tags = [{"host": "h1", "vm": guest} for guest in GUESTS]
         lines = reader.read(encode_lines([Sample("vm", *one, at_ns) for one in zip(tags, values, strict=True)]))
-        pieces, ahead = evaluator._quick.of_message(lines, "", 0), {}
+        pieces, ahead = evaluator._quick.look(lines), {}
         for piece in pieces[Kind.VM] if pieces is not None else ():
             columns = Ahead(evaluator.world, Kind.VM, piece, None)
             asked = [one for track in windows.about(Kind.VM) for one in track.bounds]
@@ -267,3 +267,19 @@ def test_what_is_no_news_or_of_others_is_not_simple() -> None:
     assert evaluator.haste.of(message(2, 0.0)) is False
     kinds = Counter([evaluator.haste.of(message(1, 0.0)), evaluator.haste.of(message(2, 0.0, host="h2"))])
     assert kinds == {None: 2}
+
+
+@pytest.mark.parametrize("between", [message(2, 0.3, host="h2"), message(4, 0.3), message(2, 0.3)])
+def test_what_was_found_of_a_message_is_looked_for_anew_where_it_has_not_stayed_so(between: Lines) -> None:
+    looked, single = Evaluator(CHANGES), Evaluator(CHANGES)
+    for number in range(2):
+        for evaluator in (looked, single):
+            evaluator.feed_messages([(message(number, 0.0), "m")])
+    waits = message(3, 0.1)
+    assert looked.haste.of(waits) is not None
+    found, expected = (
+        [signal for lines in (between, waits) for signal in evaluator.feed_messages([(lines, "m")])]
+        for evaluator in (looked, single)
+    )
+    assert found == expected
+    assert state(looked) == state(single)
