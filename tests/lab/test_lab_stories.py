@@ -101,8 +101,9 @@ def site() -> Iterator[ThreeHosts]:
 def calm(site: ThreeHosts) -> Iterator[None]:
     """Begin with idle guests and no rules; nothing that virtpilot has set may be told as set by somebody else."""
     site.rule(RESTING)
+    # Who has just been moved onto a host that the story before has filled may take its time to hear.
     for guest in site.lab.guests.values():
-        guest.set_load(0, timeout_s=60)
+        guest.set_load(0, timeout_s=180)
     yield
     assert site.foreign() == []
 
