@@ -106,10 +106,21 @@ class KnobAccess:
         rises = value > int(domain.vcpusFlags(self._live))
         domain.setVcpusFlags(value, self._live)
         if rises and agent_listens(_description(domain)):
+            self._bring_online(domain, value)
+
+    def _bring_online(self, domain: Any, count: int) -> None:
+        """Let the agent inside bring new vCPUs online, once the guest's kernel has seen them; without it they wait."""
+        pause = threading.Event()
+        for left in reversed(range(_SETTLE_STEPS)):
             try:
-                domain.setVcpusFlags(value, int(self._binding.VIR_DOMAIN_VCPU_GUEST))
+                domain.setVcpusFlags(count, int(self._binding.VIR_DOMAIN_VCPU_GUEST))
             except self._binding.libvirtError as error:
+                # Of vCPUs that it does not see yet the agent tells less than it is asked for, no more than that.
+                if left and error.get_error_code() == self._binding.VIR_ERR_INTERNAL_ERROR:
+                    pause.wait(_SETTLE_STEP_S)
+                    continue
                 log.debug("the guest agent does not help with new vCPUs", error=str(error))
+            return
 
     def _of_guest(self, knob: Knob) -> int:
         return int(self._binding.VIR_DOMAIN_VCPU_GUEST) if knob.name == "guest_vcpus" else 0

@@ -36,6 +36,7 @@ class Guest:
         self.xml = XML.format(type="kvm", agent="connected", balloon="<memballoon model='virtio'/>")
         self.vcpus = 2
         self.agent_error: FakeLibvirtError | None = None
+        self.unseen = 0
         self.nic = {f"{way}.{part}": 0 for way in ("inbound", "outbound") for part in ("average", "peak", "burst")}
         self.pins: Sequence[tuple[bool, ...]] = [(True, True, True, True)] * 2
         self.actual = [4096, 4000, 3500, 3072]
@@ -65,6 +66,9 @@ class Guest:
 
     def setVcpusFlags(self, count: int, flags: int) -> None:
         self.calls.append(("vcpus", count, flags))
+        if flags == FakeLibvirt.VIR_DOMAIN_VCPU_GUEST and self.unseen:
+            self.unseen -= 1
+            raise FakeLibvirtError("guest agent reports less cpu than requested", FakeLibvirt.VIR_ERR_INTERNAL_ERROR)
         if flags == FakeLibvirt.VIR_DOMAIN_VCPU_GUEST and self.agent_error is not None:
             raise self.agent_error
 
@@ -146,6 +150,10 @@ def test_a_nic_is_found_by_its_place_and_keeps_what_else_is_set(access: KnobAcce
 
 def test_vcpus_are_plugged_in_with_the_agents_help_where_it_gives_it(access: KnobAccess, guest: Guest) -> None:
     assert write(access, guest, "vcpus", 3) == [("vcpus", 3, 1), ("vcpus", 3, 8)]
+    guest.calls.clear()
+    # The guest's kernel takes a moment to see them.
+    guest.unseen = 2
+    assert write(access, guest, "vcpus", 3) == [("vcpus", 3, 1), *[("vcpus", 3, 8)] * 3]
     guest.calls.clear()
     guest.agent_error = FakeLibvirtError("no answer", 86)
     assert write(access, guest, "vcpus", 3) == [("vcpus", 3, 1), ("vcpus", 3, 8)]
