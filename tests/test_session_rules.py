@@ -161,10 +161,16 @@ def test_a_seed_is_printed_and_can_be_given_again(run: Run) -> None:
 def test_a_process_left_behind_fails_the_session_and_is_named(run: Run, words: tuple[str, ...]) -> None:
     """Also one that has left its parent, and one of a worker: it is known by its environment."""
     tests = """
-        import subprocess
+        import contextlib, pathlib, subprocess, time
+        def command(process):
+            with contextlib.suppress(OSError):
+                return (process / "cmdline").read_bytes()
         def test_forgets_a_process():
             null = subprocess.DEVNULL  # a worker's standard error is the session's
             subprocess.run(["setsid", "--fork", "sleep", "58.25"], check=True, stdout=null, stderr=null)
+            # While it becomes another program it has no environment to be known by.
+            while b"sleep\\x0058.25\\x00" not in map(command, pathlib.Path("/proc").glob("[0-9]*")):
+                time.sleep(0.01)
     """
     done = run(tests, *words)
     assert "1 passed" in done.stdout
