@@ -8,6 +8,7 @@ is known for a value, there may still be a bound.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import numpy as np
@@ -22,8 +23,9 @@ from virtpilot.rules.signals.table import Where, whereabouts
 
 # Histories keep 24 bits of some numbers, and sums are rounded: by less than this share.
 _SLACK: Final = 1e-6
-# Rows of more moments than so many are not looked at moment by moment.
+# Rows are looked at moment by moment where there are few moments, or so many rows of each.
 _MOMENTS: Final = 8
+_OF_EACH: Final = 8
 
 
 class Bound(Protocol):
@@ -247,13 +249,12 @@ class _Line:
         if not len(times):
             return
         self._beyond[where], self._made[where] = np.inf, True
-        rows = np.arange(len(self._made))[where]
-        moments = sorted(set(times.tolist()))
-        for at_ns in moments if len(moments) <= _MOMENTS else ():
-            some = rows[times == at_ns]
-            for places, when, values in self._history.alike(whereabouts(some), at_ns, self._place):
+        for some, at_ns in _moments(where, times):
+            beyond = self._beyond[some]
+            for places, when, values in self._history.alike(some, at_ns, self._place):
                 if len(when) > 1:
-                    self._beyond[some[places]] = self._lines((when - at_ns) / SECOND, values)
+                    beyond[places] = self._lines((when - at_ns) / SECOND, values)
+            self._beyond[some] = beyond
 
     def _lines(self, when: Numbers, values: Numbers) -> Numbers:
         """Return the forecasts of rows, a column each, turned, with what rounding may add."""
@@ -263,6 +264,18 @@ class _Line:
         beyond: Numbers = self._sign * (weights @ values) + (np.abs(weights) @ np.abs(values)) * _SLACK
         beyond[np.isnan(beyond)] = np.inf
         return beyond
+
+
+def _moments(where: Where, times: NDArray[np.int64]) -> Iterator[tuple[Where, int]]:
+    """Yield the rows of each moment; none where there are too many moments for so few rows."""
+    first = int(times[0])
+    if np.count_nonzero(times == first) == len(times):
+        yield where, first
+        return
+    rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+    moments = sorted(set(times.tolist()))
+    for at_ns in moments if len(moments) <= max(_MOMENTS, len(rows) // _OF_EACH) else ():
+        yield whereabouts(rows[times == at_ns]), at_ns
 
 
 def _more(numbers: Numbers) -> Numbers:

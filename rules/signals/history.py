@@ -302,19 +302,24 @@ class History:
         Each time the places of such rows, their times in no order, and the values: not finite where there is none.
         Rows that are alike with few others are left out in the end.
         """
-        low, newest, value = self._time[:, where], self.newest[where], self._value[series][:, where]
-        left: Where = slice(None)
+        low, newest, value = (
+            self._time[:, where].copy(),
+            self.newest[where],
+            self._value[series][:, where].astype(np.float64),
+        )
+        left = np.arange(len(newest))
         for _ in range(_ALIKE):
-            first, last = low[:, left][:, 0], newest[left][:1]
-            same = (newest[left] == last) & (low[:, left] == first[:, None]).all(axis=0)
-            every = np.count_nonzero(same) == len(same)
-            some = left if every else np.arange(len(newest))[left][same]
+            first, last = low[:, 0], newest[:1]
+            alike, equal = newest == last, low == first[:, None]
+            whole = np.count_nonzero(alike) == len(alike) and np.count_nonzero(equal) == equal.size
             times = (last - ages_of(last, first)) * UNIT_NS
             there = np.flatnonzero((first != 0) & (times > at_ns - self.span_ns))
-            yield some, times[there], value[there][:, some].astype(np.float64)
-            if every:
+            if whole:
+                yield left, times[there], value[there]
                 break
-            left = np.arange(len(newest))[left][~same]
+            alike &= equal.all(axis=0)
+            yield left[alike], times[there], value[there][:, alike]
+            low, newest, value, left = low[:, ~alike], newest[~alike], value[:, ~alike], left[~alike]
 
     def taken(
         self, rows: NDArray[np.int64], after: NDArray[np.int64]

@@ -108,3 +108,28 @@ def test_disks_that_stand_still_are_not_looked_at_closely() -> None:
                 assert not rule(evaluator.world.columns(Kind.VM, np.array([0]))).any()
             assert track.stale.any()
     assert seen == [(70, "firing")]
+
+
+def test_forecasts_of_as_many_messages_as_wait_for_one_another_are_bounded_together() -> None:
+    rules = rules_of(["forecast(cpu_steal_ratio, 5m, 10m) > 90%"])
+    chance, evaluator = random.Random(3), Evaluator(rules)
+    ((window, upper),) = asked(rules.rules[0])
+    hosts = {f"h{host:02}": [f"h{host:02}-{guest}" for guest in range(8)] for host in range(16)}
+    for number in range(40):
+        for place, (host, guests) in enumerate(hosts.items()):
+            at_ns = START_NS + seconds(10 * number) + seconds(0.1) * place
+            tags = {"cluster": "c", "host": host}
+            fields = {one: {"cpu_steal_ratio": chance.uniform(0.1, 0.2)} for one in guests if chance.random() < 0.999}
+            evaluator.feed([Sample("vm", {**tags, "vm": one, "name": one}, fields[one], at_ns) for one in fields], "m")
+    windows, rows = evaluator.world.windows, np.arange(16 * 8)
+    (track,) = windows._tracks.values()
+    for one in track.bounds.values():
+        one.forget(rows)  # as after 16 messages that were taken at once
+    with np.errstate(all="ignore"):
+        bound, found = windows.bound(window, slice(0, 16 * 8), upper=upper), windows.value(window, rows)
+    known = np.isfinite(bound)
+    assert np.isfinite(found).all()
+    # A row whose past is like no other's of its host may have none.
+    assert np.count_nonzero(known) > 100
+    assert (found[known] <= bound[known]).all()
+    assert np.allclose(found[known], bound[known], rtol=1e-4)
