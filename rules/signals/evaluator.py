@@ -8,12 +8,14 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from virtpilot.clock import seconds
 from virtpilot.lineblocks import Lines
 from virtpilot.model import Kind, Sample, Signal, SignalState, Subject, record_id
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import Rule, RuleSet
+from virtpilot.rules.signals.bank import Change
 from virtpilot.rules.signals.film.film import Film, film_of
 from virtpilot.rules.signals.film.reels import Coming
 from virtpilot.rules.signals.haste import Haste
@@ -121,15 +123,30 @@ class Evaluator:
         rows, times, patience, orders, where = entries
         columns = self._world.columns(kind, rows, where)
         self._world.windows.take(kind, columns, columns.where, times)
-        for at, number, rule, old, new in self._bank.step(columns, kind, rows, times, patience):
-            yield int(orders[at]), number, self._signal(rule, int(rows[at]), old, new, int(times[at]))
+        changes = self._bank.step(columns, kind, rows, times, patience)
+        for at, number, signal in self._signals(changes, rows, times):
+            yield int(orders[at]), number, signal
 
-    def _signal(self, rule: Rule, row: int, old: int, new: int, at_ns: int) -> Signal:
+    def _signals(
+        self, changes: Sequence[Change], rows: NDArray[np.int64], times: NDArray[np.int64]
+    ) -> list[tuple[int, int, Signal]]:
+        """Return the signals of transitions, each with its place and its rule's: what a rule reads is read once."""
+        of: dict[str, list[Change]] = {}
+        for change in changes:
+            of.setdefault(change[2].name, []).append(change)
+        found = []
+        for own in of.values():
+            rule = own[0][2]
+            read = self._world.inputs(rule.when, rows[[change[0] for change in own]])
+            for (at, number, _rule, old, new), inputs in zip(own, read, strict=True):
+                found.append((at, number, self._signal(rule, int(rows[at]), inputs, (old, new), int(times[at]))))
+        return sorted(found, key=lambda one: one[:2])
+
+    def _signal(self, rule: Rule, row: int, inputs: dict[str, float], states: tuple[int, int], at_ns: int) -> Signal:
         table = self._tables[rule.on]
         subject = table.subjects[row]
         assert subject is not None  # noqa: S101 - a row that is evaluated belongs to a subject
-        inputs = self._world.inputs(rule.when, row)
-        return signal_of(rule, subject, table.causes[row], inputs, (old, new), at_ns)
+        return signal_of(rule, subject, table.causes[row], inputs, states, at_ns)
 
     def tick(self, now_ns: int) -> list[Signal]:
         """Notice what did not come: apply `no_data` to silent subjects, end the signals of those that are gone."""
@@ -183,7 +200,10 @@ class Evaluator:
     def _end(self, kind: Kind, subject_id: str, now_ns: int) -> list[Signal]:
         row = self._tables[kind].row_of[subject_id]
         ended = self._bank.end(kind, row)
-        signals = [self._signal(rule, row, old, INACTIVE, now_ns) for rule, old in ended]
+        signals = [
+            self._signal(rule, row, self._world.inputs(rule.when, np.array([row]))[0], (old, INACTIVE), now_ns)
+            for rule, old in ended
+        ]
         self._world.remove(kind, subject_id)
         return signals
 
@@ -204,7 +224,8 @@ class Evaluator:
         row_of = self._tables[kind].row_of
         rows = np.array([row_of[subject_id] for subject_id in quiet], np.int64)
         changes = self._bank.silence(self._world.columns(kind, rows), kind, rows, now_ns)
-        return [self._signal(rule, int(rows[at]), old, new, now_ns) for at, _number, rule, old, new in changes]
+        found = self._signals(changes, rows, np.full(len(rows), now_ns))
+        return [signal for _at, _number, signal in found]
 
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
@@ -229,7 +250,7 @@ class Evaluator:
     def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
         """Return the values that a condition reads of a subject just now; empty where it is not known."""
         row = self._tables[condition.on].row_of.get(subject_id)
-        return {} if row is None else self._world.inputs(condition, row)
+        return {} if row is None else self._world.inputs(condition, np.array([row]))[0]
 
     def row(self, kind: Kind, subject_id: str) -> Row | None:
         """Return a subject as last measured, None where it is not known."""

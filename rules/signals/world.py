@@ -157,9 +157,9 @@ class World:
         rows = np.fromiter((row_of[subject_id] for subject_id in ids), np.int64, len(ids))
         return panel.look(self.columns(panel.kind, rows), len(rows))
 
-    def inputs(self, condition: Condition, row: int) -> dict[str, float]:
-        """Return what a condition reads of a row just now, by name."""
-        return inputs(self, self.columns(condition.on, np.array([row], np.int64)), [condition], 1)[0]
+    def inputs(self, condition: Condition, rows: NDArray[np.int64]) -> list[dict[str, float]]:
+        """Return what a condition reads of each of some rows just now, by name."""
+        return inputs(self, self.columns(condition.on, rows), [condition], len(rows))
 
     def row(self, kind: Kind, subject_id: str) -> Row | None:
         """Return a subject as last measured, None where it is not known."""
