@@ -1,7 +1,7 @@
 """The bus over MQTT 5 through paho-mqtt: persistent session, acknowledged by hand, reconnecting for ever.
 
-One network thread per client runs paho's loop. What was published and not yet acknowledged by the broker is sent again
-by paho after a reconnect; what was received and not yet acknowledged here is sent again by the broker.
+One network thread per client serves the connection. What was published and not yet acknowledged by the broker is sent
+again by paho after a reconnect; what was received and not yet acknowledged here is sent again by the broker.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from virtpilot.clock import SystemClock
 from virtpilot.errors import BusError
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, packet_bytes, shared
+from virtpilot.pipeline.bus.loop import Loop
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
 from virtpilot.pipeline.bus.receiver import Receiver
 from virtpilot.pipeline.bus.reconnect import Reconnect
@@ -32,7 +33,6 @@ from virtpilot.topics import MAX_METRICS_BYTES
 __all__ = ["MqttBus", "MqttDelivery", "MqttOptions"]
 
 _QOS: Final = 1
-_LOOP_S: Final = 1.0
 _SUBSCRIBE_S: Final = 5.0
 _NO_LIMIT: Final = 1 << 28  # of MQTT itself
 _WILDCARDS: Final = frozenset("+#")
@@ -79,9 +79,11 @@ class MqttBus:
         self._confirmed: set[str] = set()
         self._sent: dict[int, Future[None]] = {}
         self._max_packet = _NO_LIMIT
-        self._reconnect = Reconnect(options, SystemClock())
+        clock = SystemClock()
+        self._reconnect = Reconnect(options, clock)
         self._log = _log.bind(client=client_id, broker=f"{options.host}:{options.port}")
         self._client = self._dressed(new_client(options, client_id))
+        self._loop = Loop(self._client, clock)
         if will is not None:
             properties = _properties(will, PacketTypes.WILLMESSAGE)
             self._client.will_set(will.topic, will.payload, _QOS, will.retain, properties)
@@ -95,8 +97,6 @@ class MqttBus:
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_received = self._take
-        # Only the network thread may write to the socket: with this callback set, paho leaves it to its loop.
-        client.on_socket_register_write = _leave_it_to_the_loop
         return client
 
     @property
@@ -186,15 +186,8 @@ class MqttBus:
                 future.set_exception(BusError("the connection was closed before the broker had it"))
         self._sent.clear()
         # paho closes its sockets when the client goes: at once, where nothing refers to each other in a circle.
-        for callback in (
-            "connect",
-            "disconnect",
-            "subscribe",
-            "publish",
-            "message",
-            "received",
-            "socket_register_write",
-        ):
+        callbacks = ("connect", "disconnect", "subscribe", "publish", "message", "received", "socket_register_write")
+        for callback in callbacks:
             setattr(self._client, f"on_{callback}", None)
 
     # The network thread.
@@ -215,10 +208,11 @@ class MqttBus:
             self._lost()
             if not self._closing.is_set():
                 self._closing.wait(self._reconnect.pause_s())
+        self._loop.close()
 
     def _serve(self) -> None:
-        """Run paho's loop until the connection is gone."""
-        while self._client.loop(_LOOP_S) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+        """Serve the connection until it is gone."""
+        while self._loop.turn() == MQTTErrorCode.MQTT_ERR_SUCCESS:
             if self._closing.is_set():
                 # Again, where `close` said so before there was a connection.
                 self._client.disconnect()
@@ -320,10 +314,6 @@ def _future() -> Future[None]:
     future: Future[None] = Future()
     future.set_running_or_notify_cancel()
     return future
-
-
-def _leave_it_to_the_loop(_client: Client, _data: Any, _socket: Any) -> None:
-    pass
 
 
 def _session(options: MqttOptions) -> dict[str, Any]:

@@ -1,25 +1,40 @@
-"""A paho client that reads ordinary messages by itself; paho reads all else.
+"""A paho client that reads ordinary packets by itself; paho reads all else.
 
-paho copies the rest of a packet before each of its properties and behind them, a dozen times a large payload, which was
-two thirds of what a message of 167 KB cost here. The two names of paho's own that this stands on may go: then paho
-reads everything.
+paho asks the socket for a packet's head byte by byte, copies the rest of it before each of its properties and behind
+them, a dozen times a large payload, and makes a table of all properties that there are for each acknowledgement. The
+names of paho's own that this stands on may go: then paho reads everything.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.exception import MalformedPacket
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
+from virtpilot.clock import SECOND, SystemClock
 from virtpilot.model import Message
-from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
+from virtpilot.pipeline.bus.packets import PUBACK, PUBLISH, Packets, join, read_puback, read_publish
 
-_USER_PROPERTY: Final = 0x26
-_EXPIRY: Final = 0x02
-# What UTF-8 allows in a text and paho refuses.
-_FORBIDDEN: Final = ("\0", "\ufeff")
+# What a broker says to nearly each message.
+_TAKEN: Final = ReasonCode(PacketTypes.PUBACK)
+_NOTHING_TOLD: Final = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call] # paho's own gap
+_OWN_NAMES: Final = (
+    "_do_on_publish",
+    "_in_packet",
+    "_last_bytes_received",
+    "_loop_rc_handle",
+    "_out_message_mutex",
+    "_out_messages",
+    "_out_packet",
+    "_packet_handle",
+)
 
 
 class Receiver(Client):
@@ -27,73 +42,83 @@ class Receiver(Client):
 
     on_received: Callable[[Message, int], None] | None = None
 
-    def _handle_publish(self) -> MQTTErrorCode:
-        found = None
-        if self.on_received is not None and (packet := getattr(self, "_in_packet", None)) is not None:
-            found = read_publish(packet["command"], packet["packet"])
-        if found is None or self.on_received is None:
-            return super()._handle_publish()
-        self.on_received(*found)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._packets = Packets()
+        self._clock = SystemClock()
+        self._knows_paho = all(hasattr(self, name) for name in _OWN_NAMES)
+
+    def reconnect(self) -> MQTTErrorCode:
+        """Connect anew."""
+        self._packets = Packets()
+        return super().reconnect()
+
+    def loop_write(self) -> MQTTErrorCode:
+        """Write what is queued, small packets together."""
+        if self._knows_paho:
+            join(self._out_packet)
+        return super().loop_write()
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """Read what there is, a quarter of a megabyte at most, and do what comes of it."""
+        line = self.socket()
+        # TLS has reasons of its own for not giving anything just now.
+        if not self._knows_paho or type(line) is not socket.socket:
+            return super().loop_read(max_packets)
+        try:
+            size = line.recv_into(self._packets.room())
+        except BlockingIOError:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        except OSError:
+            size = 0
+        if not size:
+            return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
+        self._last_bytes_received = self._clock.monotonic_ns() / SECOND
+        try:
+            for command, start, end in self._packets.take(size):
+                result = self._handle(command, start, end)
+                if result or self.socket() is None:
+                    return self._loop_rc_handle(result)
+        except MalformedPacket:
+            return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_PROTOCOL)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    def _handle(self, command: int, start: int, end: int) -> MQTTErrorCode:
+        data = self._packets.bytes
+        if command & 0xF0 == PUBLISH and self._received(command, data, start, end):
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        if command == PUBACK and (mid := read_puback(data, start, end)) is not None:
+            return self._acknowledged(mid)
+        packet = data[start:end]
+        self._in_packet |= {"command": command, "remaining_length": len(packet), "packet": packet, "pos": 0}
+        try:
+            return self._packet_handle()
+        finally:
+            self._in_packet |= {"command": 0, "remaining_length": 0, "packet": bytearray()}
 
-def read_publish(command: int, packet: bytes | bytearray) -> tuple[Message, int] | None:
-    """Return the message and the number of a PUBLISH packet (MQTT 5, section 3.3) without its fixed header.
+    def _received(self, command: int, data: bytearray, start: int, end: int) -> bool:
+        """Give a message, where it is ordinary."""
+        found = read_publish(command, data, start, end) if self.on_received is not None else None
+        if found is None or self.on_received is None:
+            return False
+        self.on_received(*found)
+        return True
 
-    None where it is not ordinary: of QoS 2, with properties other than users' and an expiry, large beyond measure, or
-    malformed.
-    """
-    qos = command >> 1 & 3
-    if qos > 1:
-        return None
-    try:
-        at = 2 + int.from_bytes(packet[:2], "big")
-        topic, mid = packet[2:at].decode(), 0
-        if qos:
-            mid, at = int.from_bytes(packet[at : at + 2], "big"), at + 2
-        end, at = _extent(packet, at)
-        users, expiry_s = _properties(packet, at, end)
-    except (IndexError, ValueError):
-        return None
-    if not 0 <= len(packet) - end <= MAX_PAYLOAD_BYTES:
-        return None
-    payload = bytes(memoryview(packet)[end:])
-    return Message(topic, payload, properties=users, retain=bool(command & 1), expiry_s=expiry_s), mid
+    def _acknowledged(self, mid: int) -> MQTTErrorCode:
+        with self._out_message_mutex:
+            if mid in self._out_messages:
+                return self._do_on_publish(mid, _TAKEN, _NOTHING_TOLD)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    # Where paho takes packets from the socket, these come to be read all the same.
 
-def _extent(packet: bytes | bytearray, at: int) -> tuple[int, int]:
-    """Return where the properties end and begin whose length is at a place; ValueError where they are very long."""
-    size = packet[at]
-    if size < 0x80:
-        return at + 1 + size, at + 1
-    more = packet[at + 1]
-    if more >= 0x80:
-        raise ValueError(more)
-    return at + 2 + size - 0x80 + more * 0x80, at + 2
+    def _handle_publish(self) -> MQTTErrorCode:
+        packet = self._in_packet if self._knows_paho else None
+        if packet is not None and self._received(packet["command"], packet["packet"], 0, len(packet["packet"])):
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return super()._handle_publish()
 
-
-def _properties(packet: bytes | bytearray, at: int, end: int) -> tuple[dict[str, str], int | None]:
-    """Return users' properties and the expiry that lie between two places; raises IndexError, ValueError."""
-    users: dict[str, str] = {}
-    expiry_s = None
-    while at < end:
-        kind = packet[at]
-        if kind == _USER_PROPERTY:
-            key, at = _text(packet, at + 1)
-            users[key], at = _text(packet, at)
-        elif kind == _EXPIRY and expiry_s is None:
-            expiry_s, at = int.from_bytes(packet[at + 1 : at + 5], "big"), at + 5
-        else:
-            raise ValueError(kind)
-    if at != end:
-        raise ValueError(at)
-    return users, expiry_s
-
-
-def _text(packet: bytes | bytearray, at: int) -> tuple[str, int]:
-    """Return the text at a place and the place behind it; raises ValueError where it is none."""
-    end = at + 2 + int.from_bytes(packet[at : at + 2], "big")
-    text = packet[at + 2 : end].decode()
-    if any(char in text for char in _FORBIDDEN):
-        raise ValueError(text)
-    return text, end
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
+        packet = self._in_packet["packet"] if self._knows_paho and cmd == "PUBACK" else b""
+        mid = read_puback(packet, 0, len(packet))
+        return super()._handle_pubackcomp(cmd) if mid is None else self._acknowledged(mid)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
-from typing import Final
+from collections import deque
+from typing import Any, Final
 
 import pytest
+from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -14,7 +16,7 @@ from tests.services import until
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
-from virtpilot.pipeline.bus.receiver import read_publish
+from virtpilot.pipeline.bus.packets import Packets, join, read_puback, read_publish
 
 TOPIC: Final = "virtpilot/c/metrics/h1"
 AT_LEAST_ONCE: Final = 0x32
@@ -24,6 +26,10 @@ def packed(properties: bytes, payload: bytes, topic: str = TOPIC) -> bytearray:
     """Return a PUBLISH packet of number 7, without its fixed header."""
     raw = topic.encode()
     return bytearray(len(raw).to_bytes(2, "big") + raw + b"\0\7" + properties + payload)
+
+
+def read(packet: bytearray) -> tuple[Message, int] | None:
+    return read_publish(AT_LEAST_ONCE, packet, 0, len(packet))
 
 
 def properties(**given: object) -> bytes:
@@ -39,7 +45,7 @@ def test_what_agents_and_controllers_send_is_ordinary(pairs: list[tuple[str, str
     given: dict[str, object] = {"UserProperty": pairs} if pairs else {}
     if expiry_s is not None:
         given["MessageExpiryInterval"] = expiry_s
-    found = read_publish(AT_LEAST_ONCE, packed(properties(**given), b"lines"))
+    found = read(packed(properties(**given), b"lines"))
     assert found == (Message(TOPIC, b"lines", properties=dict(pairs), expiry_s=expiry_s), 7)
 
 
@@ -47,18 +53,92 @@ def test_what_agents_and_controllers_send_is_ordinary(pairs: list[tuple[str, str
     "given", [{"ContentType": "text/plain"}, {"ResponseTopic": "a/b"}, {"TopicAlias": 3}, {"PayloadFormatIndicator": 1}]
 )
 def test_what_else_a_message_may_bear_is_left_to_paho(given: dict[str, object]) -> None:
-    assert read_publish(AT_LEAST_ONCE, packed(properties(**given), b"lines")) is None
+    assert read(packed(properties(**given), b"lines")) is None
 
 
 def test_a_packet_that_ends_too_soon_is_left_to_paho() -> None:
     whole = packed(properties(UserProperty=[("boot", "b")], MessageExpiryInterval=60), b"")
-    assert read_publish(AT_LEAST_ONCE, whole) is not None
-    assert [end for end in range(len(whole)) if read_publish(AT_LEAST_ONCE, whole[:end])] == []
+    assert read(whole) is not None
+    assert [end for end in range(len(whole)) if read(whole[:end])] == []
+    # What follows is of the next packet.
+    assert [end for end in range(len(whole)) if read_publish(AT_LEAST_ONCE, whole, 0, end)] == []
 
 
 def test_what_is_larger_than_anybody_sends_is_left_to_paho() -> None:
-    assert read_publish(AT_LEAST_ONCE, packed(b"\0", bytes(MAX_PAYLOAD_BYTES))) is not None
-    assert read_publish(AT_LEAST_ONCE, packed(b"\0", bytes(MAX_PAYLOAD_BYTES + 1))) is None
+    assert read(packed(b"\0", bytes(MAX_PAYLOAD_BYTES))) is not None
+    assert read(packed(b"\0", bytes(MAX_PAYLOAD_BYTES + 1))) is None
+
+
+def headed(rest: bytes | bytearray) -> bytes:
+    """Return a packet whole, with its length in as many bytes as it takes."""
+    length, left = bytearray(), len(rest)
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    return bytes([AT_LEAST_ONCE, *length, left]) + rest
+
+
+def put(packets: Packets, data: bytes) -> list[bytes]:
+    """Return the packets that are whole once some bytes have come."""
+    with packets.room() as room:
+        room[: len(data)] = data
+    return [bytes(packets.bytes[start:end]) for _, start, end in packets.take(len(data))]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 100, 5000])
+def test_packets_are_whole_however_their_bytes_come(step: int) -> None:
+    wanted = [bytes([number % 256]) * size for number, size in enumerate((0, 1, 2, 127, 128, 3, 16_383, 16_384, 0))]
+    stream = b"".join(map(headed, wanted))
+    packets = Packets()
+    found = [one for at in range(0, len(stream), step) for one in put(packets, stream[at : at + step])]
+    assert found == wanted
+
+
+def test_a_packet_larger_than_the_room_for_it_is_taken_and_its_room_given_back() -> None:
+    packets, large = Packets(), bytes(range(256)) * 3000
+    usual = len(packets.bytes)
+    assert len(large) > usual
+    stream, found = headed(b"before") + headed(large) + headed(b"behind"), []
+    while stream:
+        size = len(packets.room())
+        assert size
+        found += put(packets, stream[:size])
+        stream = stream[size:]
+    assert found == [b"before", large, b"behind"]
+    assert len(packets.bytes) == usual
+
+
+def test_a_length_without_end_is_no_packet() -> None:
+    with pytest.raises(MalformedPacket):
+        put(Packets(), b"\x32\xff\xff\xff\xff\x01")
+
+
+@pytest.mark.parametrize("rest", [b"\0\7", b"\0\7\0", b"\0\7\x10", b"\0\7\x10\0"])
+def test_what_brokers_say_to_nearly_each_message_is_ordinary(rest: bytes) -> None:
+    assert read_puback(rest, 0, len(rest)) == 7
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0", b"\0\7\x97", b"\0\7\0\5\x1f\0\2no", b"\0\7\x80\0"])
+def test_a_refusal_and_what_else_is_told_is_left_to_paho(rest: bytes) -> None:
+    assert read_puback(rest, 0, len(rest)) is None
+
+
+def waiting(*packets: tuple[int, bytes, int]) -> deque[Any]:
+    return deque(
+        {"command": command, "mid": 1, "qos": qos, "pos": 0, "to_process": len(text), "packet": text, "info": None}
+        for command, text, qos in packets
+    )
+
+
+def test_small_packets_leave_together_and_others_by_themselves() -> None:
+    packets = waiting((0x32, b"first", 1), (0x40, b"ack", 1), (0x30, b"once", 0), (0x32, b"last", 1), (0xE0, b"end", 0))
+    packets[0] |= {"pos": 2, "to_process": 3}
+    join(packets)
+    assert [packet["packet"] for packet in packets] == [b"rstack", b"once", b"last", b"end"]
+    assert (packets[0]["pos"], packets[0]["to_process"]) == (0, 6)
+    packets = waiting((0x32, b"small", 1), (0x32, bytes(100_000), 1), (0x32, b"other", 1))
+    join(packets)
+    assert [packet["to_process"] for packet in packets] == [5, 100_000, 5]
 
 
 @pytest.mark.server

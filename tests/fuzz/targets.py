@@ -37,7 +37,7 @@ from virtpilot.pipeline import settings
 from virtpilot.pipeline.agent_config import AgentConfig
 from virtpilot.pipeline.bus import mqtt
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
-from virtpilot.pipeline.bus.receiver import read_publish
+from virtpilot.pipeline.bus.packets import read_publish
 from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.sequences import SequenceSet
 from virtpilot.pipeline.spool import Spool
@@ -149,7 +149,9 @@ def properties(data: bytes) -> None:
 def packet(data: bytes) -> None:
     """What is read of a PUBLISH packet without paho is what paho reads of it."""
     command, rest = 0x30 | (data[0] if data else 0) & 0x0F, bytearray(data[1:])
-    found = read_publish(command, rest)
+    # What lies around a packet is of others, and changes nothing.
+    found = read_publish(command, data[:1] + rest + data, min(len(data), 1), len(data))
+    assert found == read_publish(command, rest, 0, len(rest))
     if found is None:
         return
     read: list[MQTTMessage] = []
