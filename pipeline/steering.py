@@ -95,6 +95,9 @@ class Steering:
         self._options = options
         self._next_ns = 0
         self._begun_ns: int | None = None
+        self._looked_ns = 0
+        self._nearness: tuple[Sequence[Rule], Nearness] | None = None
+        self._changes: tuple[Table, int] | None = None
         self._near_ns: dict[str, int] = {}
         self._asked: dict[str, tuple[_Order, int]] = {}
 
@@ -118,17 +121,22 @@ class Steering:
         if not self._options.every_s or not self._is_time(now_ns):
             return
         self._begun_ns = now_ns if self._begun_ns is None else min(self._begun_ns, now_ns)
-        # What lies in the future was noted before the clock was set back.
-        self._near_ns = {guest: at for guest, at in self._near_ns.items() if at <= now_ns}
+        if now_ns < self._looked_ns:
+            # What lies in the future was noted before the clock was set back.
+            self._near_ns = {guest: at for guest, at in self._near_ns.items() if at <= now_ns}
+        self._looked_ns = now_ns
         urgent = evaluator.active(Kind.VM) | set(measuring)
         self._near_ns |= {guest: now_ns for guest in urgent if evaluator.knows(Kind.VM, guest)}
         groups = _Groups(self._options.fast_guests)
-        nearness = Nearness(rules, self._options.margin_ratio)
-        for rows in _portions(evaluator.world.tables[Kind.VM].taken()):
-            self._near_ns |= dict.fromkeys(nearness.near(evaluator.world, rows), now_ns)
-            self._group(evaluator, rows, urgent, hosts, groups, now_ns)
+        nearness, table = self._near_by(rules), evaluator.world.tables[Kind.VM]
+        were_near = self._were_near(table)
+        for rows in _portions(table.taken()):
+            near = nearness.near(evaluator.world, rows)
+            self._near_ns |= dict.fromkeys(near, now_ns)
+            were_near[[table.row_of[guest] for guest in near]] = True
+            self._group(table, rows, were_near[rows], urgent, hosts, groups, now_ns)
             yield []
-        self._near_ns = {guest: at for guest, at in self._near_ns.items() if evaluator.knows(Kind.VM, guest)}
+        self._forget_gone(table)
         yield from self._orders(groups, now_ns)
 
     def _is_time(self, now_ns: int) -> bool:
@@ -138,20 +146,27 @@ class Steering:
         self._next_ns = now_ns + every_ns
         return True
 
+    def _near_by(self, rules: Sequence[Rule]) -> Nearness:
+        """Return what tells who is near a threshold of the rules in force."""
+        known = self._nearness
+        if known is None or known[0] is not rules:
+            known = self._nearness = rules, Nearness(rules, self._options.margin_ratio)
+        return known[1]
+
     def _group(
         self,
-        evaluator: Evaluator,
+        table: Table,
         rows: NDArray[np.int64],
+        were_near: NDArray[np.bool_],
         urgent: set[str],
         hosts: Collection[str],
         groups: _Groups,
         now_ns: int,
     ) -> None:
         hold_ns, calm_ns = seconds(self._options.hold_s), seconds(self._options.calm_after_s)
-        table, begun_ns = evaluator.world.tables[Kind.VM], self._begun_ns or now_ns
-        known = now_ns - np.maximum(table.since[rows], begun_ns) > calm_ns
+        known = now_ns - np.maximum(table.since[rows], self._begun_ns or now_ns) > calm_ns
         # All others are nobody's concern.
-        some = known | self._were_near(table)[rows]
+        some = known | were_near
         for row, long_known in zip(rows[some].tolist(), known[some].tolist(), strict=True):
             subject = table.subjects[row]
             if subject is None or subject.host not in hosts:
@@ -170,6 +185,12 @@ class Steering:
         found = np.zeros(table.capacity, np.bool_)
         found[[row for guest in self._near_ns if (row := table.row_of.get(guest)) is not None]] = True
         return found
+
+    def _forget_gone(self, table: Table) -> None:
+        """Forget the guests that are no more, where any has gone since this was last done."""
+        if self._changes is None or self._changes[0] is not table or self._changes[1] != table.changes:
+            self._near_ns = {guest: at for guest, at in self._near_ns.items() if guest in table.row_of}
+            self._changes = table, table.changes
 
     def _orders(self, groups: _Groups, now_ns: int) -> Iterator[list[Sampling]]:
         hosts = sorted(groups.hosts() | self._asked.keys())

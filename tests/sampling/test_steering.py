@@ -148,3 +148,27 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
             found += orders
     assert len(found) >= 2
     assert all(order.fast == ["a"] and order.until_ns > order.at_ns for order in found)
+
+
+def test_what_was_near_before_a_clock_was_set_back_is_not_near_for_ever() -> None:
+    desk = Desk()
+    desk.measuring = {"a"}
+    desk.run(30)
+    desk.at_s, desk.measuring = desk.at_s - 3_000, set()
+    assert brief(desk.run(6)) == [("h1", [], [])]
+    assert desk.steering.counts() == {"fast": 0, "calm": 0}
+
+
+def test_a_guest_that_had_gone_is_near_only_where_it_is_near_again() -> None:
+    desk = Desk(hold_s=1e6, calm_after_s=1e6)
+    desk.values["a"] = 0.2
+    assert desk.run(6)
+    del desk.values["a"]
+    while desk.evaluator.knows(Kind.VM, "a"):
+        desk.run(60)
+        desk.evaluator.tick(T0 + seconds(desk.at_s))
+    desk.run(6)
+    desk.values["a"] = 0.0
+    assert all(not order.fast for order in desk.run(30))
+    desk.values["a"] = 0.2
+    assert brief(desk.run(6)) == [("h1", ["a"], [])]
