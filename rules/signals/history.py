@@ -131,6 +131,10 @@ class History:
         """Return the step of each row's last sample, -1 for none."""
         return self._step[rows]
 
+    def kept(self, series: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return numbers as they are kept of a series."""
+        return values.astype(self._value[series].dtype, copy=False).astype(np.float64, copy=False)
+
     def clear(self, row: int) -> None:
         """Forget a row."""
         self._time[:, row] = 0

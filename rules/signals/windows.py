@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from virtpilot.rules.language.devices import Of
 from virtpilot.rules.language.typed import Columns, Numbers, Window
 from virtpilot.rules.signals.bounds import Bound, bound
+from virtpilot.rules.signals.certain import Certain, certain
 from virtpilot.rules.signals.history import History, Series
 from virtpilot.rules.signals.over_time import evaluate
 from virtpilot.rules.signals.saved import SavedHistory, SavedSeries, kind_of
@@ -57,6 +58,8 @@ class Track:
             and (found := bound(window, upper=upper, history=self._history, place=self.place(window))) is not None
         }
         self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
+        self._certain = [certain(own, capacity) for own in self.values]
+        self._all: list[Bound | Certain] = [*self.bounds.values(), *self._certain]
         self.past = object()
         """Another one whenever some row's past becomes another one."""
         # A forecast's bound is made of the points, with each sample.
@@ -90,7 +93,7 @@ class Track:
         self._has = np.pad(self._has, (0, capacity - len(self._has)))
         more = capacity - self.stale.shape[1]
         self.stale = np.pad(self.stale, ((0, 0), (0, more)))
-        for one in self.bounds.values():
+        for one in self._all:
             one.grow(capacity)
         for series in self.values:
             for window, values in series.items():
@@ -103,13 +106,15 @@ class Track:
         self.past = object()
         for one in self.bounds.values():
             one.begin(row)
+        for sure in self._certain:
+            sure.forget(row)
         for values in (values for series in self.values for values in series.values()):
             values[row] = np.nan
 
     def forget(self, rows: Where | int) -> None:
         """Know no bounds of rows any more: they have another past."""
         self.past = object()
-        for one in self.bounds.values():
+        for one in self._all:
             one.forget(rows)
 
     def take(self, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
@@ -119,7 +124,12 @@ class Track:
             self._wait(where, times, values)
         else:
             self._history.push(where, times, values)
-        self.stale[:, where] = True
+        for place, sure in enumerate(self._certain):
+            if sure.some:
+                told = self._history.kept(place, values[place])
+                self.stale[place, where] |= sure.take(self.values[place], where, times, told)
+            else:
+                self.stale[place, where] = True
         for place, _window, one in self._bounds:
             one.take(where, values[place])
 
@@ -173,6 +183,7 @@ class Track:
         if self.history.young(where, times):
             for values in self.values[series].values():
                 values[where] = np.nan
+            self._certain[series].forget(where)
             return
         for some, at_ns, points in self.history.points(where, times, series):
             for window, values in self.values[series].items():
@@ -180,6 +191,7 @@ class Track:
             for place, window, one in self._bounds:
                 if place == series:
                     one.looked(some, points, self.values[series][window][some])
+            self._certain[series].looked(self.values[series], some, at_ns, points)
 
 
 class Windows:
