@@ -44,6 +44,9 @@ class WindowFiles:
         """How far each file is, and until when it is only added to."""
         self._writer = ThreadPoolExecutor(1, "windows-writer")
         self._putting: tuple[Path, Future[None]] | None = None
+        self._paths: dict[Key, Path] = {}
+        self._tidied: set[str] | None = None
+        """The names of all files that are there, as far as is known since others were last removed."""
 
     def slices(self, windows: Windows, *, all_now: bool = False) -> Iterator[None]:
         """Write the histories that are due, or all of them; a slice at each step."""
@@ -51,7 +54,7 @@ class WindowFiles:
             return
         keep = set()
         for key in windows.histories():
-            path = _path(self._folder, key)
+            path = self._path(self._folder, key)
             keep.add(path.name)
             if not all_now and (self._clock.monotonic_ns() < self._due_ns.get(path.name, 0) or self._is_putting(path)):
                 continue
@@ -60,7 +63,14 @@ class WindowFiles:
             except OSError as error:
                 self._failed(path, error)
             self._due_ns[path.name] = self._clock.monotonic_ns() + max(self._every_ns, key[1] // _SHARE)
-        self._tidy(self._folder, keep)
+        if keep != self._tidied:
+            self._tidy(self._folder, keep)
+            self._tidied = keep
+
+    def _path(self, folder: Path, key: Key) -> Path:
+        if key not in self._paths:
+            self._paths[key] = _path(folder, key)
+        return self._paths[key]
 
     def _save(self, path: Path, windows: Windows, key: Key, *, whole: bool) -> Iterator[None]:
         """Add what is new, or write the whole where it is time, or where more has changed than came."""
@@ -77,6 +87,8 @@ class WindowFiles:
 
     def _write(self, path: Path, slices: Iterator[SavedHistory]) -> Iterator[None]:
         temporary = path.with_suffix(".part")
+        if path.name not in (self._tidied or ()):
+            self._tidied = None
         with temporary.open("wb") as file:
             for one in slices:
                 file.write(msgspec.json.encode(one) + b"\n")

@@ -171,6 +171,24 @@ def test_a_reload_in_the_middle_of_a_write_leaves_nothing_of_what_is_no_more(
     assert files.failures == 0
 
 
+def test_rules_that_came_for_a_moment_leave_nothing(tmp_path: Path) -> None:
+    """Their window's file was begun, and before anything else was looked for they were no more."""
+    clock, one, both = VirtualClock(), watching(SHORT), watching(LONG, SHORT)
+    files = WindowFiles(tmp_path, clock, seconds(10))
+    measured(one, clock)
+    written(files, one)
+    files._wait()
+    (own,) = tmp_path.iterdir()
+    measured(both, clock)
+    slices = files.slices(both.world.windows)
+    next(slices)
+    del slices
+    assert len(list(tmp_path.iterdir())) == 2
+    written(files, one)
+    files._wait()
+    assert list(tmp_path.iterdir()) == [own]
+
+
 def test_damage_is_not_guessed_at(tmp_path: Path) -> None:
     clock, evaluator = VirtualClock(), watching(SHORT)
     files = WindowFiles(tmp_path, clock, seconds(10))
