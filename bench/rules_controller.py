@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections import deque
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import thread_time
 from typing import Final
@@ -70,6 +71,10 @@ class _Bus:
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def together(self) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
 
     def subscribe(self, pattern: str, group: str | None = None) -> None:
         """Do nothing: what comes is said by who puts it in."""

@@ -229,8 +229,9 @@ class Controller:
             *self._alarms.news(now_ns, self._alarms.of_guards(self.pilot.guards, self.pilot.fleet)),
             *self.rulebook.evaluator.tick(now_ns),
         ]
-        self._on_signals(news)
-        self._advance(now_ns)
+        with self.bus.together():
+            self._on_signals(news)
+            self._advance(now_ns)
         self.pilot.maintenance.tell(self.bus, self._topics, self.pilot.fleet)
         self._log_signals(news)
         self._alerts.tick(now_ns)
@@ -276,8 +277,9 @@ class Controller:
 
     def _done(self, deliveries: Iterable[Delivery]) -> None:
         self.books.flush()
-        for delivery in self._gathering.done(deliveries):
-            self._outbox.acknowledge(delivery, self._keeper)
+        with self.bus.together():
+            for delivery in self._gathering.done(deliveries):
+                self._outbox.acknowledge(delivery, self._keeper)
 
     def _on_switch(self, message: Message, now_ns: int) -> None:
         if self._switch.take(message.payload, now_ns):
@@ -305,8 +307,9 @@ class Controller:
     def follow(self, signals: list[Signal], now_ns: int) -> None:
         """Do what follows from signals that have changed."""
         if signals:
-            self._on_signals(signals)
-            self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))
+            with self.bus.together():
+                self._on_signals(signals)
+                self._advance(now_ns, list(dict.fromkeys(signal.subject.id for signal in signals)))
             self._log_signals(signals)
 
     def _on_status(self, message: Message) -> None:

@@ -50,6 +50,11 @@ class Outbox:
 
     def send(self, keeper: Keeper, now_ns: int) -> None:
         """Let go what may leave by now."""
+        if self._unacknowledged or self._commands or self._sending:
+            with self._bus.together():
+                self._send(keeper, now_ns)
+
+    def _send(self, keeper: Keeper, now_ns: int) -> None:
         while self._unacknowledged and keeper.reached(self._unacknowledged[0][0]):
             self._unacknowledged.popleft()[1].ack()
         for command_id, future in list(self._sending.items()):

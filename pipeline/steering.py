@@ -225,9 +225,10 @@ class Steering:
 def sent(asked: Iterator[list[Sampling]], bus: Bus, topics: Topics) -> Iterator[None]:
     """Ask agents to sample those near a threshold more often, and calm ones less; some of them at each step."""
     for orders in asked:
-        for order in orders:
-            lasts_s = max(1, (order.until_ns - order.at_ns) // SECOND)
-            bus.publish(Message(topics.sampling(order.host), msgspec.json.encode(order), expiry_s=lasts_s))
+        with bus.together():
+            for order in orders:
+                lasts_s = max(1, (order.until_ns - order.at_ns) // SECOND)
+                bus.publish(Message(topics.sampling(order.host), msgspec.json.encode(order), expiry_s=lasts_s))
         yield
 
 

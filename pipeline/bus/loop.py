@@ -1,7 +1,8 @@
 """Serves a paho client's connection by what paho has for foreign event loops.
 
 paho's own loop is woken by a byte through a pair of sockets for each packet that another thread queues, and sends them
-one by one. Here whoever queues the first wakes the loop, and all that is queued by then leaves together.
+one by one: two threads take turns for each. Here whoever has queued some sends them together, and the loop is woken
+only where that cannot be.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ import select
 import socket
 from typing import Any, Final
 
-from paho.mqtt.client import Client
 from paho.mqtt.enums import MQTTErrorCode
 
 from virtpilot.clock import Clock, seconds
+from virtpilot.pipeline.bus.receiver import Receiver
 
 _MANY: Final = 4096
 _PATIENCE_S: Final = 1.0
 
 
 class Loop:
-    """Waits for the broker, and for what is to be sent; `turn` is for one thread alone."""
+    """Waits for the broker, and for what is to be sent; `turn` is for one thread alone, `send` for all."""
 
-    def __init__(self, client: Client, clock: Clock) -> None:
+    def __init__(self, client: Receiver, clock: Clock) -> None:
         self._client, self._clock = client, clock
         self._woken, self._waker = socket.socketpair()
         for end in (self._woken, self._waker):
@@ -31,13 +32,18 @@ class Loop:
         self._line: Any = None
         self._poll = select.poll()
         self._next_ns = 0
-        # paho calls it for the first packet that is queued after all were written; with it set, writing is left to us.
-        client.on_socket_register_write = self._wake
+        self._sleeps = False
+        # With it set, paho leaves writing to us.
+        client.on_socket_register_write = _leave_it_to_us
 
-    def _wake(self, _client: Client, _data: Any, _socket: Any) -> None:
-        # Full of bytes that were not read yet, it wakes as well; closed, there is nobody to wake.
-        with contextlib.suppress(OSError):
-            self._waker.send(b"\0")
+    def send(self) -> None:
+        """Send what is queued, or let the network thread do it."""
+        # It looks for what is queued after it has said that it sleeps.
+        if not self._client.send() and self._sleeps:
+            self._sleeps = False
+            # Full of bytes that were not read yet, it wakes as well; closed, there is nobody to wake.
+            with contextlib.suppress(OSError):
+                self._waker.send(b"\0")
 
     def turn(self) -> MQTTErrorCode:
         """Wait a second at most, then read and write what there is; returns whether the connection still stands."""
@@ -45,15 +51,13 @@ class Loop:
         if line is None:
             return MQTTErrorCode.MQTT_ERR_NO_CONN
         found = self._wait(line)
-        woken = found.pop(self._woken.fileno(), 0)
-        if woken:
+        if found.pop(self._woken.fileno(), 0):
             self._woken.recv(_MANY)
         if any(event & ~select.POLLOUT for event in found.values()):
             result = self._client.loop_read()
             if result or self._client.socket() is None:
                 return result
-        # Also where nothing is left to write: only then paho calls again for the next.
-        if woken or self._client.want_write():
+        if self._client.want_write():
             result = self._client.loop_write()
             if result or self._client.socket() is None:
                 return result
@@ -67,9 +71,12 @@ class Loop:
         # What TLS has decrypted already nobody tells of.
         if hasattr(line, "pending") and line.pending():
             return {line.fileno(): select.POLLIN}
+        self._sleeps = True
         writes = select.POLLOUT if self._client.want_write() else 0
         self._poll.register(line, select.POLLIN | writes)
-        return dict(self._poll.poll(_PATIENCE_S * 1000))
+        found = self._poll.poll(_PATIENCE_S * 1000)
+        self._sleeps = False
+        return dict(found)
 
     def _look_after(self) -> MQTTErrorCode:
         """Ask whether the broker is silent for too long, once a second."""
@@ -83,3 +90,7 @@ class Loop:
         """Let go of what wakes it."""
         for end in (self._woken, self._waker):
             end.close()
+
+
+def _leave_it_to_us(_client: Any, _data: Any, _socket: Any) -> None:
+    pass

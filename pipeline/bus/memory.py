@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from virtpilot.clock import Clock, SystemClock
@@ -130,6 +131,10 @@ class MemoryBus:
             future.set_exception(BusError(reason))
         self.flush()
         return future
+
+    def together(self) -> AbstractContextManager[None]:
+        """Do nothing: here nothing is gained by it."""
+        return nullcontext()
 
     def _why_not(self, message: Message) -> str:
         if self.closed:

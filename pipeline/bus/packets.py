@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
@@ -81,9 +82,7 @@ def join(packets: deque[Any]) -> None:
     for place in range(len(packets)):
         packet = packets[place]
         size += packet["to_process"]
-        # paho tells of these two when they are written.
-        told = packet["command"] & 0xF0 == _DISCONNECT or not packet["qos"]
-        if told or size > _TOGETHER:
+        if _is_told(packet) or size > _TOGETHER:
             break
         parts.append(packet["packet"][packet["pos"] :])
     if len(parts) > 1:
@@ -91,6 +90,31 @@ def join(packets: deque[Any]) -> None:
         packets[len(parts) - 1] |= {"pos": 0, "to_process": len(whole), "packet": whole}
         for _ in parts[1:]:
             packets.popleft()
+
+
+def sent(line: socket.socket, packets: deque[Any]) -> bool:
+    """Send the first packets that wait; return whether the connection took them, and nothing else comes of it."""
+    join(packets)
+    packet = packets[0]
+    if _is_told(packet):
+        return False
+    try:
+        with memoryview(packet["packet"]) as view, view[packet["pos"] :] as rest:
+            size = line.send(rest)
+    except OSError:
+        # Who reads from it hears of it.
+        return False
+    packet["pos"] += size
+    packet["to_process"] -= size
+    if packet["to_process"]:
+        return False
+    packets.popleft()
+    return True
+
+
+def _is_told(packet: Any) -> bool:
+    """Tell whether paho tells of a packet when it is written."""
+    return packet["command"] & 0xF0 == _DISCONNECT or not packet["qos"]
 
 
 def read_publish(command: int, packet: bytes | bytearray, at: int, end: int) -> tuple[Message, int] | None:

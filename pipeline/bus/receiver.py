@@ -8,6 +8,7 @@ names of paho's own that this stands on may go: then paho reads everything.
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.model import Message
-from virtpilot.pipeline.bus.packets import PUBACK, PUBLISH, Packets, join, read_puback, read_publish
+from virtpilot.pipeline.bus.packets import PUBACK, PUBLISH, Packets, join, read_puback, read_publish, sent
 
 # What a broker says to nearly each message.
 _TAKEN: Final = ReasonCode(PacketTypes.PUBACK)
@@ -29,6 +30,7 @@ _OWN_NAMES: Final = (
     "_do_on_publish",
     "_in_packet",
     "_last_bytes_received",
+    "_last_msg_out",
     "_loop_rc_handle",
     "_out_message_mutex",
     "_out_messages",
@@ -45,19 +47,37 @@ class Receiver(Client):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._packets = Packets()
+        self._writing = threading.Lock()
         self._clock = SystemClock()
         self._knows_paho = all(hasattr(self, name) for name in _OWN_NAMES)
 
     def reconnect(self) -> MQTTErrorCode:
         """Connect anew."""
         self._packets = Packets()
-        return super().reconnect()
+        # What is queued is thrown away meanwhile: nobody may be sending it.
+        with self._writing:
+            return super().reconnect()
 
     def loop_write(self) -> MQTTErrorCode:
         """Write what is queued, small packets together."""
-        if self._knows_paho:
-            join(self._out_packet)
-        return super().loop_write()
+        with self._writing:
+            if self._knows_paho:
+                join(self._out_packet)
+            return super().loop_write()
+
+    def send(self) -> bool:
+        """Send what is queued from any thread; return whether it has left, or whoever is sending will see to it."""
+        line = self.socket()
+        if not self._knows_paho or type(line) is not socket.socket or not self.is_connected():
+            return False
+        while self._out_packet and self._writing.acquire(blocking=False):
+            try:
+                if not sent(line, self._out_packet):
+                    return False
+            finally:
+                self._writing.release()
+            self._last_msg_out = self._now_s()
+        return True
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """Read what there is, a quarter of a megabyte at most, and do what comes of it."""
@@ -73,7 +93,7 @@ class Receiver(Client):
             size = 0
         if not size:
             return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-        self._last_bytes_received = self._clock.monotonic_ns() / SECOND
+        self._last_bytes_received = self._now_s()
         try:
             for command, start, end in self._packets.take(size):
                 result = self._handle(command, start, end)
@@ -82,6 +102,9 @@ class Receiver(Client):
         except MalformedPacket:
             return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_PROTOCOL)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _now_s(self) -> float:
+        return self._clock.monotonic_ns() / SECOND
 
     def _handle(self, command: int, start: int, end: int) -> MQTTErrorCode:
         data = self._packets.bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Protocol
@@ -213,6 +214,9 @@ class Bus(Protocol):
 
     def publish(self, message: Message) -> Future[None]:
         """Send; the future is done when the broker has it, or fails with BusError."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Let what is said in between leave at the end, at less cost than one by one; nobody waits for it before."""
 
     def subscribe(self, pattern: str, group: str | None = None) -> None:
         """Receive what matches (`+` and `#` wildcards); a group shares the load among its members."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from collections.abc import Iterator
@@ -143,6 +144,33 @@ def test_what_is_published_arrives_in_order(world: World) -> None:
         send(sender, "a/b", b"%d" % number)
     assert payloads(reader, 50) == [b"%d" % number for number in range(50)]
     assert nothing_comes(reader)
+
+
+def test_what_is_said_together_arrives_in_order_also_where_it_ends_in_an_error(world: World) -> None:
+    reader, sender = world.connect("reader"), world.connect("sender")
+    reader.subscribe("a/b")
+    send(sender, "a/b", b"first")
+    futures = []
+    with contextlib.suppress(ValueError), sender.together():
+        for number in range(30):
+            with sender.together():
+                futures.append(sender.publish(Message("a/b", b"%d" % number)))
+        raise ValueError
+    with reader.together():
+        assert payloads(reader, 31) == [b"first", *(b"%d" % number for number in range(30))]
+    for future in futures:
+        future.result(WAIT_S)
+    assert nothing_comes(reader)
+
+
+def test_what_is_said_together_while_the_broker_goes_reaches_it_once_it_is_back(world: World) -> None:
+    sender = world.connect("sender")
+    with sender.together():
+        futures = [sender.publish(Message("a/b", b"before"))]
+        world.restart()
+        futures.append(sender.publish(Message("a/b", b"behind")))
+    for future in futures:
+        future.result(WAIT_S)
 
 
 @pytest.mark.parametrize(

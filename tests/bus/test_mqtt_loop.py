@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-from typing import Final
+from collections import deque
+from typing import Any, Final
 
 import pytest
 from paho.mqtt.client import Client
@@ -11,7 +13,7 @@ from paho.mqtt.client import Client
 from tests.conftest import MakeMosquitto
 from tests.services import until
 from virtpilot.model import Message
-from virtpilot.pipeline.bus import loop, receiver
+from virtpilot.pipeline.bus import loop, packets, receiver
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
 
@@ -60,10 +62,73 @@ def test_without_the_names_that_are_pahos_own_paho_reads_all(
         bus.close()
 
 
-def test_no_wake_is_lost_where_many_threads_publish(
+def test_what_is_said_together_leaves_at_the_end_in_order(
     make_mosquitto: MakeMosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bus = MqttBus(MqttOptions(port=make_mosquitto().port), "both")
+    sends: list[int] = []
+    send = packets.sent
+
+    def counted(line: socket.socket, waiting: deque[Any]) -> bool:
+        sends.append(len(waiting))
+        return send(line, waiting)
+
+    try:
+        assert until(lambda: bus.generation)
+        bus.subscribe("a/+")
+        bus.publish(Message("a/b", b"first")).result(5)
+        delivery = bus.receive(5)
+        assert delivery is not None
+        monkeypatch.setattr(receiver, "sent", counted)
+        with bus.together():
+            delivery.ack()
+            with bus.together():
+                futures = [bus.publish(Message("a/b", b"%d" % number)) for number in range(5)]
+            assert sends == []
+        assert sends == [6]
+        for future in futures:
+            future.result(5)
+        found = [bus.receive(5) for _ in futures]
+        assert [one.message.payload for one in found if one is not None] == [b"0", b"1", b"2", b"3", b"4"]
+    finally:
+        bus.close()
+
+
+def test_what_the_connection_does_not_take_at_once_leaves_in_order(
+    make_mosquitto: MakeMosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever publishes never waits for the connection: the network thread sends the rest."""
+    bus = MqttBus(MqttOptions(port=make_mosquitto().port, max_inflight=200), "both")
+    left: list[bool] = []
+    send = packets.sent
+
+    def watched(line: socket.socket, waiting: deque[Any]) -> bool:
+        left.append(send(line, waiting))
+        return left[-1]
+
+    try:
+        assert until(lambda: bus.generation)
+        bus.subscribe("a/+")
+        monkeypatch.setattr(receiver, "sent", watched)
+        futures = [bus.publish(Message("a/b", bytes([number]) * MAX_PAYLOAD_BYTES)) for number in range(40)]
+        assert False in left
+        for number in range(40):
+            delivery = bus.receive(20)
+            assert delivery is not None
+            assert delivery.message.payload == bytes([number]) * MAX_PAYLOAD_BYTES
+            delivery.ack()
+        for future in futures:
+            future.result(10)
+    finally:
+        bus.close()
+
+
+@pytest.mark.parametrize("own_names", [(), ("_gone_some_day",)], ids=["sent by whoever publishes", "by the thread"])
+def test_no_wake_is_lost_where_many_threads_publish(
+    own_names: tuple[str, ...], make_mosquitto: MakeMosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing but a wake ends the network thread's waiting here, and each message waits for the one before."""
+    monkeypatch.setattr(receiver, "_OWN_NAMES", (*receiver._OWN_NAMES, *own_names))
     monkeypatch.setattr(loop, "_PATIENCE_S", 3600)
     bus = MqttBus(MqttOptions(port=make_mosquitto().port), "sender")
     done: list[int] = []

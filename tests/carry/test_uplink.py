@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,9 @@ class RefusingBus:
         future.set_exception(BusError("not authorised"))
         return future
 
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def subscribe(self, pattern: str, group: str | None = None) -> None: ...
     def receive(self, timeout_s: float) -> None: ...
     def close(self) -> None: ...
@@ -194,6 +198,9 @@ class SlowBus:
         future: Future[None] = Future()
         self.waiting.append(future)
         return future
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def subscribe(self, pattern: str, group: str | None = None) -> None: ...
     def receive(self, timeout_s: float) -> None: ...
