@@ -15,7 +15,7 @@ from typing import Any, Final
 from paho.mqtt.enums import MQTTErrorCode
 
 from virtpilot.clock import Clock, seconds
-from virtpilot.pipeline.bus.receiver import Receiver
+from virtpilot.pipeline.bus.sender import Sender
 
 _MANY: Final = 4096
 _PATIENCE_S: Final = 1.0
@@ -24,7 +24,7 @@ _PATIENCE_S: Final = 1.0
 class Loop:
     """Waits for the broker, and for what is to be sent; `turn` is for one thread alone, `send` for all."""
 
-    def __init__(self, client: Receiver, clock: Clock) -> None:
+    def __init__(self, client: Sender, clock: Clock) -> None:
         self._client, self._clock = client, clock
         self._woken, self._waker = socket.socketpair()
         for end in (self._woken, self._waker):

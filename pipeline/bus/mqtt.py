@@ -28,8 +28,8 @@ from virtpilot.model import Message
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, packet_bytes, shared
 from virtpilot.pipeline.bus.loop import Loop
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
-from virtpilot.pipeline.bus.receiver import Receiver
 from virtpilot.pipeline.bus.reconnect import Reconnect
+from virtpilot.pipeline.bus.sender import Sender
 from virtpilot.topics import MAX_METRICS_BYTES
 
 __all__ = ["MqttBus", "MqttDelivery", "MqttOptions"]
@@ -93,13 +93,14 @@ class MqttBus:
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{client_id}", daemon=True)
         self._thread.start()
 
-    def _dressed(self, client: Receiver) -> Receiver:
+    def _dressed(self, client: Sender) -> Sender:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_received = self._take
+        client.on_taken = self._on_taken
         return client
 
     @property
@@ -117,11 +118,9 @@ class MqttBus:
         mine = _future()
         reason = self._why_not(message)
         if not reason:
-            info = self._client.publish(
-                message.topic, message.payload, _QOS, message.retain, _properties(message, PacketTypes.PUBLISH)
-            )
-            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                future = self._awaiting(info.mid, mine)
+            mid = self._client.post(message)
+            if mid:
+                future = self._awaiting(mid, mine)
                 self._leave()
                 return future
             reason = f"{self._options.max_outgoing} messages are waiting for the broker already"
@@ -192,7 +191,7 @@ class MqttBus:
         """Tell the broker that a message is dealt with; one of an earlier connection comes again."""
         with self._changed:
             if generation == self._line:
-                self._client.ack(mid, _QOS)
+                self._client.acknowledge(mid)
         self._leave()
 
     def close(self) -> None:
@@ -211,7 +210,16 @@ class MqttBus:
                 future.set_exception(BusError("the connection was closed before the broker had it"))
         self._sent.clear()
         # paho closes its sockets when the client goes: at once, where nothing refers to each other in a circle.
-        callbacks = ("connect", "disconnect", "subscribe", "publish", "message", "received", "socket_register_write")
+        callbacks = (
+            "connect",
+            "disconnect",
+            "subscribe",
+            "publish",
+            "message",
+            "received",
+            "taken",
+            "socket_register_write",
+        )
         for callback in callbacks:
             setattr(self._client, f"on_{callback}", None)
 
@@ -304,17 +312,28 @@ class MqttBus:
         else:
             self._log.warning("connection lost", reason=str(reason))
 
+    def _on_taken(self, mid: int) -> None:
+        future = self._sent.pop(mid, None)
+        if future is None:
+            # It is about to be awaited.
+            self._answered(mid, None)
+        elif not future.done():
+            future.set_result(None)
+
     def _on_publish(
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
+        self._answered(mid, BusError(f"the broker refuses: {reason}") if reason.is_failure else None)
+
+    def _answered(self, mid: int, error: BusError | None) -> None:
         early = _future()
         future = self._sent.setdefault(mid, early)
         if future is not early:
             self._sent.pop(mid, None)
         if future.done():
             return
-        if reason.is_failure:
-            future.set_exception(BusError(f"the broker refuses: {reason}"))
+        if error is not None:
+            future.set_exception(error)
         else:
             future.set_result(None)
 
@@ -328,7 +347,7 @@ class MqttBus:
                 self.refused += 1
                 # Acknowledged: what cannot be taken must not come again and again.
                 if mid:
-                    self._client.ack(mid, _QOS)
+                    self._client.acknowledge(mid)
                 return
             self._received.append(MqttDelivery(self, message, self._line, mid))
             self._changed.notify_all()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from paho.mqtt.client import Client
 
-    from virtpilot.pipeline.bus.receiver import Receiver
+    from virtpilot.pipeline.bus.sender import Sender
 
 
 class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,14 +66,14 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     close_timeout_s: Annotated[float, Meta(description="Seconds to send the rest at the end.", gt=0, le=60)] = 2.0
 
 
-def new_client(options: MqttOptions, client_id: str) -> Receiver:
+def new_client(options: MqttOptions, client_id: str) -> Sender:
     """Return a paho client that is not connected yet; raises ConfigError for keys or secrets that are not there."""
     # Not before now: who only has these options, or checks them, has no use for it.
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-    from virtpilot.pipeline.bus.receiver import Receiver
+    from virtpilot.pipeline.bus.sender import Sender
 
-    client = Receiver(
+    client = Sender(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
         protocol=MQTTProtocolVersion.MQTTv5,

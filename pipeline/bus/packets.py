@@ -94,6 +94,8 @@ def join(packets: deque[Any]) -> None:
 
 def sent(line: socket.socket, packets: deque[Any]) -> bool:
     """Send the first packets that wait; return whether the connection took them, and nothing else comes of it."""
+    if not packets:
+        return True
     join(packets)
     packet = packets[0]
     if _is_told(packet):
@@ -151,6 +153,41 @@ def read_puback(packet: bytes | bytearray, at: int, end: int) -> int | None:
     if not 2 <= size <= 4 or (size > 2 and packet[at + 2] not in (0, _NO_SUBSCRIBER)) or (size > 3 and packet[at + 3]):
         return None
     return packet[at] << 8 | packet[at + 1]
+
+
+def packed_publish(message: Message, mid: int, properties: bytes) -> bytes:
+    """Return the PUBLISH packet of a message of QoS 1, with properties that are packed."""
+    topic = message.topic.encode()
+    head = bytes((PUBLISH | 2 | message.retain,))
+    rest = 4 + len(topic) + len(properties) + len(message.payload)
+    number = mid.to_bytes(2, "big")
+    return b"".join((
+        head, _length(rest), len(topic).to_bytes(2, "big"), topic, number, properties, message.payload,
+    ))  # fmt: skip
+
+
+def packed_properties(message: Message) -> bytes:
+    """Return a message's properties as a packet bears them; raises OverflowError for a text that is too long."""
+    if not message.properties and message.expiry_s is None:
+        return b"\0"
+    parts = [] if message.expiry_s is None else [bytes((_EXPIRY,)) + message.expiry_s.to_bytes(4, "big")]
+    for pair in message.properties.items():
+        parts.append(bytes((_USER_PROPERTY,)))
+        for text in pair:
+            raw = text.encode()
+            parts += (len(raw).to_bytes(2, "big"), raw)
+    packed = b"".join(parts)
+    return _length(len(packed)) + packed
+
+
+def _length(size: int) -> bytes:
+    """Return a length as MQTT writes it, seven bits a byte."""
+    found = bytearray()
+    while size > 0x7F:
+        found.append(size & 0x7F | 0x80)
+        size >>= 7
+    found.append(size)
+    return bytes(found)
 
 
 def _extent(packet: bytes | bytearray, at: int) -> tuple[int, int]:

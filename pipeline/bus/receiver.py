@@ -8,76 +8,53 @@ names of paho's own that this stands on may go: then paho reads everything.
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from virtpilot.clock import SECOND, SystemClock
 from virtpilot.model import Message
-from virtpilot.pipeline.bus.packets import PUBACK, PUBLISH, Packets, join, read_puback, read_publish, sent
+from virtpilot.pipeline.bus.packets import PUBACK, PUBLISH, Packets, read_puback, read_publish
 
-# What a broker says to nearly each message.
-_TAKEN: Final = ReasonCode(PacketTypes.PUBACK)
-_NOTHING_TOLD: Final = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call] # paho's own gap
 _OWN_NAMES: Final = (
-    "_do_on_publish",
     "_in_packet",
+    "_inflight_messages",
     "_last_bytes_received",
     "_last_msg_out",
     "_loop_rc_handle",
+    "_max_inflight_messages",
+    "_max_queued_messages",
+    "_mid_generate",
     "_out_message_mutex",
     "_out_messages",
     "_out_packet",
     "_packet_handle",
+    "_update_inflight",
 )
 
 
 class Receiver(Client):
-    """Gives ordinary messages and their numbers (0: none) to `on_received` where that is set; paho gives all others."""
+    """Gives ordinary messages and their numbers (0: none) to `on_received` where that is set; paho gives all others.
+
+    `on_taken` hears of the number of each message that the broker has taken, unless paho's `on_publish` does.
+    """
 
     on_received: Callable[[Message, int], None] | None = None
+    on_taken: Callable[[int], None] | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._packets = Packets()
-        self._writing = threading.Lock()
         self._clock = SystemClock()
         self._knows_paho = all(hasattr(self, name) for name in _OWN_NAMES)
 
     def reconnect(self) -> MQTTErrorCode:
         """Connect anew."""
         self._packets = Packets()
-        # What is queued is thrown away meanwhile: nobody may be sending it.
-        with self._writing:
-            return super().reconnect()
-
-    def loop_write(self) -> MQTTErrorCode:
-        """Write what is queued, small packets together."""
-        with self._writing:
-            if self._knows_paho:
-                join(self._out_packet)
-            return super().loop_write()
-
-    def send(self) -> bool:
-        """Send what is queued from any thread; return whether it has left, or whoever is sending will see to it."""
-        line = self.socket()
-        if not self._knows_paho or type(line) is not socket.socket or not self.is_connected():
-            return False
-        while self._out_packet and self._writing.acquire(blocking=False):
-            try:
-                if not sent(line, self._out_packet):
-                    return False
-            finally:
-                self._writing.release()
-            self._last_msg_out = self._now_s()
-        return True
+        return super().reconnect()
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """Read what there is, a quarter of a megabyte at most, and do what comes of it."""
@@ -111,7 +88,7 @@ class Receiver(Client):
         if command & 0xF0 == PUBLISH and self._received(command, data, start, end):
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         if command == PUBACK and (mid := read_puback(data, start, end)) is not None:
-            return self._acknowledged(mid)
+            return self._taken(mid)
         packet = data[start:end]
         self._in_packet |= {"command": command, "remaining_length": len(packet), "packet": packet, "pos": 0}
         try:
@@ -127,11 +104,17 @@ class Receiver(Client):
         self.on_received(*found)
         return True
 
-    def _acknowledged(self, mid: int) -> MQTTErrorCode:
+    def _taken(self, mid: int) -> MQTTErrorCode:
+        """Take it that the broker has a message; make room for the next."""
         with self._out_message_mutex:
-            if mid in self._out_messages:
-                return self._do_on_publish(mid, _TAKEN, _NOTHING_TOLD)
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
+            if self._out_messages.pop(mid, None) is None:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            self._inflight_messages -= 1
+            waits = len(self._out_messages) > self._inflight_messages
+            result = self._update_inflight() if waits else MQTTErrorCode.MQTT_ERR_SUCCESS
+        if self.on_taken is not None:
+            self.on_taken(mid)
+        return result
 
     # Where paho takes packets from the socket, these come to be read all the same.
 
@@ -144,4 +127,4 @@ class Receiver(Client):
     def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
         packet = self._in_packet["packet"] if self._knows_paho and cmd == "PUBACK" else b""
         mid = read_puback(packet, 0, len(packet))
-        return super()._handle_pubackcomp(cmd) if mid is None else self._acknowledged(mid)
+        return super()._handle_pubackcomp(cmd) if mid is None else self._taken(mid)

@@ -13,7 +13,7 @@ from paho.mqtt.client import Client
 from tests.conftest import MakeMosquitto
 from tests.services import until
 from virtpilot.model import Message
-from virtpilot.pipeline.bus import loop, packets, receiver
+from virtpilot.pipeline.bus import loop, packets, receiver, sender
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
 
@@ -79,7 +79,7 @@ def test_what_is_said_together_leaves_at_the_end_in_order(
         bus.publish(Message("a/b", b"first")).result(5)
         delivery = bus.receive(5)
         assert delivery is not None
-        monkeypatch.setattr(receiver, "sent", counted)
+        monkeypatch.setattr(sender, "sent", counted)
         with bus.together():
             delivery.ack()
             with bus.together():
@@ -109,7 +109,7 @@ def test_what_the_connection_does_not_take_at_once_leaves_in_order(
     try:
         assert until(lambda: bus.generation)
         bus.subscribe("a/+")
-        monkeypatch.setattr(receiver, "sent", watched)
+        monkeypatch.setattr(sender, "sent", watched)
         futures = [bus.publish(Message("a/b", bytes([number]) * MAX_PAYLOAD_BYTES)) for number in range(40)]
         assert False in left
         for number in range(40):
