@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import structlog
@@ -75,7 +75,7 @@ class MqttBus:
         self._generation = 0
         self._connections = 0
         self._closing = threading.Event()
-        self._received: deque[MqttDelivery] = deque()
+        self._received: SimpleQueue[MqttDelivery | None] = SimpleQueue()
         self._patterns: dict[str, None] = {}
         self._asked: dict[int, str] = {}
         self._confirmed: set[str] = set()
@@ -183,9 +183,17 @@ class MqttBus:
 
     def receive(self, timeout_s: float) -> MqttDelivery | None:
         """Return the next message, or None after `timeout_s` seconds without one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._received or self._closing.is_set(), timeout_s)
-            return self._received.popleft() if self._received else None
+        waits = timeout_s > 0 and not self._closing.is_set()
+        if not waits and self._received.empty():
+            return None
+        try:
+            found = self._received.get(waits, timeout_s)
+        except Empty:
+            return None
+        if found is None:
+            # It is the end, for whoever else waits, too.
+            self._received.put(None)
+        return found
 
     def acknowledge(self, mid: int, generation: int) -> None:
         """Tell the broker that a message is dealt with; one of an earlier connection comes again."""
@@ -201,6 +209,7 @@ class MqttBus:
         wait_for_futures(list(self._sent.values()), self._options.close_timeout_s)
         with self._changed:
             self._closing.set()
+            self._received.put(None)
             self._changed.notify_all()
         self._client.disconnect()
         self._leave()
@@ -265,7 +274,7 @@ class MqttBus:
         with self._changed:
             if flags.session_present:
                 # The broker gives these again.
-                self._received.clear()
+                self._forget()
             self._max_packet = getattr(properties, "MaximumPacketSize", _NO_LIMIT)
             self._reconnect.connected()
             self._connections += 1
@@ -283,6 +292,13 @@ class MqttBus:
             self._log.warning("broker takes fewer messages at once: lower max_inflight", allowed=allowed)
         if self._max_packet < MAX_METRICS_BYTES + 4096:
             self._log.warning("broker takes small packets only: raise its limit", bytes=self._max_packet)
+
+    def _forget(self) -> None:
+        """Let go of what was received and not taken yet, but for the word that it is the end."""
+        with contextlib.suppress(Empty):
+            while self._received.get_nowait() is not None:
+                pass
+            self._received.put(None)
 
     def _on_subscribe(
         self, _client: Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Properties | None
@@ -341,16 +357,14 @@ class MqttBus:
         self._take(_message(received), received.mid if received.qos else 0)
 
     def _take(self, message: Message | None, mid: int) -> None:
-        with self._changed:
-            crowded = not mid and len(self._received) >= 2 * self._options.receive_maximum
-            if message is None or crowded:
-                self.refused += 1
-                # Acknowledged: what cannot be taken must not come again and again.
-                if mid:
-                    self._client.acknowledge(mid)
-                return
-            self._received.append(MqttDelivery(self, message, self._line, mid))
-            self._changed.notify_all()
+        crowded = not mid and self._received.qsize() >= 2 * self._options.receive_maximum
+        if message is not None and not crowded:
+            self._received.put(MqttDelivery(self, message, self._line, mid))
+            return
+        self.refused += 1
+        # Acknowledged: what cannot be taken must not come again and again.
+        if mid:
+            self._client.acknowledge(mid)
 
 
 def _future() -> Future[None]:

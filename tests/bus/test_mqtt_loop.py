@@ -41,7 +41,7 @@ def test_what_is_ordinary_comes_without_paho(make_mosquitto: MakeMosquitto, monk
         assert until(lambda: bus.generation)
         bus.subscribe("a/+")
         with monkeypatch.context() as patched:
-            for name in ("_packet_read", "_handle_publish", "_handle_pubackcomp"):
+            for name in ("_packet_read", "_handle_publish", "_handle_pubackcomp", "_send_publish", "_send_puback"):
                 patched.delattr(Client, name)
             round_trip(bus)
     finally:
@@ -53,6 +53,7 @@ def test_without_the_names_that_are_pahos_own_paho_reads_all(
 ) -> None:
     monkeypatch.setattr(receiver, "_OWN_NAMES", ("_gone_some_day",))
     monkeypatch.setattr(receiver, "read_publish", None)
+    monkeypatch.setattr(sender, "packed_publish", None)
     bus = MqttBus(MqttOptions(port=make_mosquitto().port), "both")
     try:
         assert until(lambda: bus.generation)

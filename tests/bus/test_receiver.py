@@ -14,8 +14,10 @@ from paho.mqtt.properties import Properties
 from tests.conftest import MakeMosquitto
 from tests.services import until
 from virtpilot.model import Message
+from virtpilot.pipeline.bus import mqtt
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
+from virtpilot.pipeline.bus.mqtt_options import new_client
 from virtpilot.pipeline.bus.packets import Packets, join, read_puback, read_publish
 
 TOPIC: Final = "virtpilot/c/metrics/h1"
@@ -121,6 +123,36 @@ def test_what_brokers_say_to_nearly_each_message_is_ordinary(rest: bytes) -> Non
 @pytest.mark.parametrize("rest", [b"", b"\0", b"\0\7\x97", b"\0\7\0\5\x1f\0\2no", b"\0\7\x80\0"])
 def test_a_refusal_and_what_else_is_told_is_left_to_paho(rest: bytes) -> None:
     assert read_puback(rest, 0, len(rest)) is None
+
+
+@pytest.mark.parametrize("retain", [False, True])
+@pytest.mark.parametrize("expiry_s", [None, 0, 2**32 - 1])
+@pytest.mark.parametrize("pairs", [{}, {"boot": "b", "sequence": "12"}, {"ö": "ü" * 9000}])
+@pytest.mark.parametrize("size", [0, 90, 100, 110, 16_300, 16_383, 200_000])
+def test_a_message_is_packed_as_paho_does_it(
+    size: int, pairs: dict[str, str], expiry_s: int | None, retain: bool
+) -> None:
+    message = Message(TOPIC, b"x" * size, pairs, retain=retain, expiry_s=expiry_s)
+    packed = mqtt._properties(message, PacketTypes.PUBLISH)
+    client = new_client(MqttOptions(), "unconnected")
+    client.on_socket_register_write = lambda *_: None
+    with socket.socket() as line:
+        client._sock = line
+        assert client.post(message) == 1
+        assert client._send_publish(1, TOPIC.encode(), message.payload, 1, retain, properties=packed) == 0
+        # What is sent again is so, too.
+        kept = client._out_messages[1]
+        assert client._send_publish(1, kept.topic.encode(), kept.payload, 1, retain, properties=kept.properties) == 0
+        first, *others = (bytes(packet["packet"]) for packet in client._out_packet)
+        client._sock = None
+    assert others == [first, first]
+
+
+def test_an_acknowledgement_is_packed_as_paho_does_it() -> None:
+    client = new_client(MqttOptions(), "unconnected")
+    client.acknowledge(0x1234)
+    client.ack(0x1234, 1)
+    assert client._out_packet[0] == client._out_packet[1]
 
 
 def waiting(*packets: tuple[int, bytes, int]) -> deque[Any]:
