@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
-from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import structlog
@@ -25,9 +24,11 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from virtpilot.clock import SystemClock
 from virtpilot.errors import BusError
 from virtpilot.model import Message
-from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES, check_message, packet_bytes, shared
+from virtpilot.pipeline.bus.filters import check_message, packet_bytes, shared
+from virtpilot.pipeline.bus.inbox import Inbox
 from virtpilot.pipeline.bus.loop import Loop
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
+from virtpilot.pipeline.bus.paho_words import message_of, properties_of, session
 from virtpilot.pipeline.bus.reconnect import Reconnect
 from virtpilot.pipeline.bus.sender import Sender
 from virtpilot.topics import MAX_METRICS_BYTES
@@ -75,7 +76,7 @@ class MqttBus:
         self._generation = 0
         self._connections = 0
         self._closing = threading.Event()
-        self._received: SimpleQueue[MqttDelivery | None] = SimpleQueue()
+        self._received: Inbox[MqttDelivery] = Inbox()
         self._patterns: dict[str, None] = {}
         self._asked: dict[int, str] = {}
         self._confirmed: set[str] = set()
@@ -88,7 +89,7 @@ class MqttBus:
         self._client = self._dressed(new_client(options, client_id))
         self._loop = Loop(self._client, clock)
         if will is not None:
-            properties = _properties(will, PacketTypes.WILLMESSAGE)
+            properties = properties_of(will, PacketTypes.WILLMESSAGE)
             self._client.will_set(will.topic, will.payload, _QOS, will.retain, properties)
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{client_id}", daemon=True)
         self._thread.start()
@@ -183,17 +184,7 @@ class MqttBus:
 
     def receive(self, timeout_s: float) -> MqttDelivery | None:
         """Return the next message, or None after `timeout_s` seconds without one."""
-        waits = timeout_s > 0 and not self._closing.is_set()
-        if not waits and self._received.empty():
-            return None
-        try:
-            found = self._received.get(waits, timeout_s)
-        except Empty:
-            return None
-        if found is None:
-            # It is the end, for whoever else waits, too.
-            self._received.put(None)
-        return found
+        return self._received.take(timeout_s)
 
     def acknowledge(self, mid: int, generation: int) -> None:
         """Tell the broker that a message is dealt with; one of an earlier connection comes again."""
@@ -209,7 +200,7 @@ class MqttBus:
         wait_for_futures(list(self._sent.values()), self._options.close_timeout_s)
         with self._changed:
             self._closing.set()
-            self._received.put(None)
+            self._received.end()
             self._changed.notify_all()
         self._client.disconnect()
         self._leave()
@@ -236,7 +227,7 @@ class MqttBus:
 
     def _run(self) -> None:
         self._client.connect_async(
-            self._options.host, self._options.port, self._options.keepalive_s, **_session(self._options)
+            self._options.host, self._options.port, self._options.keepalive_s, **session(self._options)
         )
         while not self._closing.is_set():
             try:
@@ -274,7 +265,7 @@ class MqttBus:
         with self._changed:
             if flags.session_present:
                 # The broker gives these again.
-                self._forget()
+                self._received.clear()
             self._max_packet = getattr(properties, "MaximumPacketSize", _NO_LIMIT)
             self._reconnect.connected()
             self._connections += 1
@@ -292,13 +283,6 @@ class MqttBus:
             self._log.warning("broker takes fewer messages at once: lower max_inflight", allowed=allowed)
         if self._max_packet < MAX_METRICS_BYTES + 4096:
             self._log.warning("broker takes small packets only: raise its limit", bytes=self._max_packet)
-
-    def _forget(self) -> None:
-        """Let go of what was received and not taken yet, but for the word that it is the end."""
-        with contextlib.suppress(Empty):
-            while self._received.get_nowait() is not None:
-                pass
-            self._received.put(None)
 
     def _on_subscribe(
         self, _client: Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Properties | None
@@ -354,10 +338,10 @@ class MqttBus:
             future.set_result(None)
 
     def _on_message(self, _client: Client, _data: Any, received: MQTTMessage) -> None:
-        self._take(_message(received), received.mid if received.qos else 0)
+        self._take(message_of(received), received.mid if received.qos else 0)
 
     def _take(self, message: Message | None, mid: int) -> None:
-        crowded = not mid and self._received.qsize() >= 2 * self._options.receive_maximum
+        crowded = not mid and len(self._received) >= 2 * self._options.receive_maximum
         if message is not None and not crowded:
             self._received.put(MqttDelivery(self, message, self._line, mid))
             return
@@ -372,41 +356,3 @@ def _future() -> Future[None]:
     future: Future[None] = Future()
     future.set_running_or_notify_cancel()
     return future
-
-
-def _session(options: MqttOptions) -> dict[str, Any]:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's own gap
-    properties.SessionExpiryInterval = options.session_expiry_s
-    properties.ReceiveMaximum = options.receive_maximum
-    # Room for the topic and the properties: what is larger the broker keeps to itself.
-    properties.MaximumPacketSize = MAX_PAYLOAD_BYTES * 2
-    return {"clean_start": False, "properties": properties}
-
-
-def _properties(message: Message, packet: int) -> Properties | None:
-    if not message.properties and message.expiry_s is None:
-        return None
-    properties = Properties(packet)  # type: ignore[no-untyped-call] # paho's own gap
-    if message.properties:
-        properties.UserProperty = list(message.properties.items())
-    if message.expiry_s is not None:
-        properties.MessageExpiryInterval = message.expiry_s
-    return properties
-
-
-def _message(received: MQTTMessage) -> Message | None:
-    """Return what came as a message, None where it is too large or its topic is no text."""
-    if len(received.payload) > MAX_PAYLOAD_BYTES:
-        return None
-    try:
-        topic = received.topic
-    except UnicodeDecodeError:
-        return None
-    given = received.properties
-    return Message(
-        topic,
-        bytes(received.payload),
-        properties=dict(getattr(given, "UserProperty", ())),
-        retain=bool(received.retain),
-        expiry_s=getattr(given, "MessageExpiryInterval", None),
-    )

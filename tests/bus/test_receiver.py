@@ -14,11 +14,11 @@ from paho.mqtt.properties import Properties
 from tests.conftest import MakeMosquitto
 from tests.services import until
 from virtpilot.model import Message
-from virtpilot.pipeline.bus import mqtt
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
 from virtpilot.pipeline.bus.mqtt_options import new_client
 from virtpilot.pipeline.bus.packets import Packets, join, read_puback, read_publish
+from virtpilot.pipeline.bus.paho_words import properties_of
 
 TOPIC: Final = "virtpilot/c/metrics/h1"
 AT_LEAST_ONCE: Final = 0x32
@@ -133,7 +133,7 @@ def test_a_message_is_packed_as_paho_does_it(
     size: int, pairs: dict[str, str], expiry_s: int | None, retain: bool
 ) -> None:
     message = Message(TOPIC, b"x" * size, pairs, retain=retain, expiry_s=expiry_s)
-    packed = mqtt._properties(message, PacketTypes.PUBLISH)
+    packed = properties_of(message, PacketTypes.PUBLISH)
     client = new_client(MqttOptions(), "unconnected")
     client.on_socket_register_write = lambda *_: None
     with socket.socket() as line:
@@ -150,6 +150,7 @@ def test_a_message_is_packed_as_paho_does_it(
 
 def test_an_acknowledgement_is_packed_as_paho_does_it() -> None:
     client = new_client(MqttOptions(), "unconnected")
+    client.on_socket_register_write = lambda *_: None
     client.acknowledge(0x1234)
     client.ack(0x1234, 1)
     assert client._out_packet[0] == client._out_packet[1]

@@ -35,9 +35,9 @@ from virtpilot.lineprotocol import Wanted, encode_lines, parse, parse_wanted
 from virtpilot.model import HostStatus, Message, Outcome, Sample, Sampling, Stored
 from virtpilot.pipeline import settings
 from virtpilot.pipeline.agent_config import AgentConfig
-from virtpilot.pipeline.bus import mqtt
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions, new_client
 from virtpilot.pipeline.bus.packets import read_publish
+from virtpilot.pipeline.bus.paho_words import message_of
 from virtpilot.pipeline.lines import split
 from virtpilot.pipeline.sequences import SequenceSet
 from virtpilot.pipeline.spool import Spool
@@ -135,7 +135,7 @@ def properties(data: bytes) -> None:
     topic = next((value for name, _, value in pairs if name == "topic"), "virtpilot/c/metrics/h")
     received = MQTTMessage(topic=topic.encode("utf-8", "surrogateescape"))
     received.payload, received.properties = data, packed
-    message = mqtt._message(received)
+    message = message_of(received)
     if message is None:
         return
     writer = Writer.__new__(Writer)
@@ -159,7 +159,7 @@ def packet(data: bytes) -> None:
     client.on_message = lambda _client, _data, message: read.append(message)
     client._in_packet |= {"command": command, "packet": rest}
     assert client._handle_publish() == MQTTErrorCode.MQTT_ERR_SUCCESS
-    assert [(mqtt._message(message), message.mid) for message in read] == [found]
+    assert [(message_of(message), message.mid) for message in read] == [found]
 
 
 def records(data: bytes) -> None:
