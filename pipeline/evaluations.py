@@ -25,6 +25,7 @@ from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.evaluator import Evaluator
 from virtpilot.rules.signals.reading import inputs
 from virtpilot.rules.signals.scout import Scout, scout_of
+from virtpilot.rules.signals.sure import told
 from virtpilot.rules.signals.table import Table
 
 log = structlog.get_logger(__name__)
@@ -210,7 +211,8 @@ class Tracer:
             if not len(places):
                 return  # as it is nearly everywhere
             own, some = self._parts[rule.name], columns if len(places) == len(rows) else columns.only(places)
-            found = [masks(condition, some, len(places)) for _key, condition in own]
+            world = self._rules.evaluator.world
+            found = [told(world, condition, some, len(places)) for _key, condition in own]
         holds = np.logical_or.reduce([true for (key, _), (true, _) in zip(own, found, strict=True) if key == "when"])
         truths, those = _truths(found), rows[places]
         codes = np.where(holds, _in_one(truths), 0)

@@ -211,14 +211,17 @@ class _Line:
     """
 
     def __init__(self, window: Window, history: History, place: int, *, upper: bool) -> None:
-        self._ahead_ns = window.ahead_ns
+        self._ahead_ns, self._span_ns = window.ahead_ns, window.span_ns
         self._history, self._place = history, place
         self._sign = 1.0 if upper else -1.0
         self._beyond = np.full(history.slots, np.inf)
         self._made = np.zeros(history.slots, np.bool_)
+        # Of all points, and of both halves of the window.
+        self._whole = np.zeros(history.slots, np.bool_)
 
     def grow(self, capacity: int) -> None:
         self._beyond = _wider(self._beyond, capacity, np.inf)
+        self._whole = _wider(self._whole, capacity, False)
         self._made = _wider(self._made, capacity, False)
 
     def forget(self, rows: Where | int) -> None:
@@ -242,19 +245,26 @@ class _Line:
             self._make(np.arange(len(self._made))[where][new], times[new])
         return self._sign * self._beyond[where]
 
+    def sure(self, where: Where, times: NDArray[np.int64]) -> Numbers:
+        """Return the bound of rows whose windows have a value for certain; infinite on all others."""
+        bound = self.now(where, times)
+        return np.where(self._whole[where], bound, self._sign * np.inf)
+
     def ahead(self, where: Where, times: NDArray[np.int64], values: Numbers) -> Numbers:  # noqa: ARG002 - the same
         return np.full(len(values), self._sign * np.inf)
 
     def _make(self, where: Where, times: NDArray[np.int64]) -> None:
         if not len(times):
             return
-        self._beyond[where], self._made[where] = np.inf, True
+        self._beyond[where], self._made[where], self._whole[where] = np.inf, True, False
         for some, at_ns in _moments(where, times):
-            beyond = self._beyond[some]
+            beyond, whole = self._beyond[some], self._whole[some]
             for places, when, values in self._history.alike(some, at_ns, self._place):
                 if len(when) > 1:
                     beyond[places] = self._lines((when - at_ns) / SECOND, values)
-            self._beyond[some] = beyond
+                    late = np.count_nonzero(when > at_ns - self._span_ns // 2)
+                    whole[places] = 0 < late < len(when)
+            self._beyond[some], self._whole[some] = beyond, whole
 
     def _lines(self, when: Numbers, values: Numbers) -> Numbers:
         """Return the forecasts of rows, a column each, turned, with what rounding may add."""
@@ -264,6 +274,11 @@ class _Line:
         beyond: Numbers = self._sign * (weights @ values) + (np.abs(weights) @ np.abs(values)) * _SLACK
         beyond[np.isnan(beyond)] = np.inf
         return beyond
+
+
+def sure(bound: Bound | None, where: Where, times: NDArray[np.int64]) -> Numbers | None:
+    """Return a bound of rows whose windows have a value for certain, infinite of others; None where none is known."""
+    return bound.sure(where, times) if isinstance(bound, _Line) else None
 
 
 def _moments(where: Where, times: NDArray[np.int64]) -> Iterator[tuple[Where, int]]:

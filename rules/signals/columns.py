@@ -102,6 +102,11 @@ class RowColumns:
         return of_these
 
     @property
+    def kind(self) -> Of:
+        """Whose rows they are."""
+        return self._kind
+
+    @property
     def where(self) -> Where:
         """The rows, as `whereabouts` has them."""
         return self._where
