@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, SHUT_RDWR
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -59,10 +59,14 @@ class WebServer(socketserver.ThreadingMixIn, HTTPServer):
         except OSError as error:
             message = f"cannot listen on {address}:{port}: {error.strerror}"
             raise ConfigError([Problem(f"[{section}]", 0, 0, message)]) from None
-        self._thread = threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.1}, name=section, daemon=True
-        )
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name=section, daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        # serve_forever would look for the end ten times a second, and each time take its turn from who calculates.
+        while not self._ending.is_set():
+            self.handle_request()
 
     @property
     def port(self) -> int:
@@ -95,9 +99,11 @@ class WebServer(socketserver.ThreadingMixIn, HTTPServer):
 
     def stop(self) -> None:
         """Stop listening."""
-        self.shutdown()
-        self.server_close()
+        self._ending.set()
+        # Whoever waits for a client is told so: there comes none.
+        self.socket.shutdown(SHUT_RDWR)
         self._thread.join()
+        self.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

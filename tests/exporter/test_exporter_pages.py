@@ -17,6 +17,7 @@ from tests.services import http as get
 from virtpilot.errors import ConfigError
 from virtpilot.pipeline.exporter import Exporter
 from virtpilot.pipeline.exporter_options import ExporterOptions
+from virtpilot.pipeline.web import WebServer
 
 
 @pytest.fixture
@@ -41,6 +42,24 @@ def _values(page: bytes) -> dict[str, float]:
         for family in families
         for sample in family.samples
     }
+
+
+def test_it_is_woken_by_clients_and_the_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[None] = []
+    handle = WebServer.handle_request
+
+    def counted(server: WebServer) -> None:
+        handle(server)
+        woken.append(None)
+
+    monkeypatch.setattr(WebServer, "handle_request", counted)
+    exporter = Exporter(ExporterOptions(port=free_port()))
+    assert _ask(exporter, "/metrics")[0] == 200
+    assert until(lambda: woken)
+    # Longer than anything looks for an end.
+    assert not until(lambda: len(woken) > 1, 0.7)
+    exporter.close()
+    assert len(woken) == 2
 
 
 def test_a_scrape_reads_what_is_watched_at_that_moment(exporter: Exporter) -> None:
