@@ -335,12 +335,13 @@ class History:
         first, last = int(after.min()) * UNIT_NS // self.step_ns, int(self._step[rows].max())
         # Where little is new, few places are looked at.
         places = np.sort(np.arange(max(first, last - PLACES + 1), last + 1) % PLACES)
-        low = self._time[places[:, None], rows].T
-        position, at = np.nonzero(low)
-        newest = self.newest[rows][position]
-        age = ages_of(newest, low[position, at])
-        chosen = (age * UNIT_NS < self.span_ns) & (newest - age > after[position])
-        return position[chosen], places[at[chosen]], (newest - age)[chosen]
+        where = whereabouts(rows)
+        low = self._time[:, where][places] if isinstance(where, slice) else self._time[places[:, None], where]
+        newest = self.newest[where]
+        age = ages_of(newest, low)
+        chosen = (low != 0) & (age * UNIT_NS < self.span_ns) & (age < newest - after)
+        position, at = np.divmod(np.flatnonzero(chosen.T), len(places))
+        return position, places[at], newest[position] - age[at, position]
 
     def values(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[NDArray[np.float64]]:
         """Return each series' values at places of rows."""

@@ -105,6 +105,8 @@ class Table:
         self.interval: NDArray[np.float64] = np.zeros(_FIRST_ROWS, np.float64)
         self.host_row: NDArray[np.int64] = np.full(_FIRST_ROWS, -1, np.int64)
         self._texts: list[tuple[list[Subject], bytes]] = []
+        # Who is there, in order of their coming, as of some changes.
+        self._order: tuple[int, list[str], NDArray[np.int64]] = (-1, [], np.zeros(0, np.int64))
         self.capacity = _FIRST_ROWS
         """How many rows there is room for."""
         self.changes = 0
@@ -286,8 +288,10 @@ class Table:
 
     def dump(self) -> Iterator[SavedTable]:
         """Yield all rows as they are saved, in order of their coming, some at a time."""
-        ids, changes = list(self.row_of), self.changes
-        every = np.fromiter(self.row_of.values(), np.int64, len(ids))
+        if self._order[0] != self.changes:
+            every = np.fromiter(self.row_of.values(), np.int64, len(self.row_of))
+            self._order = (self.changes, list(self.row_of), every)
+        changes, ids, every = self._order
         for first in range(0, len(ids), _ROWS_AT_ONCE):
             rows = every[first : first + _ROWS_AT_ONCE]
             if changes != self.changes:
@@ -327,6 +331,7 @@ class Table:
         self.time, self.since, self.interval = former.time, former.since, former.interval
         self.capacity = former.capacity
         self.changes, self.moves = former.changes + 1, former.moves + 1
+        self._order = (-1, [], np.zeros(0, np.int64))
         self.values = np.full((len(self.fields), self.capacity), np.nan)
         for name in self.column.keys() & former.column.keys():
             self.values[self.column[name]] = former.values[former.column[name]]
