@@ -36,7 +36,12 @@ def scout(rule: Rule) -> Scout:
 
 def asked(rule: Rule) -> Iterator[tuple[Window, bool]]:
     """Yield the windows of which a bound is asked, from above (True) or below."""
-    parts = [] if rule.no_data is NoData.FIRE else [rule.when.part]
+    return iter(()) if rule.no_data is NoData.FIRE else asked_of(rule.when.part)
+
+
+def asked_of(part: Part) -> Iterator[tuple[Window, bool]]:
+    """Yield the windows of which `scout_of` asks a bound."""
+    parts = [part]
     while parts:
         part = parts.pop()
         if part.sign in {"and", "or"}:

@@ -310,6 +310,10 @@ class Windows:
         """Return what is the same as long as histories only go on: nobody has gone, nothing was moved or loaded."""
         return self._tracks[key].past
 
+    def pasts(self, kind: Of) -> tuple[object, ...]:
+        """Return what is the same as long as all histories of a kind only go on."""
+        return tuple(track.past for track in self._about[kind])
+
     def dump(self, key: Key, told: Told | None = None) -> Iterator[SavedHistory]:
         """Yield histories as they are saved, those of some subjects at a time; with `told` only what is new since."""
         table, history = self._tables[key[0]], self._tracks[key].history

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from virtpilot.rules.signals.devices import DeviceTable
 from virtpilot.rules.signals.panel import Panel
 from virtpilot.rules.signals.reading import inputs
 from virtpilot.rules.signals.saved import SavedRule
-from virtpilot.rules.signals.scout import asked
+from virtpilot.rules.signals.scout import asked, asked_of, scout_of
 from virtpilot.rules.signals.table import Row, Table, Where, whereabouts
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.windows import Windows
@@ -45,9 +47,13 @@ class World:
         }
         self.tables |= dict[Of, Table](self.devices.items())
         windows = (window for one in conditions for window in one.reads.every_window.values())
-        self.windows = Windows(windows, self.tables, (one for rule in ruleset.rules for one in asked(rule)))
-        aggregates = (a for one in conditions for a in one.reads.aggregates.values())
-        self.aggregates = Aggregates((a for a in aggregates if isinstance(a.members, Kind)), self.tables)
+        every = [a for one in conditions for a in one.reads.aggregates.values() if isinstance(a.members, Kind)]
+        # Which members are meant is dear to tell where windows are read.
+        dear = {a.key: a.chosen for a in every if a.chosen is not None and a.reads.windows}
+        bounds = chain(*map(asked, ruleset.rules), *map(asked_of, dear.values()))
+        self.windows = Windows(windows, self.tables, bounds)
+        may = {key: scout_of(part) for key, part in dear.items()}
+        self.aggregates = Aggregates(every, self.tables, self.windows, may)
         self.bank = Bank(ruleset.rules, self.tables)
         self.cluster = ""
         self._looked_at: object = None
@@ -126,11 +132,12 @@ class World:
             silent = [table.row_of[subject_id] for subject_id in quiet.get(kind, ())]
             counted = rows[~np.isin(rows, silent)] if silent else rows
             with np.errstate(all="ignore"):
-                self.aggregates.take(kind, counted, self.columns(kind, counted))
+                self.aggregates.take(kind, counted, partial(self.columns, kind))
 
     def _seen(self, quiet: Mapping[Kind, Iterable[str]]) -> object:
         """Return what is another one whenever anybody is measured, comes, goes, becomes another one or falls silent."""
-        known = [(table.changes, table.moves, int(table.time.sum())) for table in self.tables.values()]
+        read = [self.tables[kind] for kind in (Kind if self.aggregates.alone else self.tables)]
+        known = [(table.changes, table.moves, int(table.time.sum())) for table in read]
         return known, {kind: tuple(those) for kind, those in quiet.items()}
 
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:

@@ -7,8 +7,9 @@ import math
 import statistics
 from collections.abc import Mapping
 
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.rules_signals.reference import FIRING, INACTIVE, PENDING, START_NS, changes, host, ruleset, vm
@@ -190,3 +191,162 @@ def test_the_aggressor_is_found_and_not_its_victim() -> None:
         told += changes(evaluator.feed([*message, vm("far", time_s, 0.01, 0.99, on="h2")], "m"))
         evaluator.tick(at(time_s + 1))
     assert [(rule, who, state) for rule, who, _old, state, _at in told] == [("noisy", "loud", FIRING)]
+
+
+KEPT = [
+    "sum(vms.cpu_steal_ratio) >= 0",
+    "p90(vms.cpu_steal_ratio where cpu_usage_ratio > 20%) >= 0",
+    *(f"count(vms where {text}) >= 0" for text in (
+        "cpu_steal_ratio > 20%",
+        "avg(cpu_steal_ratio, 25s) > 20%",
+        "20% > max(cpu_steal_ratio, 25s) and cpu_usage_ratio >= 0",
+        "cpu_steal_ratio > host.cpu_usage_ratio",
+        "avg(host.cpu_usage_ratio, 25s) > 40%",
+        'tags.tier == "gold"',
+        "max(disks.read_latency_seconds) > 10ms",
+        "signals.stolen",
+    )),
+    "sum(vms.cpu_steal_ratio * host.cpu_usage_ratio) >= 0",
+]  # fmt: skip
+STOLEN = "  - {name: stolen, on: vm, when: cpu_steal_ratio > 50%}\n"
+KEPT_RULES = ruleset(
+    "virtpilot: 1\nrules:\n"
+    + STOLEN
+    + "".join(f"  - {{name: h{n}, on: host, when: '{text}'}}\n" for n, text in enumerate(KEPT))
+    + "".join(f"  - {{name: c{n}, on: cluster, when: '{text}'}}\n" for n, text in enumerate(KEPT))
+)
+# A message: the host, its usage, and of each of its guests steal, usage, a disk's latency, a tag.
+Word = tuple[float | None, float | None, float | None, str]
+_words = st.tuples(
+    st.sampled_from([None, 0.1, 1 / 3, 0.7]),
+    st.sampled_from([None, 0.1, 0.5]),
+    st.sampled_from([None, 0.001, 0.1]),
+    st.sampled_from(["", "gold"]),
+)
+_messages = st.tuples(
+    st.sampled_from(["h1", "h2", "h3"]),
+    st.sampled_from([0.1, 0.5]),
+    st.dictionaries(st.sampled_from(["g1", "g2", "g3", "g4"]), _words, max_size=4),
+)
+Round = tuple[int, list[tuple[str, float, dict[str, Word]]]]
+_rounds: st.SearchStrategy[list[Round]] = st.lists(
+    st.tuples(st.sampled_from([1, 10, 10, 10, 70, 4000]), st.lists(_messages, min_size=1, max_size=3)),
+    min_size=3,
+    max_size=8,
+)
+
+
+def _samples(message: tuple[str, float, dict[str, Word]], time_s: float) -> list[Sample]:
+    name, usage, guests = message
+    samples = [host(name, time_s, usage)]
+    for guest, (steal, busy, latency, tier) in guests.items():
+        samples.append(vm(guest, time_s, steal, busy, name, tier))
+        if latency is not None:
+            tags = {**samples[-1].tags, "disk": "vda"}
+            samples.append(Sample("vm_disk", tags, {"read_latency_seconds": latency}, at(time_s)))
+    return samples
+
+
+@REPEATABLE
+@given(_rounds)
+def test_what_members_gave_before_is_taken_as_if_it_were_worked_out_anew(rounds: list[Round]) -> None:
+    evaluator, time_s, told = Evaluator(KEPT_RULES), 0.0, 0
+    for number, (later_s, messages) in enumerate(rounds):
+        time_s += later_s
+        for message in messages:
+            evaluator.feed(_samples(message, time_s), f"m{number}")
+        fresh = Evaluator(KEPT_RULES)
+        fresh.restore(json.loads(json.dumps(evaluator.snapshot())))
+        evaluator.tick(at(time_s))
+        fresh.tick(at(time_s))
+        for text in KEPT:
+            for kind, names in ((Kind.HOST, ("h1", "h2", "h3")), (Kind.CLUSTER, ("c",))):
+                for name in names:
+                    found = said(evaluator, text, kind, name)
+                    assert found == said(fresh, text, kind, name), (text, name)
+                    told += found is not None
+    event(f"something is told: {told > 0}")
+
+
+def counted(evaluator: Evaluator, what: str, time_s: float) -> float | None:
+    """What a tick makes of `count(vms where …)`, of all of the cluster."""
+    evaluator.tick(at(time_s))
+    return said(evaluator, f"count(vms where {what}) >= 0", Kind.CLUSTER, "c")
+
+
+def counting(*whats: str, more: str = "") -> Evaluator:
+    rules = (f"  - {{name: r{n}, on: cluster, when: 'count(vms where {what}) >= 0'}}\n" for n, what in enumerate(whats))
+    evaluator = Evaluator(ruleset("virtpilot: 1\nrules:\n" + "".join(rules) + more))
+    evaluator.feed([host("h1", 0, 0.1), vm("g1", 0, 0.3), vm("g2", 0, 0.1)], "m")
+    return evaluator
+
+
+def test_a_hosts_sample_alone_tells_something_of_its_guests() -> None:
+    evaluator = counting("cpu_steal_ratio > host.cpu_usage_ratio", "avg(host.cpu_usage_ratio, 25s) > 40%")
+    assert counted(evaluator, "cpu_steal_ratio > host.cpu_usage_ratio", 1) == 1
+    evaluator.feed([host("h1", 10, 0.01)], "m")
+    assert counted(evaluator, "cpu_steal_ratio > host.cpu_usage_ratio", 11) == 2
+    for time_s in (20, 30, 40, 50):
+        evaluator.feed([host("h1", time_s, 0.9)], "m")
+    assert counted(evaluator, "avg(host.cpu_usage_ratio, 25s) > 40%", 51) == 2
+
+
+def test_a_guest_that_becomes_another_one_counts_anew_whatever_its_time() -> None:
+    evaluator = counting('tags.tier == "gold"')
+    assert counted(evaluator, 'tags.tier == "gold"', 1) == 0
+    table = evaluator.world.tables[Kind.VM]
+    subject = table.subjects[table.row_of["g1"]]
+    assert subject is not None
+    golden = msgspec.structs.replace(subject, tags={**subject.tags, "tier": "gold"})
+    table.put(table.row_of["g1"], golden, at(0), {}, "m")
+    assert counted(evaluator, 'tags.tier == "gold"', 2) == 1
+
+
+def test_who_comes_in_anothers_place_counts_for_itself() -> None:
+    evaluator = counting("cpu_steal_ratio > 20%")
+    assert counted(evaluator, "cpu_steal_ratio > 20%", 1) == 1
+    table = evaluator.world.tables[Kind.VM]
+    row = table.row_of["g1"]
+    evaluator.world.remove(Kind.VM, "g1")
+    evaluator.feed([vm("g3", 0, 0.1)], "m")
+    assert table.row_of["g3"] == row
+    assert counted(evaluator, "cpu_steal_ratio > 20%", 2) == 0
+
+
+def test_a_past_that_becomes_another_one_counts_though_nobody_is_measured() -> None:
+    evaluator = counting("avg(cpu_steal_ratio, 1m) > 20%")
+    for time_s in (10, 20, 30, 40, 50, 60):
+        evaluator.feed([host("h1", time_s, 0.1), vm("g1", time_s, 0.3), host("h2", time_s, 0.1)], "m")
+    assert counted(evaluator, "avg(cpu_steal_ratio, 1m) > 20%", 61) == 1
+    evaluator.world.windows.clear(Kind.VM, evaluator.world.tables[Kind.VM].row_of["g1"])
+    evaluator.feed([host("h2", 61, 0.1)], "m")
+    assert counted(evaluator, "avg(cpu_steal_ratio, 1m) > 20%", 62) == 0
+
+
+def test_a_signal_of_the_cluster_tells_of_guests_that_nobody_measured_since() -> None:
+    evaluator = counting("signals.many", more="  - {name: many, on: cluster, when: 'count(vms) > 1'}\n")
+    assert counted(evaluator, "signals.many", 1) == 0
+    assert counted(evaluator, "signals.many", 2) == 2
+
+
+def test_a_disks_sample_alone_tells_something_of_its_guest() -> None:
+    what = "max(disks.read_latency_seconds) > 10ms"
+    evaluator = counting(what)
+    assert counted(evaluator, what, 1) == 0
+    evaluator.feed([Sample("vm_disk", {**vm("g1", 2).tags, "disk": "vda"}, {"read_latency_seconds": 0.1}, at(2))], "m")
+    assert counted(evaluator, what, 3) == 1
+
+
+def test_a_window_is_looked_at_closely_only_where_its_bound_leaves_it_open() -> None:
+    text = "count(vms where avg(cpu_steal_ratio, 1m) > 20%) >= 0"
+    rules = ruleset(f"virtpilot: 1\nrules:\n  - {{name: a, on: cluster, when: '{text}'}}\n")
+    evaluator = Evaluator(rules)
+    window = next(iter(condition("avg(cpu_steal_ratio, 1m) > 20%", Kind.VM).reads.windows.values()))
+    for time_s in range(0, 60, 10):
+        for number in range(4):
+            evaluator.feed([host("h1", time_s), vm(f"g{number}", time_s, (0.9, 0.3, 0.1, 0.1)[number])], "m")
+        evaluator.tick(at(time_s))
+    assert said(evaluator, text, Kind.CLUSTER, "c") == 2.0
+    track, _first = evaluator.world.windows.track(window)
+    table = evaluator.world.tables[Kind.VM]
+    assert [bool(track.stale[0, table.row_of[f"g{number}"]]) for number in range(4)] == [False, False, True, True]

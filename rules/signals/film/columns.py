@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from virtpilot.model import Kind, Subject
 from virtpilot.rules.language.devices import NO_JOB, Device, Of
 from virtpilot.rules.language.typed import Aggregate, Numbers, Window
-from virtpilot.rules.signals.aggregates import Members, evaluate
+from virtpilot.rules.signals.aggregates import Members, evaluate, over
 from virtpilot.rules.signals.columns import SINGLE, tag_of
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ class FilmColumns:
 
     def _of_none(self, aggregate: Aggregate) -> Numbers:
         """Return what is said where nobody has any."""
-        none = Members(self, np.zeros(0, np.int64), self._count, np.zeros(0, np.int64))
-        return none.only(none.groups, np.zeros(0), aggregate.function) + 0.0
+        return over(np.zeros(0, np.int64), np.zeros(0), aggregate.function, self._count) + 0.0
 
     def signal(self, rule: str, within_ns: int) -> Numbers:
         """Tell (1, 0) whether a rule's signal fires at each moment, as long as none changes."""
