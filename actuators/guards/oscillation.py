@@ -79,10 +79,11 @@ class Oscillations:
 
     def alarms(self) -> Iterator[tuple[str, str, str]]:
         """Yield each guest that oscillates with what does, and the way it went; any thread may ask."""
-        for name in list(self._trails):
+        for name, trail in list(self._trails.items()):
+            if not trail.damped and not trail.swings:
+                continue  # as nearly all
             guest, _, what = name.rpartition(" ")
-            trail = self._trails.get(name)
-            if trail is not None and self._alarming(what, trail):
+            if self._alarming(what, trail):
                 yield guest, what, _way(trail, what)
 
     def forget(self, now_ns: int) -> None:

@@ -367,9 +367,11 @@ class Decider:
     def _pass(self, now_ns: int) -> None:
         """Let time pass: overdue operations, leases that ended, cooldowns that are over."""
         self._rest(self._flights.expire(now_ns))
-        self.holdings.end(lambda lease: lease.until_ns <= now_ns)
+        self.holdings.expire(now_ns)
         for key, ladder in self._shelf.in_phase(Phase.FINISHED):
-            self._put(key, ladder.cooled(self._rules[key[0]].cooldown_ns, now_ns))
+            cooled = ladder.cooled(self._rules[key[0]].cooldown_ns, now_ns)
+            if cooled is not ladder:
+                self._put(key, cooled)
 
     def _remedy(self, key: Key) -> Remedy:
         return self._rules[key[0]].remedies[self._shelf[key].rung]

@@ -80,10 +80,8 @@ def lost(ladder: Ladder, remedy: Remedy, now_ns: int) -> Outcome:
 
 def read(rule: Rule, remedy: Remedy, subject_id: str, evaluator: Measurements) -> dict[str, float]:
     """Return what the rule's condition and the remedy's expectation read of a subject just now."""
-    values = dict(evaluator.inputs(rule.when, subject_id))
-    if remedy.expect is not None:
-        values |= evaluator.inputs(remedy.expect.condition, subject_id)
-    return values
+    expected = () if remedy.expect is None else (remedy.expect.condition,)
+    return evaluator.inputs(rule.when, subject_id, *expected)
 
 
 def action_of(remedy: Remedy) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from virtpilot.model import Command, Outcome
@@ -21,15 +22,20 @@ class Holdings:
     def __init__(self, leases: Mapping[Slot, Lease] | None = None, releases: Iterable[Release] = ()) -> None:
         self.leases: Tracked[Slot, Lease] = Tracked()
         self.releases: list[Release] = list(releases)
+        self._soonest_ns = math.inf
         for slot, lease in (leases or {}).items():
-            self.leases[slot] = lease
+            self._put(slot, lease)
+
+    def _put(self, slot: Slot, lease: Lease) -> None:
+        self.leases[slot] = lease
+        self._soonest_ns = min(self._soonest_ns, lease.until_ns)
 
     def done(self, ladder: Ladder, remedy: Remedy, priority: int, at_ns: int) -> None:
         """Take a knob that was set."""
         if isinstance(remedy, SetRemedy):
-            self.leases[ladder.subject.id, remedy.knob] = Lease(
-                rule=ladder.rule, priority=priority, command=ladder.command, until_ns=at_ns + remedy.lease_ns
-            )
+            until_ns = at_ns + remedy.lease_ns
+            lease = Lease(rule=ladder.rule, priority=priority, command=ladder.command, until_ns=until_ns)
+            self._put((ladder.subject.id, remedy.knob), lease)
 
     def half_over(self, slot: Slot, rule: str, remedy: SetRemedy, now_ns: int) -> bool:
         """Tell whether a rule's own lease of a knob is to be renewed, where it still asks for the same."""
@@ -39,13 +45,14 @@ class Holdings:
     def divided(self, ladder: Ladder, remedy: AllocateRemedy, priority: int, commands: Iterable[Command]) -> None:
         """Take the knobs that a division sets: all are told by the command that the ladder waits for."""
         for command in commands:
-            self.leases[command.action.guest, remedy.knob] = Lease(
+            lease = Lease(
                 rule=ladder.rule,
                 priority=priority,
                 command=command.id,
                 until_ns=command.issued_ns + remedy.lease_ns,
                 division=ladder.command,
             )
+            self._put((command.action.guest, remedy.knob), lease)
 
     def give_back(self, ladder: Ladder, remedy: Remedy, outcome: Outcome) -> Iterator[Release]:
         """Queue what a rung has set for its release, and yield it; not what is another rule's by now or has ended."""
@@ -71,6 +78,12 @@ class Holdings:
         """Return the knobs to give back now, each once."""
         due, self.releases = self.releases, []
         return due
+
+    def expire(self, now_ns: int) -> None:
+        """Forget leases whose time is over."""
+        if self._soonest_ns <= now_ns:
+            self.end(lambda lease: lease.until_ns <= now_ns)
+            self._soonest_ns = min((lease.until_ns for lease in self.leases.values()), default=math.inf)
 
     def end(self, over: Callable[[Lease], bool]) -> None:
         """Forget leases that are over."""

@@ -78,8 +78,8 @@ class Measurements(Protocol):
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         """Tell whether a condition holds by a sample after `after_ns`; None while that is not known."""
 
-    def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
-        """Return the values that a condition reads just now; empty where the subject is not known."""
+    def inputs(self, condition: Condition, subject_id: str, *more: Condition) -> dict[str, float]:
+        """Return the values that conditions read just now; empty where the subject is not known."""
 
     def row(self, kind: Kind, subject_id: str) -> Measured | None:
         """Return a subject as last measured, None where it is not known."""

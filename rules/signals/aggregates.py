@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from virtpilot.model import Kind
 from virtpilot.rules.language.devices import SINGLE, Of
 from virtpilot.rules.language.functions import quantile
-from virtpilot.rules.language.typed import Aggregate, Columns, Numbers, Truth
+from virtpilot.rules.language.typed import Aggregate, Columns, Numbers, Reads, Truth
 from virtpilot.rules.signals.table import Table
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ class News:
         return np.flatnonzero(news)
 
 
-def stays(aggregate: Aggregate) -> bool:
-    """Tell whether what a member gives to an aggregate changes with its samples and those of its host alone."""
-    reads, own = aggregate.reads, {aggregate.members.value, Kind.HOST.value}
+def of_samples(reads: Reads, kind: Of) -> bool:
+    """Tell whether what is read of a subject changes with its samples and those of its host alone."""
+    own = {kind.value, Kind.HOST.value}
     of_devices = any(tag.partition(".")[0] in SINGLE for tag in reads.tags)
     return not (reads.aggregates or reads.signals or of_devices) and {one for one, _field in reads.fields} <= own
 
@@ -124,7 +124,9 @@ class Aggregates:
         self.asking = any(one.reads.signals for one in self._all.values())
         """Whether some of them ask for signals."""
         self._tables = tables
-        self._given = {key: Given(one, may.get(key)) for key, one in self._all.items() if stays(one)}
+        self._given = {
+            key: Given(one, may.get(key)) for key, one in self._all.items() if of_samples(one.reads, one.members)
+        }
         self.alone = len(self._given) == len(self._all)
         """Whether all hang on samples of hosts and guests alone."""
         self._news = {kind: News(tables[kind], tables[Kind.HOST], windows) for kind in Kind}

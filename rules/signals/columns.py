@@ -69,8 +69,9 @@ class RowColumns:
                 rows = self._table.host_row[self._where]
                 if len(rows) and rows[0] >= 0 and np.count_nonzero(rows == rows[0]) == len(rows):
                     # One host's guests: a column stands for all of them.
-                    rows = rows[:1]
-                found = np.where(rows >= 0, self._hosts.values.take(np.maximum(rows, 0), axis=1), np.nan)
+                    found = self._hosts.values[:, rows[0] : rows[0] + 1]
+                else:
+                    found = np.where(rows >= 0, self._hosts.values.take(np.maximum(rows, 0), axis=1), np.nan)
             self._all[measurement] = found
         return found
 

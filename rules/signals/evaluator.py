@@ -247,10 +247,10 @@ class Evaluator:
         """Return of which subjects each condition of a panel is true and of which false now; all must be known."""
         return self._world.look(panel, ids)
 
-    def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
-        """Return the values that a condition reads of a subject just now; empty where it is not known."""
+    def inputs(self, condition: Condition, subject_id: str, *more: Condition) -> dict[str, float]:
+        """Return the values that conditions about one kind read of a subject just now; empty where it is not known."""
         row = self._tables[condition.on].row_of.get(subject_id)
-        return {} if row is None else self._world.inputs(condition, np.array([row]))[0]
+        return {} if row is None else self._world.inputs_of([condition, *more], row)
 
     def row(self, kind: Kind, subject_id: str) -> Row | None:
         """Return a subject as last measured, None where it is not known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from virtpilot.model import Kind
 from virtpilot.rules.language.devices import DECLARED, Device, Of
 from virtpilot.rules.language.expression import Condition, Masks
 from virtpilot.rules.language.records import RuleSet
-from virtpilot.rules.signals.aggregates import Aggregates
+from virtpilot.rules.signals.aggregates import Aggregates, of_samples
 from virtpilot.rules.signals.bank import Bank
 from virtpilot.rules.signals.columns import RowColumns, masks
 from virtpilot.rules.signals.devices import DeviceTable
@@ -24,6 +25,9 @@ from virtpilot.rules.signals.scout import asked, asked_of, scout_of
 from virtpilot.rules.signals.table import Row, Table, Where, whereabouts
 from virtpilot.rules.signals.tolerance import Tolerance
 from virtpilot.rules.signals.windows import Windows
+
+# What is asked each second is remembered of so many: the effects that are awaited.
+_MAX_HELD: Final = 4096
 
 
 class World:
@@ -57,6 +61,7 @@ class World:
         self.bank = Bank(ruleset.rules, self.tables)
         self.cluster = ""
         self._looked_at: object = None
+        self._held: dict[tuple[Condition, str], tuple[tuple[int, ...], bool | None]] = {}
         self._capacity = {kind: table.capacity for kind, table in self.tables.items()}
 
     def columns(self, kind: Of, rows: NDArray[np.int64], where: Where | None = None) -> RowColumns:
@@ -146,9 +151,20 @@ class World:
         row = table.row_of.get(subject_id)
         if row is None or table.time[row] <= after_ns:
             return None
+        hosts, key = self.tables[Kind.HOST], (condition, subject_id)
+        times = (int(table.time[row]), int(hosts.time[table.host_row[row]]))
+        stamp = (*times, table.changes, table.moves, hosts.changes, hosts.moves)
+        known = self._held.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
         with np.errstate(all="ignore"):
-            true, false = masks(condition, self.columns(condition.on, np.array([row], np.int64)), 1)
-        return True if true[0] else False if false[0] else None
+            true, false = masks(condition, self._one(condition.on, row), 1)
+        found = True if true[0] else False if false[0] else None
+        if of_samples(condition.reads, condition.on):
+            if len(self._held) >= _MAX_HELD:
+                self._held.clear()
+            self._held[key] = (stamp, found)
+        return found
 
     def truths(self, kind: Kind, conditions: Iterable[Condition], ids: Sequence[str]) -> list[Masks]:
         """Return for each condition of which subjects it is true and of which false now; all of them must be known."""
@@ -167,6 +183,13 @@ class World:
     def inputs(self, condition: Condition, rows: NDArray[np.int64]) -> list[dict[str, float]]:
         """Return what a condition reads of each of some rows just now, by name."""
         return inputs(self, self.columns(condition.on, rows), [condition], len(rows))
+
+    def inputs_of(self, conditions: Sequence[Condition], row: int) -> dict[str, float]:
+        """Return what conditions about one kind read of a row just now, by name."""
+        return inputs(self, self._one(conditions[0].on, row), conditions, 1)[0]
+
+    def _one(self, kind: Kind, row: int) -> RowColumns:
+        return self.columns(kind, np.array([row], np.int64), slice(row, row + 1))
 
     def row(self, kind: Kind, subject_id: str) -> Row | None:
         """Return a subject as last measured, None where it is not known."""

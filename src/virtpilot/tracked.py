@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
-from typing import Generic, TypeVar
+from collections.abc import ItemsView, Iterator, MutableMapping, ValuesView
+from typing import Generic, TypeVar, overload
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 
 
 class Tracked(MutableMapping[K, V], Generic[K, V]):
@@ -35,6 +36,24 @@ class Tracked(MutableMapping[K, V], Generic[K, V]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._items
+
+    # What a mapping would do by one look at each key; some hold thousands and are looked through each second.
+
+    @overload
+    def get(self, key: K, /) -> V | None: ...
+    @overload
+    def get(self, key: K, /, default: V | T) -> V | T: ...
+    def get(self, key: K, /, default: V | T | None = None) -> V | T | None:
+        """Return a key's value, or the default."""
+        return self._items.get(key, default)
+
+    def items(self) -> ItemsView[K, V]:
+        """Return all keys with their values."""
+        return self._items.items()
+
+    def values(self) -> ValuesView[V]:
+        """Return all values."""
+        return self._items.values()
 
     def changes(self) -> dict[K, V | None]:
         """Return what is new and, as None, what is gone since the last call, in order of the first change."""

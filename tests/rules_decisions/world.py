@@ -84,8 +84,9 @@ class Meter:
     def holds(self, condition: Condition, subject_id: str, after_ns: int) -> bool | None:
         return self.truth.get(subject_id, False) if self.now_ns > after_ns else None
 
-    def inputs(self, condition: Condition, subject_id: str) -> dict[str, float]:
-        return {name: (self.now_ns - START_NS) / SECOND for _, name in condition.fields}
+    def inputs(self, condition: Condition, subject_id: str, *more: Condition) -> dict[str, float]:
+        names = (name for one in (condition, *more) for _, name in one.fields)
+        return dict.fromkeys(names, (self.now_ns - START_NS) / SECOND)
 
     def row(self, kind: Kind, subject_id: str) -> _Row | None:
         return None if subject_id in self.gone else _Row(self.now_ns, {})
