@@ -8,7 +8,7 @@ is known for a value, there may still be a bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import numpy as np
@@ -30,6 +30,9 @@ _OF_EACH: Final = 8
 
 class Bound(Protocol):
     """A bound of one window on all rows."""
+
+    restless: bool
+    """Whether it is another one with each sample, be it the same number again."""
 
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
@@ -53,14 +56,13 @@ class Bound(Protocol):
         """Return what the bound would be, or more, once a sample of each row has been taken."""
 
 
-def bound(window: Window, *, upper: bool, history: History, place: int) -> Bound | None:
+def bound(window: Window, capacity: int, points: Callable[[], History], place: int, *, upper: bool) -> Bound | None:
     """Return a bound of a window from above or from below, None where there is none that costs little.
 
-    `history` keeps its points, in the series at `place`.
+    `points` returns the history that keeps its points, in the series at `place`.
     """
-    capacity = history.slots
     if window.function == "forecast":
-        return _Line(window, history, place, upper=upper)
+        return _Line(window, capacity, points, place, upper=upper)
     if window.function == "flaps" or (window.function in {"rate", "delta"} and window.what == "counter"):
         return _Changes(window, capacity) if upper else None
     if window.function not in {"avg", "min", "max"} and quantile(window.function) is None:
@@ -71,6 +73,8 @@ def bound(window: Window, *, upper: bool, history: History, place: int) -> Bound
 
 class _Range:
     """No mean, percentile, least or greatest value is beyond the outermost of the samples."""
+
+    restless = False
 
     def __init__(self, upper: bool, capacity: int) -> None:
         self._sign = 1.0 if upper else -1.0
@@ -101,6 +105,8 @@ class _Range:
 
 class _Witness:
     """The least of samples is not above any of them: the last one, and what was the least while it is in the window."""
+
+    restless = False
 
     def __init__(self, span_ns: int, upper: bool, capacity: int) -> None:
         self._span_ns = span_ns
@@ -143,6 +149,8 @@ class _Witness:
 
 class _Changes:
     """There are no more changes, and a counter has grown by no more, than when last looked at and since."""
+
+    restless = False
 
     def __init__(self, window: Window, capacity: int) -> None:
         self._window = window
@@ -210,14 +218,18 @@ class _Line:
     Within a rounding it is what the window would be; it is made once for each sample, and not where a value is missing.
     """
 
-    def __init__(self, window: Window, history: History, place: int, *, upper: bool) -> None:
+    restless = True
+
+    def __init__(
+        self, window: Window, capacity: int, points: Callable[[], History], place: int, *, upper: bool
+    ) -> None:
         self._ahead_ns, self._span_ns = window.ahead_ns, window.span_ns
-        self._history, self._place = history, place
+        self._points, self._place = points, place
         self._sign = 1.0 if upper else -1.0
-        self._beyond = np.full(history.slots, np.inf)
-        self._made = np.zeros(history.slots, np.bool_)
+        self._beyond = np.full(capacity, np.inf)
+        self._made = np.zeros(capacity, np.bool_)
         # Of all points, and of both halves of the window.
-        self._whole = np.zeros(history.slots, np.bool_)
+        self._whole = np.zeros(capacity, np.bool_)
 
     def grow(self, capacity: int) -> None:
         self._beyond = _wider(self._beyond, capacity, np.inf)
@@ -257,9 +269,10 @@ class _Line:
         if not len(times):
             return
         self._beyond[where], self._made[where], self._whole[where] = np.inf, True, False
+        history = self._points()
         for some, at_ns in _moments(where, times):
             beyond, whole = self._beyond[some], self._whole[some]
-            for places, when, values in self._history.alike(some, at_ns, self._place):
+            for places, when, values in history.alike(some, at_ns, self._place):
                 if len(when) > 1:
                     beyond[places] = self._lines((when - at_ns) / SECOND, values)
                     late = np.count_nonzero(when > at_ns - self._span_ns // 2)

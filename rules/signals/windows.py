@@ -13,6 +13,7 @@ from virtpilot.rules.language.typed import Columns, Numbers, Window
 from virtpilot.rules.signals.bounds import Bound, bound
 from virtpilot.rules.signals.certain import Certain, certain
 from virtpilot.rules.signals.history import History, Series
+from virtpilot.rules.signals.news import NOTHING, News
 from virtpilot.rules.signals.over_time import evaluate
 from virtpilot.rules.signals.saved import SavedHistory, SavedSeries, kind_of
 from virtpilot.rules.signals.table import Table, Where, whereabouts
@@ -21,7 +22,6 @@ Key = tuple[Of, int]
 """Whose histories, and how long they are (ns)."""
 _ROWS_AT_ONCE: Final = 250
 _NEWS_AT_ONCE: Final = 2000
-_AT_MOST_WAIT: Final = 16
 
 
 class Told:
@@ -38,37 +38,38 @@ class Track:
     def __init__(self, windows: list[Window], asked: Collection[tuple[tuple[Of, str], bool]], capacity: int) -> None:
         first = {_series(window): window for window in reversed(windows)}
         self.series = sorted(first)
-        self._reads = [first[series].series for series in self.series]
+        self.reads = [first[series].series for series in self.series]
+        """What tells the number of each series."""
         kept = [Series(merge, first[text, merge].what == "counter") for text, merge in self.series]
         self._history = History(windows[0].span_ns, kept, capacity)
-        self._waiting: list[tuple[Where, NDArray[np.int64], NDArray[np.float64]]] = []
-        self._known = False
-        self._has: NDArray[np.bool_] = np.zeros(capacity, np.bool_)
         self.values: list[dict[Window, NDArray[np.float64]]] = [{} for _ in self.series]
         """The newest values of the windows over each series."""
         for window in windows:
             self.values[self.place(window)][window] = np.full(capacity, np.nan)
-        self.stale: NDArray[np.bool_] = np.zeros((len(self.series), capacity), np.bool_)
-        """The rows that have had a sample since a series' values were looked at."""
         self.bounds: dict[tuple[Window, bool], Bound] = {
             (window, upper): found
             for window in windows
             for upper in (True, False)
             if (window.key, upper) in asked
-            and (found := bound(window, upper=upper, history=self._history, place=self.place(window))) is not None
+            and (found := bound(window, capacity, lambda: self.history, self.place(window), upper=upper)) is not None
         }
         self._bounds = [(self.place(window), window, one) for (window, _upper), one in self.bounds.items()]
         self._certain = [certain(own, capacity) for own in self.values]
         self._all: list[Bound | Certain] = [*self.bounds.values(), *self._certain]
         self.past = object()
         """Another one whenever some row's past becomes another one."""
-        # A forecast's bound is made of the points, with each sample.
-        self._may_wait = not any(window.function == "forecast" for window, _upper in self.bounds)
+
+    def share(self, news: News, stale: NDArray[np.bool_], last: NDArray[np.int64]) -> None:
+        """Know where samples come from, and what is kept for all tracks of the kind together."""
+        self._news = news
+        self.stale = stale
+        """The rows that have had a sample since a series' values were looked at."""
+        self._last = last
 
     @property
     def history(self) -> History:
         """What samples have made so far."""
-        self._settle()
+        self._news.settle(self)
         return self._history
 
     @property
@@ -90,19 +91,17 @@ class Track:
     def grow(self, capacity: int) -> None:
         """Make room for more rows."""
         self.history.grow(capacity)
-        self._has = np.pad(self._has, (0, capacity - len(self._has)))
-        more = capacity - self.stale.shape[1]
-        self.stale = np.pad(self.stale, ((0, 0), (0, more)))
         for one in self._all:
             one.grow(capacity)
         for series in self.values:
             for window, values in series.items():
-                series[window] = np.pad(values, (0, more), constant_values=np.nan)
+                series[window] = np.pad(values, (0, capacity - len(values)), constant_values=np.nan)
 
     def clear(self, row: int) -> None:
         """Forget a row."""
         self.history.clear(row)
         self.stale[:, row] = False
+        self._last[:, row] = NOTHING
         self.past = object()
         for one in self.bounds.values():
             one.begin(row)
@@ -114,61 +113,33 @@ class Track:
     def forget(self, rows: Where | int) -> None:
         """Know no bounds of rows any more: they have another past."""
         self.past = object()
+        self._last[:, rows] = NOTHING
         for one in self._all:
             one.forget(rows)
 
-    def take(self, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
-        """Take a sample of each row."""
-        values = self.read(columns, len(times))
-        if self._may_wait:
-            self._wait(where, times, values)
-        else:
-            self._history.push(where, times, values)
+    def placed(self) -> Iterator[tuple[int, Bound]]:
+        """Yield the bounds, each with the place of its window's series."""
+        return ((place, one) for place, _window, one in self._bounds)
+
+    def doubts(
+        self, where: Where, times: NDArray[np.int64], told: NDArray[np.float64]
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Take a sample of each row into what is certain; yield where nothing is, by places of series."""
         for place, sure in enumerate(self._certain):
             if sure.some:
-                told = self._history.kept(place, values[place])
-                self.stale[place, where] |= sure.take(self.values[place], where, times, told)
-            else:
-                self.stale[place, where] = True
-        for place, _window, one in self._bounds:
-            one.take(where, values[place])
+                yield place, sure.take(self.values[place], where, times, self._history.kept(place, told[place]))
 
-    def _wait(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
-        """Keep samples until somebody reads, or there are many: those of several messages cost little more than one's.
-
-        What is of a row that waits already, or of samples that know nothing beside others that do, waits by itself.
-        """
-        told = np.array(values)  # a copy: what was read may be what the next sample changes
-        known = bool(np.isfinite(told).any())
-        if self._waiting and (
-            known is not self._known or len(self._waiting) >= _AT_MOST_WAIT or np.count_nonzero(self._has[where])
-        ):
-            self._settle()
-        self._waiting.append((where, times, told))
-        self._known, self._has[where] = known, True
-
-    def _settle(self) -> None:
-        """Put what waits."""
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, []
-        self._has[:] = False
-        where, times, values = waiting[0]
-        if len(waiting) > 1:
-            every = np.arange(len(self._has))
-            where = whereabouts(np.concatenate([every[one] for one, _times, _values in waiting]))
-            times = np.concatenate([one for _where, one, _values in waiting])
-            values = np.concatenate([one for _where, _times, one in waiting], axis=1)
-        with np.errstate(all="ignore"):
-            self._history.push(where, times, list(values))
+    def push(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
+        """Put a sample of each row that bounds know of already."""
+        self._history.push(where, times, values)
 
     def read(self, columns: Columns, count: int) -> list[NDArray[np.float64]]:
         """Return the number of each series for each row."""
-        return [self.read_one(place, columns, count) for place in range(len(self._reads))]
+        return [self.read_one(place, columns, count) for place in range(len(self.reads))]
 
     def read_one(self, place: int, columns: Columns, count: int) -> NDArray[np.float64]:
         """Return the number of one series for each row."""
-        read = np.atleast_1d(np.asarray(self._reads[place](columns, np.nan), np.float64))
+        read = np.atleast_1d(np.asarray(self.reads[place](columns, np.nan), np.float64))
         return read if len(read) == count else np.broadcast_to(read, count)
 
     def push_all(self, where: Where, times: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> None:
@@ -191,6 +162,8 @@ class Track:
             for place, window, one in self._bounds:
                 if place == series:
                     one.looked(some, points, self.values[series][window][some])
+                    # The same number again may be more than the point that it is part of.
+                    self._last[series, some] = NOTHING
             self._certain[series].looked(self.values[series], some, at_ns, points)
 
 
@@ -214,6 +187,7 @@ class Windows:
         self._tracks = {key: Track(own, keys, tables[key[0]].capacity) for key, own in tracks.items()}
         self._of = {key: (self._tracks[window.on, window.span_ns], window) for key, window in every.items()}
         self._about = {kind: [track for (on, _), track in self._tracks.items() if on is kind] for kind in tables}
+        self._news = {kind: News(tracks, tables[kind].capacity) for kind, tracks in self._about.items() if tracks}
 
     def __len__(self) -> int:
         return len(self._of)
@@ -280,16 +254,17 @@ class Windows:
 
     def take(self, kind: Of, columns: Columns, where: Where, times: NDArray[np.int64]) -> None:
         """Take a sample of each row of a kind."""
-        tracks = self._about[kind]
-        if tracks:
+        news = self._news.get(kind)
+        if news is not None:
             with np.errstate(all="ignore"):
-                for track in tracks:
-                    track.take(columns, where, times)
+                news.take(columns, where, times)
 
     def grow(self, kind: Of, capacity: int) -> None:
         """Make room for more rows of a kind."""
         for track in self._about[kind]:
             track.grow(capacity)
+        if kind in self._news:
+            self._news[kind].grow(capacity)
 
     def move(self, by_ns: int) -> None:
         """Move the times of all points; what was worked out from them stays."""
