@@ -21,7 +21,9 @@ _NO_SUBSCRIBER: Final = 0x10
 # What UTF-8 allows in a text and paho refuses.
 _FORBIDDEN: Final = ("\0", "\ufeff")
 _TOGETHER: Final = 32_768
-_ROOM: Final = 262_144
+_ROOM: Final = 32_768
+# Room for the topic and the properties.
+MAX_PACKET_BYTES: Final = MAX_PAYLOAD_BYTES * 2
 _LENGTH_BYTES: Final = 4
 
 
@@ -39,21 +41,24 @@ class Packets:
     def take(self, size: int) -> Iterator[tuple[int, int, int]]:
         """Yield each packet that is whole with `size` more bytes: its first byte, and where in `bytes` its rest lies.
 
-        Nothing may be put until all were taken. Raises MalformedPacket for a length that is none.
+        Nothing may be put until all were taken. Raises MalformedPacket for a length that is none or too much.
         """
-        held, at = self._held + size, 0
-        whole = _ROOM
+        held, at, room = self._held + size, 0, len(self.bytes)
         while (extent := _rest(self.bytes, at, held)) is not None:
             start, end = extent
+            if end - at > MAX_PACKET_BYTES:
+                raise MalformedPacket(end - at)
             if end > held:
-                whole = max(whole, end - at)
+                # Once it was needed it stays: such a packet rarely comes alone.
+                while room < end - at:
+                    room *= 2
                 break
             yield self.bytes[at], start, end
             at = end
         self._held = held - at
-        if whole != len(self.bytes):
+        if room > len(self.bytes):
             kept = self.bytes[at:held]
-            self.bytes = bytearray(whole)
+            self.bytes = bytearray(room)
             self.bytes[: self._held] = kept
         elif at and self._held:
             self.bytes[: self._held] = self.bytes[at:held]

@@ -11,6 +11,7 @@ from paho.mqtt.properties import Properties
 from virtpilot.model import Message
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
 from virtpilot.pipeline.bus.mqtt_options import MqttOptions
+from virtpilot.pipeline.bus.packets import MAX_PACKET_BYTES
 
 
 def session(options: MqttOptions) -> dict[str, Any]:
@@ -18,8 +19,8 @@ def session(options: MqttOptions) -> dict[str, Any]:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's own gap
     properties.SessionExpiryInterval = options.session_expiry_s
     properties.ReceiveMaximum = options.receive_maximum
-    # Room for the topic and the properties: what is larger the broker keeps to itself.
-    properties.MaximumPacketSize = MAX_PAYLOAD_BYTES * 2
+    # What is larger the broker keeps to itself.
+    properties.MaximumPacketSize = MAX_PACKET_BYTES
     return {"clean_start": False, "properties": properties}
 
 

@@ -57,7 +57,7 @@ class Receiver(Client):
         return super().reconnect()
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """Read what there is, a quarter of a megabyte at most, and do what comes of it."""
+        """Read what there is, as far as there is room for it, and do what comes of it."""
         line = self.socket()
         # TLS has reasons of its own for not giving anything just now.
         if not self._knows_paho or type(line) is not socket.socket:

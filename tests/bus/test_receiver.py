@@ -96,10 +96,9 @@ def test_packets_are_whole_however_their_bytes_come(step: int) -> None:
     assert found == wanted
 
 
-def test_a_packet_larger_than_the_room_for_it_is_taken_and_its_room_given_back() -> None:
+def test_a_packet_larger_than_the_room_for_it_is_taken_and_the_next_one_finds_room() -> None:
     packets, large = Packets(), bytes(range(256)) * 3000
-    usual = len(packets.bytes)
-    assert len(large) > usual
+    assert len(large) > len(packets.bytes)
     stream, found = headed(b"before") + headed(large) + headed(b"behind"), []
     while stream:
         size = len(packets.room())
@@ -107,12 +106,17 @@ def test_a_packet_larger_than_the_room_for_it_is_taken_and_its_room_given_back()
         found += put(packets, stream[:size])
         stream = stream[size:]
     assert found == [b"before", large, b"behind"]
-    assert len(packets.bytes) == usual
+    room = packets.bytes
+    assert put(packets, headed(large)) == [large]
+    assert packets.bytes is room
 
 
-def test_a_length_without_end_is_no_packet() -> None:
-    with pytest.raises(MalformedPacket):
-        put(Packets(), b"\x32\xff\xff\xff\xff\x01")
+def test_a_length_without_end_or_beyond_what_was_allowed_is_no_packet() -> None:
+    """No broker takes memory here by saying how much will come."""
+    for length in (b"\xff\xff\xff\xff\x01", b"\xff\xff\xff\x7f", b"\xfe\xff\xff\x00"):
+        with pytest.raises(MalformedPacket):
+            put(Packets(), b"\x32" + length)
+    assert put(Packets(), b"\x32\xfb\xff\x7f") == []
 
 
 @pytest.mark.parametrize("rest", [b"\0\7", b"\0\7\0", b"\0\7\x10", b"\0\7\x10\0"])
