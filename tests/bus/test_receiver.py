@@ -17,7 +17,7 @@ from virtpilot.model import Message
 from virtpilot.pipeline.bus.filters import MAX_PAYLOAD_BYTES
 from virtpilot.pipeline.bus.mqtt import MqttBus, MqttOptions
 from virtpilot.pipeline.bus.mqtt_options import new_client
-from virtpilot.pipeline.bus.packets import Packets, join, read_puback, read_publish
+from virtpilot.pipeline.bus.packets import Packets, join, read_puback, read_publish, sent
 from virtpilot.pipeline.bus.paho_words import properties_of
 
 TOPIC: Final = "virtpilot/c/metrics/h1"
@@ -176,6 +176,24 @@ def test_small_packets_leave_together_and_others_by_themselves() -> None:
     packets = waiting((0x32, b"small", 1), (0x32, bytes(100_000), 1), (0x32, b"other", 1))
     join(packets)
     assert [packet["to_process"] for packet in packets] == [5, 100_000, 5]
+
+
+def test_of_what_a_connection_takes_in_part_the_rest_goes_when_it_takes_more() -> None:
+    text, got, refusals = bytes(range(256)) * 2000, b"", 0
+    packets = waiting((0x32, b"first", 1), (0x32, text, 1), (0x40, b"ack", 1), (0xE0, b"end", 0))
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        while len(packets) > 1:
+            if not sent(near, packets):
+                refusals += 1
+                got += far.recv(1_000_000)
+        got += far.recv(1_000_000)
+        # It is paho's: it tells of it.
+        assert not sent(near, packets)
+    assert got == b"first" + text + b"ack"
+    assert refusals > 1
 
 
 @pytest.mark.server
