@@ -111,19 +111,17 @@ class Memory:
         """By `key` of the guest and what of it."""
         self.unfit: Tracked[str, Unfit] = Tracked()
         """By `key` of the guest and the host."""
-
-    def _tables(self) -> Mapping[str, Tracked[str, Any]]:
-        return {name: getattr(self, name) for name in Saved.__struct_fields__}
+        self._tables: Mapping[str, Tracked[str, Any]] = {name: getattr(self, name) for name in Saved.__struct_fields__}
 
     def saved(self) -> dict[str, dict[str, Any]]:
         """Return all of it; `changes` counts from here."""
-        for table in self._tables().values():
+        for table in self._tables.values():
             table.changes()
-        return {name: dict(table) for name, table in self._tables().items()}
+        return {name: dict(table) for name, table in self._tables.items()}
 
     def changes(self) -> Iterator[tuple[tuple[str, str], object]]:
         """Return what has changed since the last call, by its place in what `saved` gives."""
-        for name, table in self._tables().items():
+        for name, table in self._tables.items():
             for entry, value in table.changes().items():
                 yield (name, entry), value
 
@@ -133,7 +131,7 @@ class Memory:
             kept = msgspec.convert(document, Saved)
         except msgspec.ValidationError as error:
             raise StateError(f"saved guards are not readable: {error}") from error
-        for name, table in self._tables().items():
+        for name, table in self._tables.items():
             table.clear()
             table.update(getattr(kept, name))
 

@@ -57,5 +57,7 @@ class Tracked(MutableMapping[K, V], Generic[K, V]):
 
     def changes(self) -> dict[K, V | None]:
         """Return what is new and, as None, what is gone since the last call, in order of the first change."""
+        if not self._changed:
+            return {}
         changed, self._changed = self._changed, {}
         return {key: self._items.get(key) for key in changed}
