@@ -218,6 +218,15 @@ def test_a_point_of_five_days_ago_is_none_of_today(pause_s: int, set_back: bool)
     assert 7.0 not in history.values(history.taken(np.array([0]), np.zeros(1, np.int64))[1::-1])[0]
 
 
+def test_a_place_without_a_point_is_none_however_small_times_are_that_are_kept() -> None:
+    wraps_ns = 2**32 * UNIT_NS
+    history, begin_ns = History(seconds(60), [Series("max")], 1), (START_NS // wraps_ns + 1) * wraps_ns
+    for after_s in (5, 20):
+        history.push(np.array([0]), np.array([begin_ns + seconds(after_s)]), [np.array([float(after_s)])])
+    _rows, _places, times = history.taken(np.array([0]), np.zeros(1, np.int64))
+    assert sorted(times * UNIT_NS) == [begin_ns + seconds(5), begin_ns + seconds(20)]
+
+
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(("span", "much"), [("1m", math.inf), ("1m", -math.inf), ("30m", 1e300), ("30m", -1e300)])
 def test_what_is_too_much_for_a_window_is_absent(span: str, much: float, together: bool) -> None:
